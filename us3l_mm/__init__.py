@@ -1,0 +1,8 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Pre-train a slimmable network once; measure and cut out any width."""
+from .stack import check_stack
+from .version import __version__
+
+check_stack()
+
+__all__ = ['__version__']

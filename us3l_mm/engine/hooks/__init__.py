@@ -1,0 +1,6 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from .dynamic_sampler_hook import DynamicSamplerHook
+from .group_reg_hook import GroupRegHook
+from .preflight_hook import PreflightHook
+
+__all__ = ['DynamicSamplerHook', 'GroupRegHook', 'PreflightHook']

@@ -1,0 +1,114 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from typing import Dict, Optional, Sequence
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from mmpretrain.utils import get_ori_model
+
+from us3l_mm.models.losses import GroupRegulariser
+from us3l_mm.registry import HOOKS
+
+
+@HOOKS.register_module()
+class GroupRegHook(Hook):
+    r"""Replace weight decay by US3L's group regularisation.
+
+    Gives the algorithm a :class:`~us3l_mm.models.losses.GroupRegulariser`,
+    which adds a loss term to every pass, and refreshes its coefficients once
+    an epoch: plain decay up to ``warmup_epochs``, then a linear ramp that ends
+    at half of training. Source: US3L, arXiv 2303.06870, group
+    regularisation.
+
+    Args:
+        lam (float): Multiplies squared norms: half of the weight decay it
+            replaces. Defaults to 5e-5, for a weight decay of 1e-4.
+        alpha (float): How much less each further group pays, or for 'exp' the
+            factor from group to group. Defaults to 0.05.
+        mode (str): 'linear' or 'exp'. Defaults to 'linear'.
+        groups (int): Number of groups. Defaults to 8.
+        warmup_epochs (int): Epochs of plain decay before the ramp. Defaults
+            to 0.
+        group_dims (dict[int, int]): Which dimension of a parameter of so many
+            dimensions is grouped. Defaults to {1: 0, 4: 0}, the output
+            channels of convolutions and norms; {2: 1} for a ViT, the input
+            features of linear layers.
+        skip (sequence[str]): Modules that are not decayed, besides the
+            teacher. Defaults to ('feature_distiller', ).
+        base_pass_skip (sequence[str]): Modules that are not decayed in the
+            base pass (the reference leaves predictors out there). Defaults to
+            ('predictor', ).
+        clear_weight_decay (bool): Whether to set the optimizer's weight decay
+            of these parameters to 0, saying so, instead of refusing to run
+            beside it. Defaults to False.
+    """
+
+    def __init__(self, lam: float = 5e-5, alpha: float = 0.05,
+                 mode: str = 'linear', groups: int = 8,
+                 warmup_epochs: int = 0,
+                 group_dims: Optional[Dict[int, int]] = None,
+                 skip: Sequence[str] = ('feature_distiller', ),
+                 base_pass_skip: Sequence[str] = ('predictor', ),
+                 clear_weight_decay: bool = False):
+        if lam < 0:
+            raise ValueError(f'lam is not negative, got {lam}.')
+        most = 1 / max(groups - 1, 1) if mode == 'linear' else 1.0
+        if not 0 <= alpha <= most:
+            raise ValueError(
+                f'alpha is in [0, {most:.4g}] for mode={mode!r} and '
+                f'{groups} groups, else a group would grow; got {alpha}.')
+        self.warmup_epochs = warmup_epochs
+        self.skip, self.clear_weight_decay = tuple(skip), clear_weight_decay
+        self._epoch = None
+        self._kwargs = dict(lam=lam, alpha=alpha, mode=mode, groups=groups,
+                            group_dims=group_dims or {1: 0, 4: 0},
+                            base_pass_skip=base_pass_skip)
+
+    def before_train(self, runner: Runner) -> None:
+        """Build the regulariser; look for weight decay beside it."""
+        algorithm = get_ori_model(runner.model)
+        named = [(name, p) for name, p in algorithm.named_parameters()
+                 if p.requires_grad and name.split('.')[0] not in self.skip]
+        self._check_weight_decay(runner.optim_wrapper.optimizer, named)
+        algorithm.regulariser = GroupRegulariser(named, **self._kwargs)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int,
+                          data_batch: Optional[dict] = None) -> None:
+        """Refresh the coefficients where a new epoch begins.
+
+        Epochs are counted in iterations, so that they mean the same in an
+        iteration-based loop.
+        """
+        epoch_length = len(runner.train_dataloader)
+        epoch = runner.iter // epoch_length
+        if epoch != self._epoch:
+            self._epoch = epoch
+            half = runner.max_iters / epoch_length / 2
+            get_ori_model(runner.model).regulariser.set_ramp(
+                ramp(epoch, self.warmup_epochs, half))
+
+    def _check_weight_decay(self, optimizer, named) -> None:
+        covered = {id(p): name for name, p in named}
+        for group in optimizer.param_groups:
+            decayed = [covered[id(p)] for p in group['params']
+                       if id(p) in covered]
+            if not group.get('weight_decay') or not decayed:
+                continue
+            if not self.clear_weight_decay:
+                raise ValueError(
+                    'GroupRegHook replaces weight decay, and the optimizer has '
+                    f'weight_decay={group["weight_decay"]} on {len(decayed)} '
+                    f'of its parameters, such as {decayed[0]}. Set '
+                    'optim_wrapper.optimizer.weight_decay=0, or let the hook '
+                    'clear it with clear_weight_decay=True.')
+            print_log(f'GroupRegHook: weight_decay={group["weight_decay"]} of '
+                      f'{len(group["params"])} parameters set to 0.',
+                      logger='current')
+            group['weight_decay'] = 0.0
+
+
+def ramp(epoch: float, start: float, end: float) -> float:
+    """0 up to ``start``, 1 from ``end`` on, linear between."""
+    if epoch >= end:
+        return 1.0
+    return max(epoch - start, 0.0) / max(end - start, 1e-12)

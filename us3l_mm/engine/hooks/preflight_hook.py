@@ -1,0 +1,35 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from us3l_mm.engine.wrappers import US3LDistributedDataParallel
+from us3l_mm.models.selfsup import check_optim_wrapper, check_views
+from us3l_mm.registry import HOOKS
+
+
+@HOOKS.register_module()
+class PreflightHook(Hook):
+    """Refuse, before the first iteration, what would train something else.
+
+    A distributed wrapper that trains the full width alone, a conversion to
+    SyncBatchNorm that replaces the slimmable norms, an accumulation over
+    batches that mixes up the passes, a pipeline without two views.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Check the run as it was built."""
+        if is_model_wrapper(runner.model) and not isinstance(
+                runner.model, US3LDistributedDataParallel):
+            raise ValueError(
+                f'{type(runner.model).__name__} does not run the passes of a '
+                'slimmable training step. Set model_wrapper_cfg=dict(type='
+                "'us3l_mm.US3LDistributedDataParallel').")
+        if runner.cfg.get('sync_bn') is not None:
+            raise ValueError(
+                f'sync_bn={runner.cfg.sync_bn!r} would replace the slimmable '
+                'batch norms by plain ones. Remove it from the config.')
+        check_optim_wrapper(runner.optim_wrapper)
+        check_views(runner.train_dataloader.dataset[0].get('inputs'))

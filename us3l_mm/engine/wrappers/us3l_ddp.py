@@ -1,0 +1,39 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from typing import Dict
+
+from mmengine.model import MMDistributedDataParallel
+from torch import Tensor
+
+from us3l_mm.models.selfsup import run_passes
+from us3l_mm.registry import MODEL_WRAPPERS
+
+
+@MODEL_WRAPPERS.register_module()
+class US3LDistributedDataParallel(MMDistributedDataParallel):
+    """Distributed data parallel training with several passes per batch.
+
+    MMEngine's wrapper never calls the algorithm's ``train_step``; this one
+    runs the same :func:`~us3l_mm.models.selfsup.run_passes` through itself.
+
+    Args:
+        module (nn.Module): The algorithm.
+        find_unused_parameters (bool): True, as each pass leaves the head of
+            the other ones unused; otherwise replicas drift apart silently.
+        broadcast_buffers (bool): Whether rank 0's buffers overwrite the
+            others' before each pass. Defaults to False: no norm tracks any.
+        **kwargs: Those of ``MMDistributedDataParallel``.
+    """
+
+    def __init__(self, module, find_unused_parameters: bool = True,
+                 broadcast_buffers: bool = False, **kwargs):
+        if not find_unused_parameters:
+            raise ValueError(
+                'A pass leaves parameters unused (the head of the other '
+                'passes), so find_unused_parameters=False is not possible '
+                'here; leave it out.')
+        super().__init__(module, find_unused_parameters=True,
+                         broadcast_buffers=broadcast_buffers, **kwargs)
+
+    def train_step(self, data: dict, optim_wrapper) -> Dict[str, Tensor]:
+        """Train on one batch, each pass through this wrapper."""
+        return run_passes(self.module, self, data, optim_wrapper)

@@ -1,0 +1,4 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from .slimmable_resnet import SlimmableResNet, SlimmableResNet_CIFAR
+
+__all__ = ['SlimmableResNet', 'SlimmableResNet_CIFAR']

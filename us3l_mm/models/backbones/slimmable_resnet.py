@@ -1,0 +1,126 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""MMPretrain's ResNets over slimmable layers."""
+from typing import Optional, Tuple
+
+from mmengine.model import constant_init
+from mmpretrain.models import ResNet, ResNet_CIFAR
+from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
+from torch import nn
+
+from us3l_mm.models.layers import (SlimmableConv2d, SwitchableBatchNorm,
+                                   active_channels, check_width_range)
+from us3l_mm.registry import MODELS
+from .weights import ChecksItsWeights
+
+NORMS = {
+    'BN': 'us3l_mm.SlimmableBatchNorm2d',
+    'BN2d': 'us3l_mm.SlimmableBatchNorm2d',
+    'SwitchableBN': 'us3l_mm.SwitchableBatchNorm2d',
+}
+
+
+class _SlimmableResNet(ChecksItsWeights):
+    """What :class:`SlimmableResNet` and :class:`SlimmableResNet_CIFAR` share.
+    """
+
+    def __init__(self, depth: int, width_range: Tuple[float,
+                                                      float] = (0.25, 1.0),
+                 divisor: int = 8, conv_cfg: Optional[dict] = None,
+                 norm_cfg: Optional[dict] = None, **kwargs):
+        if depth not in self.arch_settings:
+            raise ValueError(
+                f'{type(self).__name__} has the depths '
+                f'{sorted(self.arch_settings)}, got depth={depth!r}.')
+        if conv_cfg is not None:
+            raise ValueError(
+                f'{type(self).__name__} brings its own convolutions, got '
+                f'conv_cfg={conv_cfg!r}; leave it out.')
+        norm_cfg = dict(norm_cfg or dict(type='BN'))
+        if norm_cfg['type'] not in {*NORMS, *NORMS.values()}:
+            raise ValueError(
+                f'norm_cfg.type is one of {sorted(NORMS)}, got '
+                f'{norm_cfg["type"]!r}.')
+        norm_cfg['type'] = NORMS.get(norm_cfg['type'], norm_cfg['type'])
+        norm_cfg['divisor'] = divisor
+        super().__init__(
+            depth, norm_cfg=norm_cfg, conv_cfg=dict(
+                type='us3l_mm.SlimmableConv2d', divisor=divisor), **kwargs)
+        self.width_range = check_width_range(width_range)
+        self.divisor = divisor
+        # The stem sees the whole image at every width.
+        stem = next(m for m in self.modules()
+                    if isinstance(m, SlimmableConv2d))
+        stem.slice_in = False
+        stem.on_width()
+
+    def feature_channels(self, width: float) -> Tuple[int, ...]:
+        """Channels of each output (``out_indices``) at ``width``."""
+        stages = [getattr(self, name) for name in self.res_layers]
+        return tuple(
+            active_channels(stages[i][-1].out_channels, width, self.divisor)
+            for i in self.out_indices)
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        if self.zero_init_residual and not self._is_pretrained:
+            # The house's zero init looks for a norm's own weight; a
+            # switchable norm has one per width.
+            for block in self.modules():
+                if isinstance(block, (BasicBlock, Bottleneck)):
+                    last = (block.norm3 if isinstance(block, Bottleneck) else
+                            block.norm2)
+                    if isinstance(last, SwitchableBatchNorm):
+                        for norm in last.norms:
+                            constant_init(norm, 0)
+
+    @property
+    def _is_pretrained(self) -> bool:
+        return (isinstance(self.init_cfg, dict)
+                and self.init_cfg['type'] == 'Pretrained')
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        return self  # MMPretrain's ResNet returns None
+
+
+@MODELS.register_module()
+class SlimmableResNet(_SlimmableResNet, ResNet):
+    """A ResNet that runs at any width on one copy of weights.
+
+    MMPretrain's :class:`~mmpretrain.models.ResNet` over slimmable layers: same
+    arguments, same state-dict keys, same initial weights. Set the width with
+    :func:`us3l_mm.models.layers.set_width` or ``at_width``. At width k/8 it
+    equals ``ResNet(base_channels=8k, stem_channels=8k)`` with the leading
+    channels of its weights; at other widths every layer rounds on its own.
+    Source: US3L, `Universally Slimmable Self-Supervised Learning
+    <https://arxiv.org/abs/2303.06870>`_.
+
+    Args:
+        depth (int): From {18, 34, 50, 101, 152}.
+        width_range (tuple[float, float]): Lowest and highest width that may
+            be set. Defaults to (0.25, 1.0).
+        divisor (int): Channels are rounded to multiples of it. Defaults to 8.
+        norm_cfg (dict, optional): ``type='BN'`` for
+            :class:`~us3l_mm.models.layers.SlimmableBatchNorm2d`, or
+            ``type='SwitchableBN', widths=[...]`` for one private batch norm
+            per width. Defaults to dict(type='BN').
+        **kwargs: Those of MMPretrain's ResNet (``out_indices``,
+            ``frozen_stages``, ``norm_eval``, ``with_cp``, ...).
+
+    Example:
+        >>> from us3l_mm.models import SlimmableResNet, at_width
+        >>> net = SlimmableResNet(depth=18).train()
+        >>> with at_width(net, 0.5):
+        ...     print(net(torch.rand(2, 3, 32, 32))[-1].shape)
+        torch.Size([2, 256, 1, 1])
+    """
+
+
+@MODELS.register_module()
+class SlimmableResNet_CIFAR(_SlimmableResNet, ResNet_CIFAR):
+    """:class:`SlimmableResNet` for small images.
+
+    The stem is a 3x3 convolution of stride 1 without max-pooling, as in
+    MMPretrain's :class:`~mmpretrain.models.ResNet_CIFAR`; all else is that of
+    :class:`SlimmableResNet`.
+    """

@@ -1,0 +1,51 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+
+
+class ChecksItsWeights:
+    """Mix-in of a backbone that refuses weights of another network.
+
+    MMEngine loads with ``strict=False`` and only logs what does not fit, so
+    a checkpoint of another depth would leave a network half random. Here a
+    missing parameter or one of another shape raises ValueError.
+    """
+
+    # A copy of the backbone inside a teacher may be absent from a file.
+    weights_required = True
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        own = {prefix + name: tuple(parameter.shape)
+               for name, parameter in self.named_parameters()}
+        found = own.keys() & state_dict.keys()
+        if found or self.weights_required:
+            missing = sorted(own.keys() - found)
+            misfit = sorted(key for key in found
+                            if tuple(state_dict[key].shape) != own[key])
+            unknown = sorted(
+                key for key in state_dict
+                if key.startswith(prefix) and key.endswith('.weight')
+                and key[len(prefix):].split('.')[0] in self._modules
+                and key not in own)
+            if missing or misfit or unknown:
+                raise ValueError(self._misfit_message(
+                    state_dict, own, prefix, missing, misfit, unknown))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _misfit_message(self, state_dict, own, prefix, missing, misfit,
+                        unknown) -> str:
+        lines = [f'These weights are not those of this {type(self).__name__}'
+                 f'(depth={getattr(self, "depth", "?")}), whose '
+                 f'{len(own)} parameters are called {prefix or "(no prefix)"}'
+                 f'...: {len(missing)} are missing, {len(misfit)} have another '
+                 f'shape, {len(unknown)} belong to other layers.']
+        lines += [f'  missing: {key} {own[key]}' for key in missing[:3]]
+        lines += [f'  shape: {key} is {tuple(state_dict[key].shape)}, needed '
+                  f'{own[key]}' for key in misfit[:3]]
+        lines += [f'  of another network: {key}' for key in unknown[:3]]
+        lines.append(
+            'Use the checkpoint of a network with the same depth and channels'
+            ', or build this one like the checkpoint (backbone.depth).'
+            if len(missing) < len(own) else
+            'None of them is in the file: is its prefix another one? '
+            f'It holds for instance {sorted(state_dict)[:2]}.')
+        return '\n'.join(lines)
+

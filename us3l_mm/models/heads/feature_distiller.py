@@ -1,0 +1,54 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from typing import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from us3l_mm.models.layers import SlimmableConv2d
+from us3l_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class FeatureDistiller(nn.Module):
+    """Match intermediate maps of a narrow student to the teacher's.
+
+    A 1x1 convolution with a slimmable input and a full output lifts each map
+    of the student to the teacher's channels; the loss is the mean squared
+    error, averaged over maps and crosswise over views. Source: US3L,
+    arXiv 2303.06870 (feature distillation, optional).
+
+    Args:
+        channels (sequence[int]): Full-width channels of all backbone outputs.
+        outputs (sequence[int]): Which of the outputs to match. Defaults to
+            all of them.
+        loss_weight (float): Multiplies the loss. Defaults to 1.0.
+    """
+
+    def __init__(self, channels: Sequence[int], outputs: Sequence[int] = None,
+                 loss_weight: float = 1.0, divisor: int = 8):
+        super().__init__()
+        self.outputs = tuple(
+            range(len(channels)) if outputs is None else outputs)
+        if not self.outputs or not set(self.outputs) <= set(
+                range(len(channels))):
+            raise ValueError(
+                f'feature_distill.outputs names outputs of the backbone, which '
+                f'has {len(channels)} (backbone.out_indices), got '
+                f'{list(self.outputs)}.')
+        self.loss_weight = loss_weight
+        self.projections = nn.ModuleList(
+            SlimmableConv2d(channels[i], channels[i], 1, slice_out=False,
+                            divisor=divisor) for i in self.outputs)
+
+    def loss(self, maps: Sequence[Tensor], targets: Sequence[Tensor]
+             ) -> Tensor:
+        """The loss, a scalar, of one view's maps against another's targets.
+
+        Args:
+            maps (sequence[Tensor]): The student's, each (N, c, H, W).
+            targets (sequence[Tensor]): The teacher's, each (N, C, H, W).
+        """
+        losses = [
+            F.mse_loss(project(maps[i]).float(), targets[i].detach().float())
+            for i, project in zip(self.outputs, self.projections)]
+        return self.loss_weight * sum(losses) / len(losses)

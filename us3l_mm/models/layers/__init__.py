@@ -1,0 +1,19 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from .conv import SlimmableConv2d
+from .linear import SlimmableLinear
+from .norm import (SlimmableBatchNorm, SlimmableBatchNorm1d,
+                   SlimmableBatchNorm2d)
+from .switchable_norm import (SwitchableBatchNorm, SwitchableBatchNorm1d,
+                              SwitchableBatchNorm2d)
+from .width import (FULL_WIDTH, KeepsOwnWidth, SlimmableLayer,
+                    active_channels, at_width, check_width, check_width_range,
+                    make_divisible, set_width, slimmable_layers)
+
+__all__ = [
+    'FULL_WIDTH', 'KeepsOwnWidth', 'SlimmableBatchNorm',
+    'SlimmableBatchNorm1d', 'SlimmableBatchNorm2d', 'SlimmableConv2d',
+    'SlimmableLayer', 'SlimmableLinear', 'SwitchableBatchNorm',
+    'SwitchableBatchNorm1d', 'SwitchableBatchNorm2d', 'active_channels',
+    'at_width', 'check_width', 'check_width_range', 'make_divisible',
+    'set_width', 'slimmable_layers'
+]

@@ -1,0 +1,82 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from us3l_mm.registry import MODELS
+from .width import SlimmableLayer, active_channels
+
+
+@MODELS.register_module()
+class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
+    """A convolution that runs on its leading channels.
+
+    At width w the kernel is ``weight[:c_out, :c_in]`` (a view) and the bias
+    ``bias[:c_out]``, with c from :func:`active_channels`; at full width this
+    is :class:`torch.nn.Conv2d`. A depthwise convolution keeps one group per
+    active channel. Source: US3L, arXiv 2303.06870, and US-Nets, 1903.05134.
+
+    Args:
+        slice_in (bool): Whether the input narrows with the width; False for
+            the stem, which always sees the whole image. Defaults to True.
+        slice_out (bool): Whether the output narrows. Defaults to True.
+        ratio (int): Expand ratio to round by. Defaults to 1.
+        divisor (int): Channels are rounded to multiples of it. Defaults to 8.
+        *args, **kwargs: Those of :class:`torch.nn.Conv2d`. ``groups`` is 1 or
+            ``in_channels`` (depthwise), ``padding_mode`` is 'zeros'.
+
+    Shapes: (N, c_in, H, W) to (N, c_out, H', W').
+    """
+
+    def __init__(self, *args, slice_in: bool = True, slice_out: bool = True,
+                 ratio: int = 1, divisor: int = 8, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.depthwise = self.groups == self.in_channels and self.groups > 1
+        if self.groups > 1 and not (
+                self.depthwise and self.out_channels == self.in_channels):
+            raise ValueError(
+                'A slimmable convolution is dense (groups=1) or depthwise '
+                f'(groups=in_channels=out_channels), got groups={self.groups} '
+                f'with {self.in_channels} input and {self.out_channels} '
+                'output channels.')
+        if self.padding_mode != 'zeros':
+            raise ValueError(
+                "A slimmable convolution pads with 'zeros', got "
+                f'padding_mode={self.padding_mode!r}.')
+        self.slice_in, self.slice_out = slice_in, slice_out
+        self.ratio, self.divisor = ratio, divisor
+        self.on_width()
+
+    def active(self, width: float) -> tuple:
+        """(input channels, output channels) at ``width``."""
+        c_in, c_out = self.in_channels, self.out_channels
+        if self.slice_in:
+            c_in = active_channels(c_in, width, self.divisor, self.ratio)
+        if self.slice_out:
+            c_out = active_channels(c_out, width, self.divisor, self.ratio)
+        return c_in, c_out
+
+    def on_width(self) -> None:
+        self.active_in, self.active_out = self.active(self.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        c_in, c_out = self.active_in, self.active_out
+        weight = (self.weight[:c_out] if self.depthwise else
+                  self.weight[:c_out, :c_in])
+        bias = None if self.bias is None else self.bias[:c_out]
+        return F.conv2d(x, weight, bias, self.stride, self.padding,
+                        self.dilation, c_in if self.depthwise else 1)
+
+    @torch.no_grad()
+    def plain(self, width: float) -> nn.Conv2d:
+        """An ordinary convolution with a copy of the weights at ``width``."""
+        c_in, c_out = self.active(width)
+        conv = nn.Conv2d(
+            c_in, c_out, self.kernel_size, self.stride, self.padding,
+            self.dilation, c_in if self.depthwise else 1,
+            self.bias is not None, device=self.weight.device,
+            dtype=self.weight.dtype)
+        conv.weight.copy_(self.weight[:c_out, :conv.weight.shape[1]])
+        if self.bias is not None:
+            conv.bias.copy_(self.bias[:c_out])
+        return conv.train(self.training)

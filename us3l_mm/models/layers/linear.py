@@ -1,0 +1,63 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from us3l_mm.registry import MODELS
+from .width import SlimmableLayer, active_channels
+
+
+@MODELS.register_module()
+class SlimmableLinear(SlimmableLayer, nn.Linear):
+    """A linear layer that runs on its leading features.
+
+    At width w it uses ``weight[:c_out, :c_in]`` and ``bias[:c_out]``. Source:
+    US3L, arXiv 2303.06870.
+
+    Args:
+        slice_in (bool): Whether the input narrows with the width. Defaults to
+            True.
+        slice_out (bool): Whether the output narrows; False for the first
+            layer of US3L's projector, whose embedding is the same space at
+            every width. Defaults to True.
+        divisor (int): Features are rounded to multiples of it. Defaults to 8.
+        *args, **kwargs: Those of :class:`torch.nn.Linear`.
+
+    Shapes: (..., c_in) to (..., c_out).
+    """
+
+    def __init__(self, *args, slice_in: bool = True, slice_out: bool = True,
+                 divisor: int = 8, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.slice_in, self.slice_out = slice_in, slice_out
+        self.divisor = divisor
+        self.on_width()
+
+    def active(self, width: float) -> tuple:
+        """(input features, output features) at ``width``."""
+        c_in, c_out = self.in_features, self.out_features
+        if self.slice_in:
+            c_in = active_channels(c_in, width, self.divisor)
+        if self.slice_out:
+            c_out = active_channels(c_out, width, self.divisor)
+        return c_in, c_out
+
+    def on_width(self) -> None:
+        self.active_in, self.active_out = self.active(self.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        c_in, c_out = self.active_in, self.active_out
+        bias = None if self.bias is None else self.bias[:c_out]
+        return F.linear(x, self.weight[:c_out, :c_in], bias)
+
+    @torch.no_grad()
+    def plain(self, width: float) -> nn.Linear:
+        """An ordinary linear layer with a copy of the weights at ``width``."""
+        c_in, c_out = self.active(width)
+        linear = nn.Linear(
+            c_in, c_out, self.bias is not None, device=self.weight.device,
+            dtype=self.weight.dtype)
+        linear.weight.copy_(self.weight[:c_out, :c_in])
+        if self.bias is not None:
+            linear.bias.copy_(self.bias[:c_out])
+        return linear.train(self.training)

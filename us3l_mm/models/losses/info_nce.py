@@ -1,0 +1,46 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from us3l_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class InfoNCELoss(nn.Module):
+    """Tell each image's own target from everything else in the batch.
+
+    With X = [f1; f2] (L2-normalised, 2N x d) and S = exp(X X^T / T) without
+    its diagonal, the loss is mean(-log(S[i, i'] / sum_j S[i, j])) over all 2N
+    rows, i' being the other embedding of the same image. Rows of both halves
+    count; gradients reach f1 only, the target being detached. Source: US3L,
+    arXiv 2303.06870, section 3 (the loss of SimCLR, 2002.05709).
+
+    Args:
+        temperature (float): T, dividing cosines. Defaults to 0.5.
+    """
+
+    def __init__(self, temperature: float = 0.5):
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(
+                f'The temperature of InfoNCE is above 0, got {temperature}.')
+        self.temperature = temperature
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        """The loss, a scalar, of ``pred`` and ``target``, both (N, d)."""
+        # In half precision exp(1 / T) of the sums would lose the negatives.
+        with torch.autocast(pred.device.type, enabled=False):
+            both = torch.cat([F.normalize(_float(pred), dim=1),
+                              F.normalize(_float(target.detach()), dim=1)])
+            logits = both @ both.T / self.temperature  # (2N, 2N)
+            logits.fill_diagonal_(float('-inf'))
+            # Row i and row i + N are embeddings of the same image.
+            partner = torch.arange(len(both), device=both.device).roll(
+                len(pred))
+            return F.cross_entropy(logits, partner)
+
+
+def _float(x: Tensor) -> Tensor:
+    """``x`` in at least single precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

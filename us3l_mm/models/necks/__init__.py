@@ -1,0 +1,4 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from .projector import FULL_WIDTH_NORM, SlimmableProjector
+
+__all__ = ['FULL_WIDTH_NORM', 'SlimmableProjector']

@@ -1,0 +1,75 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from copy import deepcopy
+from typing import List
+
+import torch
+from torch import Tensor, nn
+
+from us3l_mm.models.layers import KeepsOwnWidth, at_width
+
+
+class Teacher(KeepsOwnWidth, nn.Module):
+    """The momentum encoder: an average of the student over its updates.
+
+    ``teacher = (1 - momentum) * teacher + momentum * student``, over whole
+    parameters, in one fused call and without asking the device for anything.
+    It runs at the width it is told and not at the student's. Its norms use
+    batch statistics, like the student's in training, so there are no buffers
+    to average.
+
+    Args:
+        backbone (nn.Module): The student's backbone; copied.
+        neck (nn.Module): The student's projector; copied.
+        momentum (float): The share of the student that enters per update
+            (MMEngine's sense): 0.01 is a paper's m = 0.99.
+    """
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module,
+                 momentum: float = 0.01):
+        super().__init__()
+        if not 0.0 <= momentum <= 0.5:
+            raise ValueError(
+                'teacher_momentum is the share of the student that enters the '
+                f"teacher per update (MMEngine's sense), got {momentum}; a "
+                f"paper's m={momentum} is {1 - momentum:.4g} here.")
+        self.momentum = momentum
+        self.backbone = deepcopy(backbone)
+        self.neck = deepcopy(neck)
+        self.backbone.weights_required = False
+        self.requires_grad_(False)
+        # A plain list: the student's parameters are not ours to save.
+        self._student = [*backbone.parameters(), *neck.parameters()]
+        self._own = [*self.backbone.parameters(), *self.neck.parameters()]
+        # The copies above were made before the student's initial weights.
+        self._is_copy = False
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Let the student enter; the first update copies it."""
+        torch._foreach_lerp_(self._own, self._student,
+                             self.momentum if self._is_copy else 1.0)
+        self._is_copy = True
+
+    @torch.no_grad()
+    def forward(self, views: List[Tensor], width: float) -> List[tuple]:
+        """Encode each view on its own, at ``width``.
+
+        Args:
+            views (list[Tensor]): Images, each (N, 3, H, W).
+            width (float): The width to run at.
+
+        Returns:
+            list[tuple]: For each view the backbone's maps and the projection,
+            (N, out).
+        """
+        encoded = []
+        with at_width(self, width):
+            for view in views:
+                maps = self.backbone(view)
+                encoded.append((maps, self.neck(maps[-1:])[0]))
+        return encoded
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        # A file without a teacher leaves us to be copied from the student.
+        self._is_copy = any(key.startswith(prefix) for key in state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,44 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Is the OpenMMLab stack that this package extends installed, and only once?
+
+The maintained ``onedl-*`` distributions and the original ones install the same
+import packages (``mmengine``, ``mmcv``, ``mmpretrain``). Installed together
+they overwrite each other's files, and what then breaks breaks far away.
+"""
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+
+# import name -> (maintained distribution, original distribution)
+STACK = {
+    'mmengine': ('onedl-mmengine', 'mmengine'),
+    'mmcv': ('onedl-mmcv', 'mmcv'),
+    'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),
+}
+INSTALL = 'pip install onedl-mmengine onedl-mmcv onedl-mmpretrain'
+
+
+def is_installed(name: str) -> bool:
+    """Whether a distribution called ``name`` is installed."""
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def check_stack() -> None:
+    """Raise ImportError, with the way out, on a missing or mixed stack."""
+    missing = [name for name in STACK if find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f'us3l_mm needs {", ".join(missing)}, which cannot be imported. '
+            f'Install the stack with: {INSTALL}')
+    mixed = [pair for pair in STACK.values() if all(map(is_installed, pair))]
+    if mixed:
+        pairs = '; '.join(f'{new} and {old}' for new, old in mixed)
+        olds = ' '.join(old for _, old in mixed)
+        raise ImportError(
+            f'Two distributions of the same package are installed: {pairs}. '
+            'Keep one line of them, for instance: '
+            f'pip uninstall -y {olds} {" ".join(n for n, _ in mixed)} && '
+            f'{INSTALL}')
