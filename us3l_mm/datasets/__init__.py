@@ -1,4 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from .digits import RenderedDigits
+from .seeded_augmentation import SeedAugmentation, SeededSampler
 
-__all__ = ['RenderedDigits']
+__all__ = ['RenderedDigits', 'SeedAugmentation', 'SeededSampler']
