@@ -51,3 +51,8 @@ def test_epochs_seeds_and_views_differ():
     assert not torch.equal(first, second)
     assert not torch.equal(first[:, 0], first[:, 1])
     assert not torch.equal(first, images(loader(0, seed=1), 0))
+
+
+def test_an_index_without_a_seed_is_refused():
+    with pytest.raises(TypeError, match='SeededSampler'):
+        loader(0).dataset[0]

@@ -52,13 +52,20 @@ class SeedAugmentation(BaseTransform):
 
     The first transform of a training pipeline whose sampler is a
     :class:`SeededSampler`. No value of the sample is changed.
+
+    Raises:
+        TypeError: if the index has no seed; each image would look the same
+            in every epoch.
     """
 
     def transform(self, results: dict) -> dict:
         index = results['sample_idx']
         if not isinstance(index, SampleIndex):
-            # A look at one sample, outside of training.
-            index = SampleIndex(index)
+            raise TypeError(
+                'SeedAugmentation got an index without a seed. Use '
+                "sampler=dict(type='us3l_mm.SeededSampler', shuffle=True) in "
+                'the dataloader, on the data set itself (a wrapper such as '
+                'RepeatDataset makes indices of its own).')
         random.seed(index.seed)
         np.random.seed(index.seed)
         torch.manual_seed(index.seed)

@@ -32,4 +32,5 @@ class PreflightHook(Hook):
                 f'sync_bn={runner.cfg.sync_bn!r} would replace the slimmable '
                 'batch norms by plain ones. Remove it from the config.')
         check_optim_wrapper(runner.optim_wrapper)
-        check_views(runner.train_dataloader.dataset[0].get('inputs'))
+        loader = runner.train_dataloader
+        check_views(loader.dataset[next(iter(loader.sampler))].get('inputs'))
