@@ -31,6 +31,8 @@ class US3LDistributedDataParallel(MMDistributedDataParallel):
                 'A pass leaves parameters unused (the head of the other '
                 'passes), so find_unused_parameters=False is not possible '
                 'here; leave it out.')
+        if next(module.parameters()).device.type == 'cpu':
+            kwargs['device_ids'] = None  # the Runner names GPUs regardless
         super().__init__(module, find_unused_parameters=True,
                          broadcast_buffers=broadcast_buffers, **kwargs)
 

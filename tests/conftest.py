@@ -1,0 +1,24 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+import os
+
+import pytest
+import torch
+
+# Subprocesses of the suite share two cores with it.
+os.environ.setdefault('OMP_NUM_THREADS', '2')
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers_of_a_runner():
+    """MMEngine keeps its current scope, logger and message hub globally."""
+    yield
+    from mmengine.logging import MessageHub, MMLogger
+    from mmengine.registry import DefaultScope
+    from mmengine.visualization import Visualizer
+    for manager in (MessageHub, MMLogger, DefaultScope, Visualizer):
+        manager._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time():
+    torch.manual_seed(0)
