@@ -4,7 +4,8 @@ from typing import Sequence
 from torch import Tensor, nn
 
 from us3l_mm.registry import MODELS
-from .width import SlimmableLayer, active_channels, check_width
+from .width import (FULL_WIDTH, SlimmableLayer, active_channels,
+                    check_width)
 
 
 class SwitchableBatchNorm(SlimmableLayer, nn.Module):
@@ -26,6 +27,7 @@ class SwitchableBatchNorm(SlimmableLayer, nn.Module):
     """
 
     plain_type = None
+    active_norm = None
 
     def __init__(self, num_features: int, widths: Sequence[float],
                  divisor: int = 8, **kwargs):
@@ -39,7 +41,9 @@ class SwitchableBatchNorm(SlimmableLayer, nn.Module):
                             **kwargs) for w in self.widths)
 
     def on_width(self) -> None:
-        self.active_norm = self._index(self.width)
+        # Every layer starts at full width; only to run there needs a norm.
+        self.active_norm = (None if self.width == FULL_WIDTH else
+                            self._index(self.width))
 
     def _index(self, width: float) -> int:
         for index, known in enumerate(self.widths):
@@ -51,8 +55,8 @@ class SwitchableBatchNorm(SlimmableLayer, nn.Module):
             'norm_cfg.widths, or use SlimmableBatchNorm, which runs at any.')
 
     def forward(self, x: Tensor) -> Tensor:
-        if 'active_norm' not in self.__dict__:
-            self.on_width()
+        if self.active_norm is None:
+            self.active_norm = self._index(self.width)
         return self.norms[self.active_norm](x)
 
     def plain(self, width: float) -> nn.Module:

@@ -3,7 +3,7 @@
 import math
 from contextlib import contextmanager
 from numbers import Real
-from typing import Iterator, List, Tuple, Union
+from typing import Iterable, Iterator, List, Tuple, Union
 
 from torch import nn
 
@@ -27,12 +27,15 @@ def active_channels(channels: int, width: float, divisor: int = 8,
                     ratio: int = 1) -> int:
     """How many of ``channels`` leading channels are active at ``width``.
 
-    ``make_divisible(channels * width / ratio) * ratio``, never more than
-    ``channels``; ``ratio`` is the expand ratio of an inverted residual.
+    ``make_divisible(channels * width / ratio) * ratio``, at least ``divisor``
+    times ``ratio`` and never more than ``channels``; ``ratio`` is the expand
+    ratio of an inverted residual.
     """
     if width == FULL_WIDTH:
         return channels
-    rounded = make_divisible(channels * width / ratio, divisor) * ratio
+    # With its default minimum of 1, the rounding of 2.5 would be 9.
+    rounded = ratio * make_divisible(channels * width / ratio, divisor,
+                                     min_value=divisor)
     return min(channels, rounded)
 
 
@@ -138,10 +141,23 @@ def set_width(modules: Union[nn.Module, List[nn.Module]],
     """
     modules = _as_list(modules)
     width = _check_for(modules, width)
-    for module in modules:
-        for layer in slimmable_layers(module):
-            layer.width = width
-            layer.on_width()
+    before = _widths(modules)
+    try:
+        _apply((layer, width) for layer, _ in before)
+    except ValueError:  # a layer may run at fewer widths than its network
+        _apply(before)
+        raise
+
+
+def _widths(modules: List[nn.Module]) -> List[Tuple[SlimmableLayer, float]]:
+    return [(layer, layer.width)
+            for module in modules for layer in slimmable_layers(module)]
+
+
+def _apply(widths: Iterable[Tuple[SlimmableLayer, float]]) -> None:
+    for layer, width in widths:
+        layer.width = width
+        layer.on_width()
 
 
 @contextmanager
@@ -151,12 +167,9 @@ def at_width(modules: Union[nn.Module, List[nn.Module]], width: float):
     Args and errors are those of :func:`set_width`. Blocks nest.
     """
     modules = _as_list(modules)
-    before = [(layer, layer.width)
-              for module in modules for layer in slimmable_layers(module)]
+    before = _widths(modules)
     set_width(modules, width)
     try:
         yield
     finally:
-        for layer, width_before in before:
-            layer.width = width_before
-            layer.on_width()
+        _apply(before)
