@@ -8,6 +8,27 @@ from torch import Tensor, nn
 from us3l_mm.models.layers import KeepsOwnWidth, at_width
 
 
+def encode(backbone: nn.Module, neck: nn.Module,
+           views: List[Tensor]) -> List[tuple]:
+    """Maps and embedding of each view, at the width the layers are set to.
+
+    The views go through one by one, so that batch statistics are per view.
+
+    Args:
+        backbone (nn.Module): Gives a tuple of maps, each (N, c, H, W).
+        neck (nn.Module): The projector, on the last map.
+        views (list[Tensor]): Images, each (N, 3, H, W).
+
+    Returns:
+        list[tuple]: Per view the maps and the embedding, (N, d).
+    """
+    encoded = []
+    for view in views:
+        maps = backbone(view)
+        encoded.append((maps, neck(maps[-1:])[0]))
+    return encoded
+
+
 class Teacher(KeepsOwnWidth, nn.Module):
     """The momentum encoder: an average of the student over its updates.
 
@@ -52,22 +73,9 @@ class Teacher(KeepsOwnWidth, nn.Module):
 
     @torch.no_grad()
     def forward(self, views: List[Tensor], width: float) -> List[tuple]:
-        """Encode each view on its own, at ``width``.
-
-        Args:
-            views (list[Tensor]): Images, each (N, 3, H, W).
-            width (float): The width to run at.
-
-        Returns:
-            list[tuple]: For each view the backbone's maps and the projection,
-            (N, out).
-        """
-        encoded = []
+        """What :func:`encode` returns, at ``width``."""
         with at_width(self, width):
-            for view in views:
-                maps = self.backbone(view)
-                encoded.append((maps, self.neck(maps[-1:])[0]))
-        return encoded
+            return encode(self.backbone, self.neck, views)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # A file without a teacher leaves us to be copied from the student.

@@ -9,7 +9,7 @@ from us3l_mm.registry import MODELS
 from .base_methods import get_base_method, head_cfg
 from .passes import UPDATE_MODES, run_passes
 from .subnet import Plan, Subnet
-from .teacher import Teacher
+from .teacher import Teacher, encode
 
 DISTILL_SOURCES = ('teacher', 'online', None)
 
@@ -145,11 +145,7 @@ class US3LAlgorithm(BaseSelfSupervisor):
             dict: ``losses`` to add up, ``log`` and, detached, the ``encoded``
             views.
         """
-        # The views are encoded one by one: batch statistics per view.
-        encoded = []
-        for view in inputs:
-            maps = self.backbone(view)
-            encoded.append((maps, self.neck(maps[-1:])[0]))
+        encoded = encode(self.backbone, self.neck, inputs)
         (maps1, z1), (maps2, z2) = encoded
         kept = [(_detached(maps) if self.feature_distiller else None,
                  z.detach()) for maps, z in encoded]

@@ -1,0 +1,42 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""What would train something else is refused before the first iteration."""
+import pytest
+from mmengine.runner import Runner
+from small_run import VIEW, small_cfg
+
+ONE_VIEW = [dict(type='us3l_mm.SeedAugmentation'),
+            dict(type='MultiView', num_views=[1], transforms=[VIEW]),
+            dict(type='PackInputs')]
+BAD = {
+    'one view': ({'train_dataloader.dataset.pipeline': ONE_VIEW},
+                 'two views of each image, got 1'),
+    'weight decay': ({'optim_wrapper.optimizer.weight_decay': 1e-4},
+                     'weight_decay=0.0001 on .* clear_weight_decay=True'),
+    'sync_bn': (dict(sync_bn='torch'), "sync_bn='torch' would replace"),
+    'accumulation': ({'optim_wrapper.accumulative_counts': 2},
+                     'got accumulative_counts=2'),
+    'low width': ({'custom_hooks.1.widths': [1.0, 0.1]},
+                  r'Width 0.1 is outside the range \[0.25, 1.0\]'),
+    'no width': ({'custom_hooks.1.widths': [0]}, r'in \(0, 1\], got 0.0'),
+    'word': ({'custom_hooks.1.widths': ['half']}, "got 'half' of type str"),
+    'NaN': ({'custom_hooks.1.width_range': (float('nan'), 1.)}, 'got nan'),
+    'wide': ({'custom_hooks.1.width_range': (.25, 1.5)}, 'got 1.5'),
+    'method': ({'model.base_method': 'mocov9'},
+               "one of .*'byol'.*, got 'mocov9'"),
+    'sampler': ({'train_dataloader.sampler.type': 'DefaultSampler'},
+                'SeededSampler'),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_input_is_an_error_before_training(tmp_path, name):
+    changes, message = BAD[name]
+    cfg = small_cfg(tmp_path, **changes)
+    steps = []
+    with pytest.raises(Exception, match=message) as error:
+        runner = Runner.from_cfg(cfg)
+        runner.model.train_step = lambda *a, **k: steps.append(1)
+        runner.train()
+    # MMEngine rewraps what a constructor raises, type and text.
+    assert error.type in (ValueError, TypeError)
+    assert not steps

@@ -1,0 +1,246 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""What a US3L training iteration costs beyond its forward and backward passes.
+
+The floor is the bare passes: a plain network of each width that the iteration
+trains, forward and backward over two views, and a plain full network forward
+for the teacher. Both sides are timed in turn, round by round, in one process;
+figures are medians over the rounds, and ratios are medians of the ratios of a
+round, so that a machine whose speed drifts does not move them.
+"""
+import argparse
+import json
+import platform
+import time
+from statistics import median
+
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DefaultScope
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from us3l_mm.export import slice_network
+from us3l_mm.models import GroupRegulariser, Plan, at_width
+from us3l_mm.models.losses.group_regulariser import group_index
+from us3l_mm.models.selfsup import encode
+from us3l_mm.registry import MODELS
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument('--depth', type=int, default=18,
+                        help='depth of the ResNet (default: 18)')
+    parser.add_argument('--stem', choices=['cifar', 'imagenet'],
+                        default='cifar', help='default: cifar')
+    parser.add_argument('--image-size', type=int, default=32,
+                        help='height and width in pixels (default: 32)')
+    parser.add_argument('--batch-size', type=int, default=64,
+                        help='images per view (default: 64)')
+    parser.add_argument('--widths', type=float, nargs='+',
+                        default=[1.0, 0.625, 0.25],
+                        help='widths of the iteration; multiples of 1/8 are '
+                        'plain networks exactly (default: 1.0 0.625 0.25)')
+    parser.add_argument('--base-method', default='simclr_momentum')
+    parser.add_argument('--rounds', type=int, default=7,
+                        help='timed rounds after one warm-up (default: 7)')
+    parser.add_argument('--device', default='cuda' if
+                        torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--json', help='also write the figures to this file')
+    return parser.parse_args()
+
+
+def build_algorithm(args):
+    """The algorithm with its regulariser, and its optimizer wrapper."""
+    stem = '_CIFAR' if args.stem == 'cifar' else ''
+    algorithm = MODELS.build(dict(
+        type='us3l_mm.US3LAlgorithm', base_method=args.base_method,
+        backbone=dict(type=f'us3l_mm.SlimmableResNet{stem}',
+                      depth=args.depth)))
+    algorithm.init_weights()
+    algorithm.to(args.device).train()
+    algorithm.views = lambda data: data  # images are made on the device
+    algorithm.plan = Plan.of(args.widths)
+    wrapper = OptimWrapper(torch.optim.SGD(
+        [p for p in algorithm.parameters() if p.requires_grad], lr=1e-3,
+        momentum=0.9))
+    return algorithm, wrapper
+
+
+def named_parameters(algorithm):
+    return [(name, p) for name, p in algorithm.named_parameters()
+            if p.requires_grad]
+
+
+class BarePass:
+    """Forward and backward of a plain network of one width, nothing else."""
+
+    def __init__(self, algorithm, subnet):
+        self.encoder = [slice_network(module, subnet.width)
+                        for module in (algorithm.backbone, algorithm.neck)]
+        self.head = slice_network(
+            algorithm.head if subnet.is_base else algorithm.distill_head,
+            subnet.width)
+
+    def encode(self, views):
+        return [z for _, z in encode(*self.encoder, views)]
+
+    def __call__(self, views, targets):
+        z1, z2 = self.encode(views)
+        loss = 0.5 * (self.head.loss(z1, targets[1])
+                      + self.head.loss(z2, targets[0]))
+        loss.backward()
+        for module in (*self.encoder, self.head):
+            module.zero_grad()
+
+
+def float64_mask_loss(named, lam, alpha, groups=8):
+    """Group regularisation with a new float64 mask for every parameter."""
+    loss = 0.0
+    for _, p in named:
+        mask = torch.ones(p.shape, dtype=torch.float64, device=p.device)
+        group = group_index(p, groups, {1: 0, 4: 0}).to(p.device)
+        mask = mask * lam * (1 - alpha * group)
+        loss = loss + (mask * p**2).sum()
+    return loss
+
+
+class Stopwatch:
+    """Milliseconds of named calls, a list per name, an entry per round."""
+
+    def __init__(self, device):
+        self.wait = (torch.cuda.synchronize if 'cuda' in device else
+                     lambda: None)
+        self.times = {}
+
+    def __call__(self, name, call):
+        self.wait()
+        start = time.perf_counter()
+        result = call()
+        self.wait()
+        self.times.setdefault(name, []).append(
+            1000 * (time.perf_counter() - start))
+        return result
+
+    def ms(self, *names):
+        """Per round, the sum of the calls of ``names``."""
+        return [sum(values) for values in zip(*map(self.times.get, names))]
+
+
+def time_round(watch, algorithm, wrapper, bare, views, regulariser):
+    """Time one iteration, its floor, and its parts."""
+    watch('iteration', lambda: algorithm.train_step(views, wrapper))
+    algorithm.regulariser = None
+    cache = {}
+    with torch.no_grad():
+        targets = watch('bare teacher', lambda: bare[0].encode(views))
+    for subnet, bare_pass in zip(algorithm.plan.subnets, bare):
+        watch(f'bare {subnet.name}', lambda: bare_pass(views, targets))
+    for subnet in algorithm.plan.subnets:
+        if subnet.is_base:
+            matched = watch('teacher', lambda: algorithm.targets(
+                subnet, views, cache))
+
+        def one_pass():
+            with at_width(algorithm, subnet.width):
+                output = algorithm(views, mode='loss', subnet=subnet,
+                                   targets=matched)
+                sum(output['losses'].values()).backward()
+
+        watch(subnet.name, one_pass)
+        watch(f'optimizer {subnet.name}', wrapper.step)
+        # Gradients exist, as they do when a pass adds to them.
+        watch(f'regulariser {subnet.name}',
+              lambda: regulariser.loss(subnet.is_base).backward())
+        watch(f'mask {subnet.name}', lambda: float64_mask_loss(
+            named_parameters(algorithm), regulariser.lam,
+            regulariser.alpha).backward())
+        wrapper.zero_grad()
+    algorithm.regulariser = regulariser
+
+
+def summarise(watch, names):
+    """Medians in milliseconds and ratios, by name."""
+    def each(prefix):
+        return [f'{prefix} {name}' for name in names]
+
+    def ratio(over, under):
+        return median(a / b for a, b in zip(over, under))
+
+    iteration = watch.ms('iteration')
+    floor = watch.ms('bare teacher', *each('bare'))
+    reg, mask = watch.ms(*each('regulariser')), watch.ms(*each('mask'))
+    rows = [('iteration', iteration, floor),
+            ('teacher', watch.ms('teacher'), watch.ms('bare teacher'))]
+    rows += [(f'pass {name}', watch.ms(name), watch.ms(f'bare {name}'))
+             for name in names]
+    rows += [('group regularisation', reg, mask),
+             ('optimizer steps', watch.ms(*each('optimizer')), None)]
+    table = [dict(part=part, ms=median(ms),
+                  floor_ms=None if under is None else median(under),
+                  ratio=None if under is None else ratio(ms, under),
+                  share=ratio(ms, iteration))
+             for part, ms, under in rows]
+    return dict(
+        parts=table,
+        beyond_the_passes=median(
+            1 - b / a for a, b in zip(iteration, floor)),
+        regularisation_share=ratio(reg, iteration),
+        mask_over_regularisation=ratio(mask, reg))
+
+
+def show(figures, args):
+    table = Table(title=f'ResNet-{args.depth} ({args.stem} stem), '
+                  f'{args.image_size} px, batch {args.batch_size}, widths '
+                  f'{args.widths}, {args.device}')
+    for column in ('part', 'ms', 'floor ms', 'ratio', 'of the iteration'):
+        table.add_column(column, justify='left' if column == 'part' else
+                         'right')
+    for row in figures['parts']:
+        floor, ratio = row['floor_ms'], row['ratio']
+        table.add_row(row['part'], f'{row["ms"]:.1f}',
+                      '' if floor is None else f'{floor:.1f}',
+                      '' if ratio is None else f'{ratio:.3f}',
+                      f'{100 * row["share"]:.1f} %')
+    console = Console()
+    console.print(table)
+    console.print(
+        'floor: bare passes of plain networks; of group regularisation: the '
+        'float64-mask way')
+    console.print(
+        f'beyond the bare passes: {100 * figures["beyond_the_passes"]:.1f} % '
+        'of the iteration')
+    console.print(
+        f'group regularisation: {100 * figures["regularisation_share"]:.2f} % '
+        'of the iteration; the float64-mask way takes '
+        f'{figures["mask_over_regularisation"]:.1f} times as long')
+
+
+def main():
+    args = parse_args()
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        algorithm, wrapper = build_algorithm(args)
+        bare = [BarePass(algorithm, s) for s in algorithm.plan.subnets]
+    regulariser = GroupRegulariser(named_parameters(algorithm))
+    regulariser.set_ramp(1.0)
+    algorithm.regulariser = regulariser
+    views = [torch.randn(args.batch_size, 3, args.image_size, args.image_size,
+                         device=args.device) for _ in range(2)]
+    watch = Stopwatch(args.device)
+    for index in track(range(args.rounds + 1), 'timing'):
+        time_round(watch, algorithm, wrapper, bare, views, regulariser)
+        if index == 0:
+            watch.times.clear()  # the warm-up
+    figures = summarise(watch, [s.name for s in algorithm.plan.subnets])
+    show(figures, args)
+    if args.json:
+        with open(args.json, 'w') as file:
+            json.dump(dict(figures, settings=vars(args), torch=str(
+                torch.__version__), machine=platform.processor()), file,
+                indent=2)
+
+
+if __name__ == '__main__':
+    main()
