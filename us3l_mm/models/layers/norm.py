@@ -15,17 +15,18 @@ def statistics_suffix(width: float) -> str:
     """What is appended to ``running_mean`` for the statistics of ``width``.
 
     Nothing at full width, so that these keep the keys of a plain network; else
-    the width in ten-thousandths: ``'_w05000'`` for 0.5. Two widths that agree
-    to four decimals share their statistics.
+    the width in millionths: ``'_w0500000'`` for 0.5. That is exact for
+    multiples of 1/64; other widths that agree to six decimals share their
+    statistics.
     """
     if width == FULL_WIDTH:
         return ''
-    return f'_w{round(width * 10000):05d}'
+    return f'_w{round(width * 1000000):07d}'
 
 
 def suffix_width(suffix: str) -> float:
     """The width of a suffix made by :func:`statistics_suffix`."""
-    return int(suffix[2:]) / 10000 if suffix else FULL_WIDTH
+    return int(suffix[2:]) / 1000000 if suffix else FULL_WIDTH
 
 
 class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
@@ -41,9 +42,9 @@ class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
 
     The affine parameters are shared: ``weight[:c]``, ``bias[:c]``. Statistics
     of the full width live in the buffers of a plain batch norm, those of a
-    width 0.5 in ``running_mean_w05000`` and ``running_var_w05000``; both are
-    in the state dict. Source: US3L, arXiv 2303.06870 (universally slimmable
-    training and calibration as in US-Nets, 1903.05134).
+    width 0.5 in ``running_mean_w0500000`` and ``running_var_w0500000``; both
+    are in the state dict. Source: US3L, arXiv 2303.06870 (universally
+    slimmable training and calibration as in US-Nets, 1903.05134).
 
     Args:
         num_features (int): Channels at full width.
@@ -115,7 +116,7 @@ class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
 
     @torch.no_grad()
     def set_statistics(self, width: float, mean: Tensor, var: Tensor) -> None:
-        """Store statistics of ``width``: ``mean`` and ``var`` of shape (c,)."""
+        """Store the ``mean`` and ``var`` of ``width``, each of shape (c,)."""
         suffix, c = statistics_suffix(width), self.active(width)
         if mean.shape != (c,) or var.shape != (c,):
             raise ValueError(
@@ -155,6 +156,8 @@ class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
                     name + suffix,
                     self.running_mean.new_empty(values.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if tracked is None and '' in self._measured:
+            self.num_batches_tracked.fill_(1)  # so that our own file says so
 
     @torch.no_grad()
     def plain(self, width: float) -> _BatchNorm:
