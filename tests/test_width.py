@@ -110,9 +110,9 @@ def test_at_width_sets_nests_and_restores():
 def test_at_width_restores_after_an_exception():
     net = Outer()
     set_width(net, 0.5)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(KeyError):
         with at_width(net, 0.25):
-            1 / 0
+            raise KeyError
     assert net.channels() == HALF and net.widths() == [0.5] * 3
 
 
@@ -196,7 +196,7 @@ def test_a_width_refused_by_one_layer_changes_no_other():
     x = torch.rand(2, 3, 8, 8)
     for attempt in (lambda: set_width(net, 0.75),
                     lambda: at_width(net, 0.75).__enter__()):
-        with pytest.raises(ValueError, match='0.75 has no batch norm of its'):
+        with pytest.raises(ValueError, match=r'0\.75 has no batch'):
             attempt()
         assert {layer.width for layer in slimmable_layers(net)} == {1.0}
         assert net(x)[-1].shape == (2, 128, 1, 1)
