@@ -1,0 +1,21 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+# US3L on BYOL, for 224-pixel images. Projector and both predictors are
+# 2048-2048-2048: the defaults of base_method, in
+# us3l_mm/models/selfsup/base_methods.py.
+model = dict(
+    type='us3l_mm.US3LAlgorithm',
+    base_method='byol',  # reference: its ImageNet default
+    backbone=dict(
+        type='us3l_mm.SlimmableResNet',
+        depth=50,
+        width_range=(0.25, 1.0),  # paper
+        # Batch statistics per process and per width while training, and no
+        # running ones; tools/evaluate_widths.py measures them afterwards.
+        norm_cfg=dict(type='BN'),
+        zero_init_residual=False),  # as in MMPretrain's BYOL
+    base_loss='cosine',  # reference
+    distill_loss='cosine',  # reference
+    distill_from='teacher',  # paper, guideline 2
+    share_head=False,  # paper, guideline 3
+    teacher_momentum=0.01,  # the share that enters: the paper's m = 0.99
+    update_mode='sequential')  # reference: an optimizer step per pass
