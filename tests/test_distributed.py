@@ -1,6 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Two processes train what one process would on the average of their losses.
-"""
+"""Two processes train what one process would."""
 import os
 import socket
 
@@ -16,16 +15,24 @@ from us3l_mm.registry import MODELS
 
 pytestmark = pytest.mark.ddp
 PLANS = [Plan.of([1.0]), Plan.of([1.0, 0.6, 0.25])]
-CASES = [('byol', 'sequential'), ('byol', 'accumulate'),
-         ('simclr_momentum', 'sequential'), ('simsiam', 'accumulate')]
+# Base method, update mode, and whether norms and negatives span processes.
+CASES = [('byol', 'sequential', 'local'), ('byol', 'accumulate', 'local'),
+         ('simclr_momentum', 'sequential', 'local'),
+         ('simsiam', 'accumulate', 'local'),
+         ('byol', 'accumulate', 'joint'), ('simsiam', 'sequential', 'joint'),
+         ('simclr_momentum', 'sequential', 'joint'),
+         ('simclr_momentum', 'accumulate', 'joint')]
 
 
-def build(base_method, update_mode):
+def build(base_method, update_mode, scope):
     torch.manual_seed(0)
     cfg = small_cfg('unused').model
     cfg.update(base_method=base_method, update_mode=update_mode)
+    cfg.sync_norms = scope == 'joint'
     if base_method.startswith('simclr'):
         cfg.pop('predictor')
+        cfg.base_loss = dict(type='us3l_mm.InfoNCELoss',
+                             gather=scope == 'joint')
     algorithm = MODELS.build(cfg).double()
     algorithm.regulariser = GroupRegulariser(
         (name, p) for name, p in algorithm.named_parameters()
@@ -44,9 +51,21 @@ def shards():
              for _ in range(2)] for _ in range(2)]
 
 
-def one_process(base_method, update_mode):
-    """Both shards in one process, the passes written out."""
-    algorithm = build(base_method, update_mode)
+def joint_batch(case):
+    """One process with both shards as one batch."""
+    algorithm = build(*case)
+    algorithm.views = lambda data: data
+    wrapper = optimizer(algorithm)
+    for plan in PLANS:
+        algorithm.plan = plan
+        algorithm.train_step([torch.cat(view) for view in zip(*shards())],
+                             wrapper)
+    return algorithm.state_dict()
+
+
+def average_of_losses(case):
+    """Both shards in one process, one after the other."""
+    algorithm, update_mode = build(*case), case[1]
     wrapper = optimizer(algorithm)
     for plan in PLANS:
         caches = [{}, {}]
@@ -101,10 +120,10 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize('case', CASES, ids='-'.join)
-def test_two_processes_equal_the_average_of_their_losses(trained, case):
+def test_two_processes_equal_one(trained, case):
     ranks = [torch.load(trained / f'{"-".join(case)}-{rank}.pth')
              for rank in range(2)]
-    expected = one_process(*case)
+    expected = (joint_batch if case[2] == 'joint' else average_of_losses)(case)
     initial = build(*case).state_dict()
     moved = 0
     for name, value in expected.items():
@@ -115,7 +134,7 @@ def test_two_processes_equal_the_average_of_their_losses(trained, case):
 
 
 def test_a_stock_wrapper_is_refused():
-    algorithm = build('byol', 'sequential')
+    algorithm = build('byol', 'sequential', 'local')
     with pytest.raises(RuntimeError, match='US3LDistributedDataParallel'):
         algorithm(shards()[0], mode='loss')
 

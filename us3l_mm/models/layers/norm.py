@@ -1,10 +1,12 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Batch normalisation of a network that runs at many widths."""
-from typing import List
+from typing import List, Optional
 
 import torch
 import torch.nn.functional as F
+from mmengine.dist import get_world_size
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from us3l_mm.registry import MODELS
@@ -27,6 +29,28 @@ def statistics_suffix(width: float) -> str:
 def suffix_width(suffix: str) -> float:
     """The width of a suffix made by :func:`statistics_suffix`."""
     return int(suffix[2:]) / 1000000 if suffix else FULL_WIDTH
+
+
+def synchronised_norm(x: Tensor, weight: Optional[Tensor],
+                      bias: Optional[Tensor], eps: float) -> Tensor:
+    """Batch norm of ``x`` (N, c, ...) by the statistics of all processes.
+
+    Each may hold another number of images. Mean and squared deviations are
+    summed in single precision at least, one exchange each; gradients flow
+    through both.
+    """
+    dims = [0, *range(2, x.dim())]
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    count = values.new_full((1, ), x.numel() / x.shape[1])
+    total = all_reduce(torch.cat([values.sum(dims), count]))
+    mean = (total[:-1] / total[-1]).view(shape)
+    centred = values - mean
+    var = all_reduce(centred.square().sum(dims)) / total[-1]
+    y = centred * torch.rsqrt(var + eps).view(shape)
+    if weight is not None:
+        y = y * weight.view(shape) + bias.view(shape)
+    return y.to(x.dtype)
 
 
 class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
@@ -53,6 +77,8 @@ class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
         slice_channels (bool): Whether the channels narrow with the width;
             False inside a projector. Defaults to True.
         divisor (int): Channels are rounded to multiples of it. Defaults to 8.
+        sync (bool): Whether the statistics of a batch are those of all
+            processes together. Defaults to False.
         momentum (float): Accepted for the configs of plain norms; there is no
             running average that it could apply to. Defaults to 0.1.
 
@@ -61,9 +87,11 @@ class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
 
     def __init__(self, num_features: int, eps: float = 1e-5,
                  momentum: float = 0.1, affine: bool = True,
-                 slice_channels: bool = True, divisor: int = 8):
+                 slice_channels: bool = True, divisor: int = 8,
+                 sync: bool = False):
         super().__init__(num_features, eps, momentum, affine)
         self.slice_channels, self.divisor = slice_channels, divisor
+        self.sync = sync
         # Suffixes of the widths with statistics. Kept on the host, so that
         # asking for them never waits for the device.
         self._measured = set()
@@ -92,6 +120,8 @@ class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
         if self.training:
             if self._measured and torch.is_grad_enabled():
                 self.clear_statistics()
+            if self.sync and get_world_size() > 1:
+                return synchronised_norm(x, weight, bias, self.eps)
             return F.batch_norm(x, None, None, weight, bias, True, 0.0,
                                 self.eps)
         mean, var = self.statistics(self.width)

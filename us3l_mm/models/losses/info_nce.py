@@ -1,6 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 import torch
 import torch.nn.functional as F
+from mmengine.dist import all_gather, get_rank, get_world_size
 from torch import Tensor, nn
 
 from us3l_mm.registry import MODELS
@@ -18,21 +19,27 @@ class InfoNCELoss(nn.Module):
 
     Args:
         temperature (float): T, dividing cosines. Defaults to 0.5.
+        gather (bool): Whether N counts the images of all processes, so that
+            several processes train what one would on the joint batch; if not,
+            each compares its own images only. Defaults to True.
     """
 
-    def __init__(self, temperature: float = 0.5):
+    def __init__(self, temperature: float = 0.5, gather: bool = True):
         super().__init__()
         if not temperature > 0:
             raise ValueError(
                 f'The temperature of InfoNCE is above 0, got {temperature}.')
-        self.temperature = temperature
+        self.temperature, self.gather = temperature, gather
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """The loss, a scalar, of ``pred`` and ``target``, both (N, d)."""
         # In half precision exp(1 / T) of the sums would lose the negatives.
         with torch.autocast(pred.device.type, enabled=False):
-            both = torch.cat([F.normalize(_float(pred), dim=1),
-                              F.normalize(_float(target.detach()), dim=1)])
+            pred = F.normalize(_float(pred), dim=1)
+            target = F.normalize(_float(target.detach()), dim=1)
+            if self.gather and get_world_size() > 1:
+                pred, target = _GatherRows.apply(pred), _gather(target)
+            both = torch.cat([pred, target])
             logits = both @ both.T / self.temperature  # (2N, 2N)
             logits.fill_diagonal_(float('-inf'))
             # Row i and row i + N are embeddings of the same image.
@@ -44,3 +51,28 @@ class InfoNCELoss(nn.Module):
 def _float(x: Tensor) -> Tensor:
     """``x`` in at least single precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _gather(x: Tensor) -> Tensor:
+    """The rows of all processes, in the order of their ranks."""
+    return torch.cat(all_gather(x.contiguous()))
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all processes; the gradient goes to one's own.
+
+    Every process computes the joint loss, so the gradient of its own rows is
+    complete without a second exchange. Averaging over processes, as data
+    parallel training does, then leaves 1 / world size of it: the factor here
+    takes that back.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        return _gather(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        start = get_rank() * ctx.rows
+        return get_world_size() * grad[start:start + ctx.rows]

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from mmpretrain.models import BaseSelfSupervisor
 from torch import Tensor, nn
 
+from us3l_mm.models.layers import SlimmableBatchNorm
 from us3l_mm.registry import MODELS
 from .base_methods import get_base_method, head_cfg
 from .passes import UPDATE_MODES, run_passes
@@ -51,6 +52,8 @@ class US3LAlgorithm(BaseSelfSupervisor):
             teacher per update: 0.01 is a paper's 0.99. Defaults to 0.01.
         update_mode (str): 'sequential', an optimizer step per pass (US3L), or
             'accumulate', one per batch (US-Nets). Defaults to 'sequential'.
+        sync_norms (bool): Whether the batch norms of student and teacher use
+            the statistics of all processes together. Defaults to False.
         data_preprocessor (dict, optional): Defaults to MMPretrain's
             ``SelfSupDataPreprocessor``.
         init_cfg (dict, optional): As of any MMEngine module.
@@ -66,7 +69,7 @@ class US3LAlgorithm(BaseSelfSupervisor):
                  distill_from: Optional[str] = 'default',
                  feature_distill: Optional[dict] = None,
                  teacher_momentum: float = 0.01,
-                 update_mode: str = 'sequential',
+                 update_mode: str = 'sequential', sync_norms: bool = False,
                  data_preprocessor: Optional[dict] = None,
                  init_cfg: Optional[dict] = None):
         method = get_base_method(base_method)
@@ -107,6 +110,9 @@ class US3LAlgorithm(BaseSelfSupervisor):
         self.teacher = None
         if method.has_teacher or distill_from == 'teacher':
             self.teacher = Teacher(self.backbone, self.neck, teacher_momentum)
+        for module in self.modules():
+            if isinstance(module, SlimmableBatchNorm):
+                module.sync = sync_norms
         self.base_from_teacher = method.has_teacher
         self.distill_from = distill_from
         self.update_mode = update_mode
