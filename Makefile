@@ -1,0 +1,115 @@
+# `make` alone lists the verbs. Everything happens in an environment that the
+# first verb makes in $(VENV); nothing is installed anywhere else.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= us3l_resnet18_demo_digits
+DEMO_CONFIG ?= $(firstword $(wildcard $(DEMO) configs/*/$(DEMO).py))
+DEMO_DIR ?= work_dirs/demo
+PYTEST_ARGS ?=
+BENCHMARK_ARGS ?=
+WHEELS ?=
+
+IN_VENV := $(VENV)/bin/python
+CONSTRAINTS := requirements/constraints.txt
+PIP := $(IN_VENV) -m pip --no-input
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_USER := 0
+ifneq ($(strip $(WHEELS)),)
+export PIP_FIND_LINKS := $(PIP_FIND_LINKS) $(abspath $(WHEELS))
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format benchmark clean distclean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo       install, pre-train a small network on digits, and show'
+	@echo '                accuracy against compute: about 10 minutes'
+	@echo 'make test       install what the tests need (compiles the ops of mmcv'
+	@echo '                once: 10 minutes on 2 cores) and run them'
+	@echo 'make test-slow  the tests that take minutes each'
+	@echo 'make lint       check the style of the code'
+	@echo 'make format     check it and repair what can be repaired'
+	@echo 'make benchmark  time a training step and its parts'
+	@echo 'make clean      remove build files and caches'
+	@echo 'make distclean  remove .venv and the compiled wheels as well'
+	@echo
+	@echo 'Variables:'
+	@echo '  PYTHON=python3.11   Python 3.10, 3.11 or 3.12 for the environment'
+	@echo '  VENV=.venv          the folder of the environment'
+	@echo '  DEMO=NAME           another config of configs/ for make demo'
+	@echo '  PYTEST_ARGS="-k x"  passed on to pytest; BENCHMARK_ARGS likewise'
+	@echo '  WHEELS=FOLDER       ready-made wheels, such as a compiled onedl-mmcv'
+	@echo '  MAX_JOBS=1          compilers at a time (default: one a core)'
+	@echo '  FORCE_CUDA=1        compile the CUDA ops of mmcv as well'
+	@echo "pip's own variables work too. Without a GPU, PIP_EXTRA_INDEX_URL set"
+	@echo "to PyTorch's index of CPU wheels saves 4 GB."
+
+# --- the environment: each step leaves a file, so it is done once -----------
+
+$(IN_VENV):
+	@command -v $(PYTHON) >/dev/null || { echo '$(PYTHON) was not found. Name' \
+	  'a Python 3.10, 3.11 or 3.12: make demo PYTHON=python3.11'; exit 1; }
+	@$(PYTHON) tools/setup/check_python.py
+	@echo '== Making an environment in $(VENV)'
+	$(PYTHON) -m venv $(VENV)
+
+# A desktop's OpenCV, which mmcv asks for, needs libGL. Where that is missing
+# the headless build of the same version is laid over it.
+$(VENV)/.installed: setup.py $(CONSTRAINTS) | $(IN_VENV)
+	@echo '== Installing us3l_mm into $(VENV): 2 to 5 minutes, 6 GB of disk'
+	$(PIP) install -c $(CONSTRAINTS) -e '.[mminstall]'
+	@$(IN_VENV) -c 'import cv2' 2>/dev/null || { \
+	  echo '== OpenCV lacks libGL here, taking its headless build'; \
+	  $(PIP) install -c $(CONSTRAINTS) --no-deps --force-reinstall \
+	    opencv-python-headless; }
+	$(IN_VENV) -c 'import us3l_mm, mmpretrain, torchvision'
+	@touch $@
+
+$(VENV)/.installed-tests: $(VENV)/.installed tools/setup/mmcv_ops.py
+	@echo '== Installing what the tests need'
+	$(IN_VENV) tools/setup/mmcv_ops.py
+	$(PIP) install -c $(CONSTRAINTS) -e '.[mminstall,tests]'
+	$(IN_VENV) -c 'import cv2, mmcv.ops, mmdet'
+	@touch $@
+
+$(VENV)/.installed-lint: $(CONSTRAINTS) | $(IN_VENV)
+	$(PIP) install -c $(CONSTRAINTS) ruff
+	@touch $@
+
+# --- the verbs ---------------------------------------------------------------
+
+demo: $(VENV)/.installed
+	@test -f '$(DEMO_CONFIG)' || { echo 'There is no config "$(DEMO)". DEMO' \
+	  'is the name of a file in configs/*/ without .py, or a path.'; exit 1; }
+	@echo '== Pre-training $(DEMO_CONFIG)'
+	$(IN_VENV) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
+	@echo '== Measuring every width of the one checkpoint'
+	$(IN_VENV) tools/evaluate_widths.py $(DEMO_CONFIG) \
+	  "$$(cat $(DEMO_DIR)/last_checkpoint)" --knn --baselines \
+	  --out $(DEMO_DIR)/report
+
+test: $(VENV)/.installed-tests
+	$(IN_VENV) -m pytest $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-tests
+	$(IN_VENV) -m pytest -m slow $(PYTEST_ARGS)
+
+benchmark: $(VENV)/.installed
+	$(IN_VENV) tools/benchmarks/train_step.py $(BENCHMARK_ARGS)
+
+lint: $(VENV)/.installed-lint
+	$(IN_VENV) -m ruff check .
+
+# Not `ruff format`: the code breaks lines as OpenMMLab does, by sense.
+format: $(VENV)/.installed-lint
+	$(IN_VENV) -m ruff check --fix .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find us3l_mm tools configs tests -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv .wheels

@@ -1,0 +1,69 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Packaging of us3l_mm: ranges here, exact versions in requirements/."""
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+# The OpenMMLab stack is an extra, not a requirement. The original line
+# (mmengine, mmcv, mmpretrain) and the maintained one (onedl-*) install the
+# same import packages under different distribution names: pip would put the
+# one beside the other, file over file, for a user who has the original line.
+# us3l_mm/stack.py says what to install where the stack is missing or mixed.
+INSTALL_REQUIRES = [
+    'matplotlib>=3.6',
+    'numpy>=1.24',
+    'rich>=13',
+    'scikit-learn>=1.2',
+    'torch>=2.1',
+    'torchvision>=0.16',
+]
+EXTRAS_REQUIRE = {
+    'mminstall': [
+        'onedl-mmcv>=2.3,<2.4',
+        'onedl-mmengine>=0.10.8,<0.11',
+        'onedl-mmpretrain>=1.3,<1.4',
+    ],
+    # Needs an mmcv with compiled ops: see the Makefile and its `make test`.
+    'detection': ['onedl-mmdetection>=3.5,<3.6'],
+    'export': ['onnx>=1.16', 'onnxruntime>=1.18'],
+    'tensorboard': ['tensorboard>=2.14'],
+    'lint': ['ruff'],
+}
+EXTRAS_REQUIRE['tests'] = [
+    'fvcore', 'pytest>=7.4', *EXTRAS_REQUIRE['lint'],
+    *EXTRAS_REQUIRE['detection'], *EXTRAS_REQUIRE['export'],
+    *EXTRAS_REQUIRE['tensorboard'],
+]
+EXTRAS_REQUIRE['dev'] = ['pre-commit', *EXTRAS_REQUIRE['tests']]
+
+
+def read_version() -> str:
+    """``__version__`` of the package, without importing its dependencies."""
+    scope = {}
+    exec((ROOT / 'us3l_mm' / 'version.py').read_text(), scope)
+    return scope['__version__']
+
+
+setup(
+    name='us3l_mm',
+    version=read_version(),
+    description='Pre-train a universally slimmable network once, '
+                'self-supervised; measure and cut out any width',
+    author='The us3l_mm authors',
+    license='Apache-2.0',
+    python_requires='>=3.10,<3.13',
+    packages=find_packages(include=['us3l_mm', 'us3l_mm.*']),
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    classifiers=[
+        'Development Status :: 3 - Alpha',
+        'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    zip_safe=False,
+)
