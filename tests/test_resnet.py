@@ -217,27 +217,38 @@ def test_switchable_norms_equal_a_network_of_plain_layers():
 
 # Sizes -----------------------------------------------------------------------
 
-SIZES = {1.0: 25_557_032, 0.75: 14_771_992, 0.5: 6_917_640, 0.25: 1_993_976}
+# Width: parameters and GMACs of ResNet-50 with a 1000-way linear layer.
+SIZES = {1.0: (25_557_032, 4.089), 0.75: (14_771_992, 2.323),
+         0.5: (6_917_640, 1.052), 0.25: (1_993_976, 0.278)}
 
 
-@pytest.mark.parametrize('width, parameters', SIZES.items())
-def test_parameters_of_resnet_50_are_those_of_the_specification(
-        width, parameters):
-    net = SlimmableResNet(50)
-    plain = ResNet(50, base_channels=int(64 * width),
-                   stem_channels=int(64 * width))
-    features = net.feature_channels(width)[-1]
-    classifier = 1000 * features + 1000
-    assert sum(p.numel() for p in plain.parameters()) + classifier == (
-        parameters)
-    active = classifier
+def test_sizes_of_resnet_50_are_those_of_the_specification():
+    net, pixels = SlimmableResNet(50).train(), {}
     for layer in net.modules():
         if isinstance(layer, SlimmableConv2d):
-            c_in, c_out = layer.active(width)
-            active += c_in * c_out * math.prod(layer.kernel_size)
-        elif isinstance(layer, SlimmableLayer):
-            active += 2 * layer.active(width)
-    assert active == parameters
+            layer.register_forward_hook(lambda layer, _, out: pixels.update(
+                {layer: out.shape[2] * out.shape[3]}))
+    with torch.no_grad():
+        net(torch.rand(1, 3, 224, 224))
+    for width, (parameters, gmacs) in SIZES.items():
+        plain = ResNet(50, base_channels=int(64 * width),
+                       stem_channels=int(64 * width))
+        features = net.feature_channels(width)[-1]
+        assert features == 2048 * width
+        classifier = 1000 * features + 1000
+        assert parameters == classifier + sum(
+            p.numel() for p in plain.parameters())
+        active, macs = classifier, 1000 * features
+        for layer in net.modules():
+            if isinstance(layer, SlimmableConv2d):
+                c_in, c_out = layer.active(width)
+                kernel = c_in * c_out * math.prod(layer.kernel_size)
+                active += kernel
+                macs += kernel * pixels[layer]
+            elif isinstance(layer, SlimmableLayer):
+                active += 2 * layer.active(width)
+        assert active == parameters
+        assert round(macs / 1e9, 3) == gmacs
 
 
 # Arguments of MMPretrain's ResNet --------------------------------------------
