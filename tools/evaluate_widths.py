@@ -1,0 +1,98 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""What is each width of a checkpoint worth?
+
+Calibrates the batch norms of every width, extracts features of all widths in
+one pass over the data, and reports accuracy, parameters and GMACs per width as
+a table, JSON, CSV and a plot. Interrupt it and run the same command again: it
+goes on where it was.
+"""
+import argparse
+import os.path as osp
+import sys
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dist import init_dist, is_main_process
+from rich.console import Console
+
+from us3l_mm.evaluation import Measures, WidthEvaluation
+from us3l_mm.evaluation.files import write_atomically
+from us3l_mm.evaluation.widths import evenly_spaced
+from us3l_mm.visualization import plot_reports
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument('config', help='config of the pre-training')
+    parser.add_argument('checkpoint', help='file that the training wrote')
+    widths = parser.add_mutually_exclusive_group()
+    widths.add_argument('--widths', type=float, nargs='+', metavar='W',
+                        help='for instance 0.25 0.5 0.75 1.0')
+    widths.add_argument(
+        '--num-widths', type=int, default=7, metavar='N',
+        help='so many widths, evenly from the lowest to the highest '
+        '(default: 7)')
+    parser.add_argument('--knn', action='store_true',
+                        help='accuracy of nearest neighbours (the default '
+                        'where nothing is asked for)')
+    parser.add_argument('--k', type=int, default=20,
+                        help='neighbours that vote (default: 20)')
+    parser.add_argument('--baselines', action='store_true',
+                        help='also kNN of raw pixels and of the untrained '
+                        'network')
+    parser.add_argument('--calibrate-on', choices=['plain', 'augmented'],
+                        default='plain', help='measure batch-norm statistics '
+                        'on the images of knn_bank_dataloader\nor on those of '
+                        'train_dataloader (default: plain)')
+    parser.add_argument('--num-images', type=int, default=10000, metavar='N',
+                        help='images to calibrate with (default: 10000)')
+    parser.add_argument('--save-checkpoint', metavar='FILE',
+                        help='also write the checkpoint with the measured '
+                        'statistics in it')
+    parser.add_argument('--out', metavar='DIR',
+                        help='default: the name of the checkpoint, without '
+                        '.pth, with _widths behind it')
+    parser.add_argument('--batch-size', type=int, metavar='N',
+                        help='instead of those in the config')
+    parser.add_argument('--device', default='cuda' if
+                        torch.cuda.is_available() else 'cpu',
+                        help='default: cuda where there is one, else cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        metavar='KEY=VALUE', help='changes to the config')
+    parser.add_argument('--launcher', default='none',
+                        choices=['none', 'pytorch', 'slurm', 'mpi'])
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.launcher != 'none':
+        init_dist(args.launcher, backend='nccl' if args.device == 'cuda' else
+                  'gloo')
+    console = Console(quiet=not is_main_process())
+    out = args.out or osp.splitext(args.checkpoint)[0] + '_widths'
+    try:
+        config = Config.fromfile(args.config)
+        config.merge_from_dict(args.cfg_options or {})
+        evaluation = WidthEvaluation(
+            config, args.checkpoint, out, Measures(
+                knn=True, baselines=args.baselines, k=args.k,
+                calibrate_on=args.calibrate_on, num_images=args.num_images,
+                batch_size=args.batch_size, device=args.device), console)
+        widths = args.widths or evenly_spaced(
+            evaluation.network.width_range, args.num_widths)
+        report = evaluation.run(widths, bool(args.save_checkpoint))
+        if args.save_checkpoint:
+            evaluation.save_checkpoint(args.save_checkpoint)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        sys.exit(f'evaluate_widths: {error}')
+    if is_main_process():
+        console.print(report.table())
+        plot = osp.join(out, 'widths.png')
+        write_atomically(plot, lambda path: plot_reports(path, [report]))
+        console.print(f'Report: {out}/widths.json, widths.csv, widths.png')
+
+
+if __name__ == '__main__':
+    main()

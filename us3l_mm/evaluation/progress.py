@@ -1,0 +1,32 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from typing import Iterable, Iterator, Optional
+
+from mmengine.dist import get_world_size, is_main_process
+from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
+                           TimeRemainingColumn)
+from torch import Tensor
+
+
+def count_images(batches: Iterable, description: str,
+                 total: Optional[int] = None, show: bool = True) -> Iterator:
+    """Yield ``batches`` unchanged while a bar counts their images.
+
+    Args:
+        batches (iterable): Of image tensors (N, ...), or of tuples that begin
+            with one.
+        description (str): Stands before the bar.
+        total (int, optional): Images in all processes together.
+        show (bool): False for no bar. Only the main process has one.
+    """
+    if not show or not is_main_process():
+        yield from batches
+        return
+    columns = (TextColumn('{task.description}'), BarColumn(),
+               MofNCompleteColumn(), TextColumn('images'),
+               TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task(description, total=total)
+        for batch in batches:
+            yield batch
+            images = batch if isinstance(batch, Tensor) else batch[0]
+            bar.advance(task, len(images) * get_world_size())

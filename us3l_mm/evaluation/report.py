@@ -1,0 +1,150 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""What is known about each width: the rows, their files, their table."""
+import csv
+import json
+import os
+import os.path as osp
+from dataclasses import asdict, dataclass, field, fields
+from typing import List, Optional
+
+from rich.table import Table
+
+from .files import write_atomically
+
+JSON, CSV = 'widths.json', 'widths.csv'
+
+
+@dataclass
+class WidthRow:
+    """One width. Accuracies are in percent; None is not measured (yet).
+
+    Attributes:
+        width (float): The multiplier.
+        channels (int): Features of the backbone.
+        params (int): Parameters of the backbone.
+        gmacs (float): 1e9 multiply-accumulates of the backbone per image.
+        latency_ms (float, optional): Of one batch, median, on this device.
+        knn (float, optional): Accuracy of nearest neighbours.
+        linear (float, optional): Accuracy of a linear classifier.
+        linear_c (float, optional): The C chosen for it.
+        untrained_knn (float, optional): kNN with initial weights.
+    """
+
+    width: float
+    channels: int
+    params: int
+    gmacs: float
+    latency_ms: Optional[float] = None
+    knn: Optional[float] = None
+    linear: Optional[float] = None
+    linear_c: Optional[float] = None
+    untrained_knn: Optional[float] = None
+
+
+@dataclass
+class Report:
+    """All widths of a checkpoint.
+
+    Attributes:
+        name (str): Of the run, for the legend of a plot.
+        settings (dict): Everything that the figures depend on.
+        rows (list[WidthRow]): From wide to narrow.
+        chance (float, optional): Accuracy of the most frequent class.
+        raw_pixels (float, optional): kNN on the pixels themselves.
+        device (str): On which latency was measured.
+    """
+
+    name: str
+    settings: dict
+    rows: List[WidthRow] = field(default_factory=list)
+    chance: Optional[float] = None
+    raw_pixels: Optional[float] = None
+    device: str = ''
+
+    def row(self, width: float) -> Optional[WidthRow]:
+        """The row of ``width``, if there is one."""
+        return next((r for r in self.rows if abs(r.width - width) < 1e-6),
+                    None)
+
+    def save(self, folder: str) -> None:
+        """Write ``widths.json`` and ``widths.csv``, each atomically."""
+        self.rows.sort(key=lambda row: -row.width)
+        write_atomically(osp.join(folder, JSON), self._write_json)
+        write_atomically(osp.join(folder, CSV), self._write_csv)
+
+    def _write_json(self, path: str) -> None:
+        with open(path, 'w') as file:
+            json.dump(asdict(self), file, indent=2)
+
+    def _write_csv(self, path: str) -> None:
+        with open(path, 'w', newline='') as file:
+            writer = csv.DictWriter(file, [f.name for f in fields(WidthRow)])
+            writer.writeheader()
+            writer.writerows(map(asdict, self.rows))
+
+    @classmethod
+    def load(cls, path: str) -> 'Report':
+        """Read a ``widths.json``, or raise ValueError."""
+        try:
+            with open(path) as file:
+                content = json.load(file)
+            rows = [WidthRow(**row) for row in content.pop('rows')]
+            return cls(**content, rows=rows)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f'{path} is not a report of tools/evaluate_widths.py '
+                f'({error}).') from None
+
+    def table(self) -> Table:
+        """For the terminal; only what was measured."""
+        columns = [
+            ('width', lambda r: f'{r.width:.4g}'),
+            ('channels', lambda r: f'{r.channels}'),
+            ('params (M)', lambda r: f'{r.params / 1e6:.3f}'),
+            ('GMACs', lambda r: f'{r.gmacs:.3g}')]
+        optional = [
+            ('latency (ms)', 'latency_ms', '{:.2f}'), ('kNN (%)', 'knn',
+                                                       '{:.1f}'),
+            ('linear (%)', 'linear', '{:.1f}'),
+            ('untrained kNN (%)', 'untrained_knn', '{:.1f}')]
+        for title, name, form in optional:
+            if any(getattr(row, name) is not None for row in self.rows):
+                columns.append((title, _cell(name, form)))
+        baselines = [f'{title} {value:.1f} %' for title, value in (
+            ('raw pixels', self.raw_pixels), ('chance', self.chance))
+            if value is not None]
+        table = Table(title=self.name, caption=', '.join(baselines) or None)
+        for title, _ in columns:
+            table.add_column(title, justify='right')
+        for row in self.rows:
+            table.add_row(*(cell(row) for _, cell in columns))
+        return table
+
+
+def resume(folder: str, name: str, settings: dict) -> tuple:
+    """What an earlier run left in ``folder``, if it had the same settings.
+
+    Returns:
+        tuple: The report to go on with, and a sentence about it.
+    """
+    path = osp.join(folder, JSON)
+    if not osp.exists(path):
+        return Report(name, settings), ''
+    report = Report.load(path)
+    settings = json.loads(json.dumps(settings))
+    changed = sorted(key for key in settings.keys() | report.settings.keys()
+                     if settings.get(key) != report.settings.get(key))
+    if not changed:
+        return report, f'Continuing with the results in {path}.'
+    kept = osp.join(folder, f'previous_{JSON}')
+    os.replace(path, kept)
+    return Report(name, settings), (
+        f'{path} was measured with another {", ".join(changed)}; it is '
+        f'{kept} now.')
+
+
+def _cell(name: str, form: str):
+    def cell(row: WidthRow) -> str:
+        value = getattr(row, name)
+        return '' if value is None else form.format(value)
+    return cell

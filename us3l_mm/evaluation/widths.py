@@ -1,0 +1,229 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""The whole evaluation of a checkpoint: every width, every measure."""
+import os.path as osp
+from dataclasses import dataclass
+from hashlib import sha256
+from functools import partial
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.runner import set_random_seed
+from rich.console import Console
+from torch import nn
+
+from us3l_mm.models.layers import check_width
+from .calibration import calibrate
+from .complexity import count_complexity
+from .data import (BANK, QUERY, TRAIN, build_loader, image_batches,
+                   labelled_batches)
+from .files import file_sha256, write_atomically
+from .features import encode, encoder, raw_pixels
+from .knn import chance_accuracy, knn_accuracy
+from .loading import (backbone_prefix, load_network, read_checkpoint,
+                      untrained_network)
+from .report import Report, WidthRow, resume
+
+CALIBRATE_ON = {'augmented': TRAIN, 'plain': BANK}
+TRAINED, UNTRAINED, PIXELS = 'trained', 'untrained', ('raw pixels', None)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What to measure, and how.
+
+    Attributes:
+        knn (bool): Accuracy of nearest neighbours.
+        baselines (bool): kNN of raw pixels and of the untrained network.
+        k (int): Neighbours that vote.
+        calibrate_on (str): 'plain', the images of the bank, or 'augmented',
+            those of the training loader.
+        num_images (int): Images to measure batch-norm statistics with.
+        batch_size (int, optional): Instead of those in the config.
+        device (str): Where to run.
+    """
+
+    knn: bool = True
+    baselines: bool = False
+    k: int = 20
+    calibrate_on: str = 'plain'
+    num_images: int = 10000
+    batch_size: Optional[int] = None
+    device: str = 'cpu'
+
+
+class WidthEvaluation:
+    """Measures widths of a checkpoint, going on where an earlier run ended.
+
+    What can be refused is refused in the constructor, before any long work.
+
+    Args:
+        config (Config): Of the pre-training, with ``knn_bank_dataloader`` and
+            ``knn_query_dataloader``.
+        checkpoint (str): The file to evaluate.
+        out (str): Folder of the report.
+        measures (Measures): What to measure.
+        console (Console, optional): Where to say what is going on.
+    """
+
+    def __init__(self, config: Config, checkpoint: str, out: str,
+                 measures: Measures, console: Optional[Console] = None):
+        self.config, self.out, self.measures = config, out, measures
+        self.console = console or Console()
+        self.checkpoint = read_checkpoint(checkpoint)
+        self.network, self.preprocessor = (
+            module.to(measures.device)
+            for module in load_network(config, self.checkpoint))
+        self.loaders = {key: build_loader(config, key, measures.batch_size)
+                        for key in (BANK, QUERY)}
+        plain = measures.calibrate_on == 'plain'
+        self.calibration_loader = build_loader(
+            config, CALIBRATE_ON[measures.calibrate_on], measures.batch_size,
+            shuffle=True if plain else None)
+        bank_size = len(self.loaders[BANK].dataset)
+        if not 1 <= measures.k <= bank_size:
+            raise ValueError(
+                f'k is a number of neighbours from 1 to the {bank_size} '
+                f'images of {BANK}, got k={measures.k}.')
+        first = self.loaders[QUERY].dataset[0]['inputs']
+        self.input_size = tuple(first.shape[-2:])
+        self.name = osp.splitext(osp.basename(config.filename or checkpoint)
+                                 )[0]
+        self.settings = self._settings(checkpoint)
+
+    def check(self, widths: Sequence[float]) -> List[float]:
+        """``widths`` from wide to narrow, or an error."""
+        allowed = self.network.width_range
+        return sorted({check_width(w, allowed) for w in widths}, reverse=True)
+
+    def run(self, widths: Sequence[float], recalibrate: bool = False
+            ) -> Report:
+        """Measure what is not yet measured; every finished width is saved.
+
+        Args:
+            widths (sequence[float]): The widths.
+            recalibrate (bool): Whether to measure statistics even of widths
+                that need nothing else.
+        """
+        widths = self.check(widths)
+        report = self._report(widths)
+        trained = [w for w in widths if self._lacks(report.row(w))]
+        untrained = [w for w in widths if self.measures.baselines
+                     and report.row(w).untrained_knn is None]
+        if recalibrate or trained:
+            self.calibrate(self.network, widths if recalibrate else trained)
+        if trained or untrained:
+            self._accuracies(report, trained, untrained)
+        self._save(report)
+        return report
+
+    def calibrate(self, network: nn.Module, widths: Sequence[float]) -> int:
+        """Measure the statistics of ``widths``; the same in every run."""
+        set_random_seed(0)  # of the augmentation
+        return calibrate(
+            network, image_batches(self.calibration_loader,
+                                   self.preprocessor), widths,
+            min(self.measures.num_images,
+                len(self.calibration_loader.dataset)), progress=True)
+
+    def save_checkpoint(self, path: str) -> None:
+        """Write the checkpoint with the measured statistics inside."""
+        if is_main_process():
+            state = self.checkpoint['state_dict']
+            prefix = backbone_prefix(state)
+            state = {**state, **{prefix + key: value.cpu() for key, value in
+                                 self.network.state_dict().items()}}
+            write_atomically(path, partial(
+                torch.save, dict(self.checkpoint, state_dict=state)))
+
+    def _lacks(self, row: WidthRow) -> bool:
+        return self.measures.knn and row.knn is None
+
+    def _report(self, widths: Sequence[float]) -> Report:
+        """The report of an earlier run or a new one, with a row per width."""
+        shared = [None]
+        if is_main_process():
+            shared[0], notice = resume(self.out, self.name, self.settings)
+            if notice:
+                self.console.print(notice)
+        broadcast_object_list(shared)
+        report = shared[0]
+        new = [w for w in widths if report.row(w) is None]
+        sizes = count_complexity(self.network, new, self.input_size)
+        for width, size in sizes.items():
+            report.rows.append(WidthRow(
+                width, self.network.feature_channels(width)[-1], size.params,
+                size.macs / 1e9))
+        return report
+
+    def _accuracies(self, report: Report, trained: Sequence[float],
+                    untrained: Sequence[float]) -> None:
+        """One pass over bank and queries for all; then width by width."""
+        encoders = {(TRAINED, w): encoder(self.network, w) for w in trained}
+        if untrained:
+            initial = untrained_network(self.config).to(self.measures.device)
+            self.calibrate(initial, untrained)
+            encoders.update({(UNTRAINED, w): encoder(initial, w)
+                             for w in untrained})
+        if self.measures.baselines and report.raw_pixels is None:
+            encoders[PIXELS] = raw_pixels
+        bank, bank_labels = self._encode(encoders, BANK)
+        queries, query_labels = self._encode(encoders, QUERY)
+        if not is_main_process():
+            return
+        report.chance = chance_accuracy(query_labels)
+        for name in encoders:
+            kind, width = name
+            with self.console.status(f'Neighbours of {kind} {width or ""}'):
+                accuracy = knn_accuracy(
+                    bank.pop(name), bank_labels, queries.pop(name),
+                    query_labels, self.measures.k)
+            if name == PIXELS:
+                report.raw_pixels = accuracy
+            elif kind == UNTRAINED:
+                report.row(width).untrained_knn = accuracy
+            else:
+                report.row(width).knn = accuracy
+            self._save(report)
+
+    def _encode(self, encoders: dict, key: str
+                ) -> Tuple[Dict[tuple, np.ndarray], np.ndarray]:
+        loader = self.loaders[key]
+        return encode(
+            encoders, labelled_batches(loader, self.preprocessor),
+            len(loader.dataset), progress=True,
+            description=f'Features of {key.split("_")[1]}')
+
+    def _save(self, report: Report) -> None:
+        if is_main_process():
+            report.save(self.out)
+
+    def _settings(self, checkpoint: str) -> dict:
+        """Everything that accuracies depend on, to compare two runs by."""
+        measures = self.measures
+        return dict(
+            checkpoint_sha256=file_sha256(checkpoint), k=measures.k,
+            calibrate_on=measures.calibrate_on,
+            num_images=measures.num_images,
+            batch_size=self.calibration_loader.batch_size,
+            model=_digest(self.config.model),
+            data=_digest([self.config[key].dataset for key in (
+                BANK, QUERY, CALIBRATE_ON[measures.calibrate_on])]))
+
+
+def evenly_spaced(width_range: Tuple[float, float], count: int
+                  ) -> List[float]:
+    """``count`` widths from the lowest to the highest of ``width_range``."""
+    if count < 1:
+        raise ValueError(f'The number of widths is at least 1, got {count}.')
+    low, high = width_range
+    if count == 1:
+        return [high]
+    return [low + (high - low) * i / (count - 1) for i in range(count)]
+
+
+def _digest(config) -> str:
+    text = Config(dict(content=config)).pretty_text
+    return sha256(text.encode()).hexdigest()[:16]

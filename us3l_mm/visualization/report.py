@@ -1,0 +1,43 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from typing import Sequence
+
+from us3l_mm.evaluation.report import Report
+from .curve import Line, draw_curve
+
+MEASURES = {'knn': 'kNN accuracy (%)', 'linear': 'linear probe accuracy (%)'}
+
+
+def plot_reports(path: str, reports: Sequence[Report], measure: str = 'knn',
+                 compute: str = 'gmacs') -> None:
+    """Draw accuracy against compute of several reports in one PNG.
+
+    Args:
+        path (str): The file to write.
+        reports (sequence[Report]): The first one brings the baselines.
+        measure (str): 'knn' or 'linear'.
+        compute (str): 'gmacs' or 'params'.
+    """
+    if measure not in MEASURES:
+        raise ValueError(f'measure is one of {sorted(MEASURES)}, got '
+                         f'{measure!r}.')
+    lines = [_line(report.name, report, measure, compute)
+             for report in reports]
+    levels, first = {}, reports[0]
+    if measure == 'knn':
+        lines.append(_line('untrained', first, 'untrained_knn', compute,
+                           muted=True))
+        if first.raw_pixels is not None:
+            levels['raw pixels'] = first.raw_pixels
+    if first.chance is not None:
+        levels['chance'] = first.chance
+    draw_curve(path, [line for line in lines if line.points], levels, compute,
+               MEASURES[measure], 'Accuracy against compute, every point from '
+               'one checkpoint')
+
+
+def _line(name: str, report: Report, measure: str, compute: str,
+          muted: bool = False) -> Line:
+    return Line(name, [
+        (row.width, row.gmacs if compute == 'gmacs' else row.params / 1e6,
+         getattr(row, measure)) for row in report.rows
+        if getattr(row, measure) is not None], muted)
