@@ -1,6 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from typing import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,6 +50,11 @@ class FeatureDistiller(nn.Module):
             targets (sequence[Tensor]): The teacher's, each (N, C, H, W).
         """
         losses = [
-            F.mse_loss(project(maps[i]).float(), targets[i].detach().float())
+            F.mse_loss(_float(project(maps[i])), _float(targets[i].detach()))
             for i, project in zip(self.outputs, self.projections)]
         return self.loss_weight * sum(losses) / len(losses)
+
+
+def _float(x: Tensor) -> Tensor:
+    """``x`` in at least single precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
