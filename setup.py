@@ -1,8 +1,10 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Packaging of us3l_mm: ranges here, exact versions in requirements/."""
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -14,6 +16,7 @@ ROOT = Path(__file__).resolve().parent
 INSTALL_REQUIRES = [
     'matplotlib>=3.6',
     'numpy>=1.24',
+    'pillow>=9',
     'rich>=13',
     'scikit-learn>=1.2',
     'torch>=2.1',
@@ -46,6 +49,24 @@ def read_version() -> str:
     return scope['__version__']
 
 
+class BuildWithConfigs(build_py):
+    """Puts configs and tools into a wheel, where OpenMMLab looks for them.
+
+    An editable installation needs no copy: it has the clone.
+    """
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        for folder in ('configs', 'tools'):
+            shutil.copytree(
+                ROOT / folder,
+                Path(self.build_lib, 'us3l_mm', '.mim', folder),
+                ignore=shutil.ignore_patterns('__pycache__', 'setup'),
+                dirs_exist_ok=True)
+
+
 setup(
     name='us3l_mm',
     version=read_version(),
@@ -57,6 +78,7 @@ setup(
     packages=find_packages(include=['us3l_mm', 'us3l_mm.*']),
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
+    cmdclass={'build_py': BuildWithConfigs},
     classifiers=[
         'Development Status :: 3 - Alpha',
         'Intended Audience :: Science/Research',
