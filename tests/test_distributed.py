@@ -84,6 +84,11 @@ def average_of_losses(case):
                     if subnet.is_base:
                         caches[rank]['online'] = output['encoded']
                     total = total + sum(output['losses'].values()) / 2
+                total = total + sum(5e-5 * p.square().sum() for name, p in
+                                    algorithm.named_parameters()
+                                    if p.requires_grad and not (
+                                        subnet.is_base and
+                                        'predictor' in name))
                 total.backward()
             if update_mode == 'sequential':
                 wrapper.step(), wrapper.zero_grad()

@@ -11,9 +11,11 @@ import argparse
 import json
 import platform
 import time
+from copy import deepcopy
 from statistics import median
 
 import torch
+from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 from rich.console import Console
@@ -77,11 +79,12 @@ class BarePass:
     """Forward and backward of a plain network of one width, nothing else."""
 
     def __init__(self, algorithm, subnet):
-        self.encoder = [slice_network(module, subnet.width)
-                        for module in (algorithm.backbone, algorithm.neck)]
-        self.head = slice_network(
-            algorithm.head if subnet.is_base else algorithm.distill_head,
-            subnet.width)
+        self.encoder = [
+            slice_network(module, subnet.width, without_statistics=True)
+            for module in (algorithm.backbone, algorithm.neck)]
+        # Heads are full at every width.
+        self.head = deepcopy(algorithm.head if subnet.is_base else
+                             algorithm.distill_head)
 
     def encode(self, views):
         return [z for _, z in encode(*self.encoder, views)]
@@ -150,9 +153,13 @@ def time_round(watch, algorithm, wrapper, bare, views, regulariser):
 
         watch(subnet.name, one_pass)
         watch(f'optimizer {subnet.name}', wrapper.step)
+
+        def regularise():
+            regulariser.loss(subnet.is_base).backward()
+            regulariser.add_gradients()
+
         # Gradients exist, as they do when a pass adds to them.
-        watch(f'regulariser {subnet.name}',
-              lambda: regulariser.loss(subnet.is_base).backward())
+        watch(f'regulariser {subnet.name}', regularise)
         watch(f'mask {subnet.name}', lambda: float64_mask_loss(
             named_parameters(algorithm), regulariser.lam,
             regulariser.alpha).backward())
@@ -220,6 +227,7 @@ def show(figures, args):
 def main():
     args = parse_args()
     torch.manual_seed(0)
+    MMLogger.get_instance('benchmark', log_level='WARNING')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         algorithm, wrapper = build_algorithm(args)
         bare = [BarePass(algorithm, s) for s in algorithm.plan.subnets]

@@ -1,8 +1,10 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
+from typing import Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
+
+MODES = ('linear', 'exp')
 
 
 class GroupRegulariser:
@@ -13,15 +15,16 @@ class GroupRegulariser:
     .. math:: \sum_p \sum_g \lambda_g \lVert p_g \rVert^2,\quad
               \lambda_g = \lambda (1 - \alpha g) \text{ or } \lambda \alpha^g
 
-    (mode 'linear' or 'exp') over whole, un-sliced parameters, whose channels are split into groups
-    g = 0, 1, ... of equal size, the last one taking the remainder. The leading
-    channels, shared by every width, pay most. ``lam`` is half of the weight
-    decay it replaces, as there is no 1/2. Source: US3L, arXiv 2303.06870,
-    section 3 (group regularisation).
+    (mode 'linear' or 'exp') over whole, un-sliced parameters, whose channels
+    are split into groups g = 0, 1, ... of equal size, the last one taking the
+    remainder. The leading channels, shared by every width, pay most. ``lam``
+    is half of the weight decay it replaces, as there is no 1/2. Source: US3L,
+    arXiv 2303.06870, section 3 (group regularisation).
 
-    The gradient is just :math:`2 \lambda_g p`. It is a term of the loss and
-    not of the optimizer, so that loss scaling, clipping, accumulation and
-    all-reduce treat it as any gradient.
+    The gradient is just :math:`2 \lambda_g p`, so it does not go through
+    autograd: :meth:`loss` gives the value, and after the backward pass
+    :meth:`add_gradients` adds the gradient in place. Loss scaling, clipping,
+    accumulation and data parallel training treat it like that of a loss term.
 
     Args:
         parameters (iterable[tuple[str, nn.Parameter]]): What to decay, by
@@ -30,56 +33,87 @@ class GroupRegulariser:
         alpha (float): :math:`\alpha`, reached when the ramp is 1.
         mode (str): 'linear' or 'exp'.
         groups (int): Number of groups.
-        group_dims (mapping[int, int]): Which dimension of a parameter of so
-            many dimensions is split into groups; others pay plain lam in all
-            their channels.
+        group_dims (mapping[int, int], optional): Which dimension of a
+            parameter of so many dimensions is split into groups; others pay
+            plain lam in all their channels. Defaults to {1: 0, 4: 0}.
         base_pass_skip (sequence[str]): Parameters whose name has one of these
             parts are left alone in the base pass.
     """
 
-    MODES = ('linear', 'exp')
-
     def __init__(self, parameters: Iterable[Tuple[str, nn.Parameter]],
-                 lam: float = 5e-5, alpha: float = 0.05, mode: str = 'linear', groups: int = 8,
-                 group_dims: Mapping[int, int] = {1: 0, 4: 0},
+                 lam: float = 5e-5, alpha: float = 0.05, mode: str = 'linear',
+                 groups: int = 8,
+                 group_dims: Optional[Mapping[int, int]] = None,
                  base_pass_skip: Sequence[str] = ('predictor', )):
-        if mode not in self.MODES:
-            raise ValueError(
-                f'mode is one of {self.MODES}, got {mode!r}.')
+        if mode not in MODES:
+            raise ValueError(f'mode is one of {MODES}, got {mode!r}.')
         named = list(parameters)
         self.lam, self.alpha, self.mode = lam, alpha, mode
-        self.parameters = [p for _, p in named]
-        self.in_base_pass = [
-            index for index, (name, _) in enumerate(named)
-            if not any(part in name.split('.') for part in base_pass_skip)]
-        self._group = [group_index(p, groups, group_dims)
-                       for p in self.parameters]
+        group_dims = {1: 0, 4: 0} if group_dims is None else group_dims
+        kept = [(name, p) for name, p in named
+                if not set(name.split('.')) & set(base_pass_skip)]
+        self._passes = {
+            is_base: _Pass([p for _, p in chosen], groups, group_dims)
+            for is_base, chosen in ((False, named), (True, kept))}
         self.set_ramp(0.0)
 
-    @torch.no_grad()
     def set_ramp(self, ramp: float) -> None:
         """Recompute the coefficients; ``ramp`` goes from 0, plain decay, to 1.
 
         It takes alpha from 0 in 'linear', and from 1 in 'exp'.
         """
-        if self.mode == 'linear':
-            factors = [1 - ramp * self.alpha * g for g in self._group]
-        else:
-            factors = [(1 - ramp * (1 - self.alpha))**g for g in self._group]
-        coefficients = [self.lam * factor for factor in factors]
-        # Of each pass, all that the value and the gradient need.
-        self._passes: Dict[bool, Tuple[list, List[Tensor], List[Tensor]]] = {}
-        for is_base, chosen in ((False, range(len(self.parameters))),
-                                (True, self.in_base_pass)):
-            lam_g = [coefficients[i].to(self.parameters[i]) for i in chosen]
-            self._passes[is_base] = ([self.parameters[i] for i in chosen],
-                                     [c.sqrt() for c in lam_g],
-                                     [2 * c for c in lam_g])
+        for pass_ in self._passes.values():
+            pass_.set_coefficients(lambda g: self.lam * (
+                1 - ramp * self.alpha * g if self.mode == 'linear' else
+                (1 - ramp * (1 - self.alpha))**g))
 
     def loss(self, is_base: bool) -> Tensor:
-        """The loss term of one pass, a scalar."""
-        parameters, root, slope = self._passes[is_base]
-        return _GroupPenalty.apply(root, slope, *parameters)
+        """The loss term of one pass, a scalar, to be added to its loss."""
+        self._current = self._passes[is_base]
+        # A leaf: the backward pass tells it by what the loss was scaled.
+        self._value = self._current.value().requires_grad_()
+        return self._value
+
+    def add_gradients(self) -> None:
+        """Add the gradient of the last :meth:`loss`, after its backward."""
+        self._current.add_gradients(self._value.grad)
+
+
+class _Pass:
+    """Value and gradient of sum(c * p**2), each in one fused call."""
+
+    def __init__(self, parameters: List[nn.Parameter], groups: int,
+                 group_dims: Mapping[int, int]):
+        self.parameters = parameters
+        self.values = [p.detach() for p in parameters]
+        self.group = [group_index(p, groups, group_dims) for p in parameters]
+        # Views of the channels of one group each, and which group that is.
+        self.chunks, self.chunk_group = [], []
+        for values, group in zip(self.values, self.group):
+            dim = group_dims.get(values.dim(), 0)
+            indices, counts = group.flatten().unique_consecutive(
+                return_counts=True)
+            self.chunks += (values.split(counts.tolist(), dim)
+                            if len(indices) > 1 else [values])
+            self.chunk_group.append(indices)
+        self.chunk_group = torch.cat(self.chunk_group)
+
+    def set_coefficients(self, of_group) -> None:
+        like = self.values[0]
+        self.coefficients = of_group(self.chunk_group).to(like)
+        self.slopes = [2 * of_group(group).to(like) for group in self.group]
+
+    def value(self) -> Tensor:
+        norms = torch.stack(torch._foreach_norm(self.chunks))
+        return self.coefficients @ norms.square()
+
+    def add_gradients(self, scale: Tensor) -> None:
+        slopes = torch._foreach_mul(self.slopes, scale)
+        for p in self.parameters:
+            if p.grad is None:  # not used in this pass, but decayed in it
+                p.grad = torch.zeros_like(p)
+        torch._foreach_addcmul_([p.grad for p in self.parameters],
+                                self.values, slopes)
 
 
 def group_index(parameter: Tensor, groups: int,
@@ -99,20 +133,3 @@ def group_index(parameter: Tensor, groups: int,
     shape = [1] * parameter.dim()
     shape[dim] = channels
     return group.view(shape)
-
-
-class _GroupPenalty(torch.autograd.Function):
-    """sum(c * p**2) with the gradient 2 * c * p, in a few fused calls."""
-
-    @staticmethod
-    def forward(ctx, root, slope, *parameters):
-        ctx.slope = slope
-        ctx.save_for_backward(*parameters)
-        norms = torch._foreach_norm(torch._foreach_mul(parameters, root))
-        return torch.stack(norms).square().sum()
-
-    @staticmethod
-    def backward(ctx, grad):
-        slope = torch._foreach_mul(ctx.slope, grad)
-        gradients = torch._foreach_mul(ctx.saved_tensors, slope)
-        return (None, None, *gradients)

@@ -22,8 +22,8 @@ def run_passes(algorithm: BaseModel,
     widest network, is in use at a time.
 
     Args:
-        algorithm (BaseModel): Knows the ``plan``, the ``update_mode``, its
-            targets and its loss.
+        algorithm (BaseModel): Knows the ``plan``, the ``update_mode``, the
+            ``regulariser``, its targets and its loss.
         forward (nn.Module): What the batch must go through: the algorithm, or
             the distributed wrapper around it.
         data (dict): A batch of the loader.
@@ -35,7 +35,8 @@ def run_passes(algorithm: BaseModel,
         dict: What to log: ``loss`` and its parts summed over the passes, the
         widths, the stage, the spread of the embeddings.
     """
-    plan, sequential = algorithm.plan, algorithm.update_mode == 'sequential'
+    plan, regulariser = algorithm.plan, algorithm.regulariser
+    sequential = algorithm.update_mode == 'sequential'
     check_optim_wrapper(optim_wrapper)
     views = algorithm.views(data)
     log, loss, cache = dict(stage=plan.stage), 0.0, {}
@@ -52,20 +53,22 @@ def run_passes(algorithm: BaseModel,
             with optim_wrapper.optim_context(forward):
                 output = forward(views, mode='loss', subnet=subnet,
                                  targets=targets)
-            total = sum(output['losses'].values())
-            if sequential:
-                optim_wrapper.update_params(total)
-            else:
-                optim_wrapper.backward(total)
+            losses = output['losses']
+            if regulariser is not None:
+                losses['loss_reg'] = regulariser.loss(subnet.is_base)
+            total = sum(losses.values())
+            optim_wrapper.backward(total)
+        if regulariser is not None:
+            regulariser.add_gradients()
+        if sequential or index + 1 == len(plan.subnets):
+            optim_wrapper.step()
+            optim_wrapper.zero_grad()
         if subnet.is_base:
             cache['online'] = output['encoded']
         loss = loss + total.detach()
         log[f'width_{subnet.name}'] = subnet.width
-        for name, value in {**output['losses'], **output['log']}.items():
+        for name, value in {**losses, **output['log']}.items():
             log[name] = log.get(name, 0.0) + value.detach()
-    if not sequential:
-        optim_wrapper.step()
-        optim_wrapper.zero_grad()
     return dict(loss=loss, **log)
 
 

@@ -168,8 +168,6 @@ class US3LAlgorithm(BaseSelfSupervisor):
             match = self.feature_distiller.loss
             losses[f'loss_feature{suffix}'] = 0.5 * (
                 match(maps1, target_maps2) + match(maps2, target_maps1))
-        if self.regulariser is not None:
-            losses['loss_reg'] = self.regulariser.loss(subnet.is_base)
         log = {f'spread_{subnet.name}': spread(z1)}
         if subnet.is_base and targets is not None:
             log['spread_teacher'] = spread(t1)
