@@ -8,8 +8,10 @@ from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from us3l_mm.models.layers import (SlimmableConv2d, SwitchableBatchNorm,
-                                   active_channels, check_width_range)
+                                   active_channels, check_width,
+                                   check_width_range)
 from us3l_mm.registry import MODELS
+from .narrow import Cut, cut_layers
 from .weights import ChecksItsWeights
 
 NORMS = {
@@ -23,10 +25,15 @@ class _SlimmableResNet(ChecksItsWeights):
     """What :class:`SlimmableResNet` and :class:`SlimmableResNet_CIFAR` share.
     """
 
+    # Of an ordinary network of that width; None for one that runs at any.
+    width: Optional[float] = None
+
     def __init__(self, depth: int, width_range: Tuple[float,
                                                       float] = (0.25, 1.0),
                  divisor: int = 8, conv_cfg: Optional[dict] = None,
-                 norm_cfg: Optional[dict] = None, **kwargs):
+                 norm_cfg: Optional[dict] = None,
+                 width: Optional[float] = None,
+                 missing_statistics: str = 'error', **kwargs):
         if depth not in self.arch_settings:
             raise ValueError(
                 f'{type(self).__name__} has the depths '
@@ -52,13 +59,56 @@ class _SlimmableResNet(ChecksItsWeights):
                     if isinstance(m, SlimmableConv2d))
         stem.slice_in = False
         stem.on_width()
+        if width is not None:
+            self._narrow(check_width(width, self.width_range),
+                         missing_statistics)
+        elif missing_statistics != 'error':
+            raise ValueError('missing_statistics is for a network of a single '
+                             'width, got it without a width.')
 
-    def feature_channels(self, width: float) -> Tuple[int, ...]:
-        """Channels of each output (``out_indices``) at ``width``."""
-        stages = [getattr(self, name) for name in self.res_layers]
-        return tuple(
-            active_channels(stages[i][-1].out_channels, width, self.divisor)
-            for i in self.out_indices)
+    def _narrow(self, width: float, missing_statistics: str) -> None:
+        """Make this an ordinary network of one width."""
+        if missing_statistics == 'reset' and (self.norm_eval
+                                              or self.frozen_stages >= 0):
+            raise ValueError(
+                "missing_statistics='reset' needs norms that train, got "
+                f'norm_eval={self.norm_eval}, '
+                f'frozen_stages={self.frozen_stages}: frozen norms would '
+                'normalise by the statistics of a new layer for ever.')
+        self.cut = Cut(self, width, missing_statistics)
+        cut_layers(self, width)
+
+    def on_cut(self, width: float) -> None:
+        """Adapt what knows channel counts, now that all layers are plain."""
+        for block in self.modules():
+            if isinstance(block, (BasicBlock, Bottleneck)):
+                block.in_channels = block.conv1.in_channels
+                block.mid_channels = block.conv1.out_channels
+                last = getattr(block, 'conv3', block.conv2)
+                block.out_channels = last.out_channels
+        self.feat_dim = getattr(self, self.res_layers[-1])[-1].out_channels
+        self.width, self.width_range = width, (width, width)
+        self._freeze_stages()
+
+    def feature_channels(self, width: Optional[float] = None
+                         ) -> Tuple[int, ...]:
+        """Channels of each output (``out_indices``) at ``width``.
+
+        Defaults to the width that the network was built for, else the full.
+        """
+        blocks = [getattr(self, name)[-1] for name in self.res_layers]
+        channels = [blocks[i].out_channels for i in self.out_indices]
+        if width is not None:
+            width = check_width(width, self.width_range)
+        if width is None or self.width is not None:
+            return tuple(channels)
+        return tuple(active_channels(c, width, self.divisor)
+                     for c in channels)
+
+    @property
+    def out_channels(self) -> Tuple[int, ...]:
+        """What a neck asks for: :meth:`feature_channels` of this network."""
+        return self.feature_channels()
 
     def init_weights(self) -> None:
         super().init_weights()
@@ -104,6 +154,18 @@ class SlimmableResNet(_SlimmableResNet, ResNet):
             :class:`~us3l_mm.models.layers.SlimmableBatchNorm2d`, or
             ``type='SwitchableBN', widths=[...]`` for one private batch norm
             per width. Defaults to dict(type='BN').
+        width (float, optional): Build an ordinary network of this width: plain
+            convolutions, and batch norms with running statistics, to
+            fine-tune, to train a detector on, or to hold a sliced checkpoint.
+            Given a checkpoint of the full network, by
+            ``init_cfg=dict(type='Pretrained', ...)`` or else, it takes over
+            the leading channels and the statistics of its width; what is
+            missing or narrower raises ValueError. Defaults to None: a
+            slimmable network.
+        missing_statistics (str): With a ``width``, what to do about a
+            checkpoint of the full network without statistics for it: 'error',
+            or 'reset', which lets the norms begin anew and needs all of them
+            to train. Defaults to 'error'.
         **kwargs: Those of MMPretrain's ResNet (``out_indices``,
             ``frozen_stages``, ``norm_eval``, ``with_cp``, ...).
 

@@ -12,7 +12,19 @@ class ChecksItsWeights:
     # A copy of the backbone inside a teacher may be absent from a file.
     weights_required = True
 
+    # The `Cut` of a network that has a single width, and takes over weights of
+    # the full one.
+    cut = None
+
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        if self.cut is not None:
+            self.cut.cut_parameters(self, state_dict, prefix)
+        if self._check_parameters(state_dict, prefix) and self.cut is not None:
+            self.cut.pick_statistics(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _check_parameters(self, state_dict, prefix) -> bool:
+        """Whether there are weights for this backbone; raises on others."""
         own = {prefix + name: tuple(parameter.shape)
                for name, parameter in self.named_parameters()}
         found = own.keys() & state_dict.keys()
@@ -28,15 +40,19 @@ class ChecksItsWeights:
             if missing or misfit or unknown:
                 raise ValueError(self._misfit_message(
                     state_dict, own, prefix, missing, misfit, unknown))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        return bool(found)
+
+    def _identity(self) -> str:
+        width = '' if self.cut is None else f', width={self.cut.width:g}'
+        return f'depth={getattr(self, "depth", "?")}{width}'
 
     def _misfit_message(self, state_dict, own, prefix, missing, misfit,
                         unknown) -> str:
         lines = [f'These weights are not those of this {type(self).__name__}'
-                 f'(depth={getattr(self, "depth", "?")}), whose '
+                 f'({self._identity()}), whose '
                  f'{len(own)} parameters are called {prefix or "(no prefix)"}'
-                 f'...: {len(missing)} are missing, {len(misfit)} have another '
-                 f'shape, {len(unknown)} belong to other layers.']
+                 f'...: {len(missing)} are missing, {len(misfit)} have '
+                 f'another shape, {len(unknown)} belong to other layers.']
         lines += [f'  missing: {key} {own[key]}' for key in missing[:3]]
         lines += [f'  shape: {key} is {tuple(state_dict[key].shape)}, needed '
                   f'{own[key]}' for key in misfit[:3]]

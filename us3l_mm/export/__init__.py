@@ -1,0 +1,9 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from .geometry import plain_arguments
+from .slicing import (check_statistics, has_statistics, slice_backbone,
+                      slice_network)
+
+__all__ = [
+    'check_statistics', 'has_statistics', 'plain_arguments', 'slice_backbone',
+    'slice_network'
+]
