@@ -17,7 +17,7 @@ def channels(full, width):
     return min(full, nearest + 8 if nearest < 0.9 * exact else nearest)
 
 
-# The network: x is a tensor, params a dictionary of whole parameters ----------
+# The network: x is a tensor, params a dictionary of whole parameters ---------
 
 
 def norm(x, params, name):
@@ -78,7 +78,7 @@ def mlp(x, params, prefix, layers, last_norm=False):
     return x
 
 
-# Losses, of a prediction and a target, both (N, d) ----------------------------
+# Losses, of a prediction and a target, both (N, d) ---------------------------
 
 
 def cosine(p, t):
@@ -115,7 +115,7 @@ METHODS = dict(
     simsiam_momentum=('cosine', True, True, True))
 
 
-# Training ---------------------------------------------------------------------
+# Training --------------------------------------------------------------------
 
 
 class NaiveTrainer:
@@ -237,7 +237,7 @@ class NaiveTrainer:
             self.params[k] = self.params[k] - self.lr * self.buffers[k]
 
 
-# A small algorithm of the package, and what to feed both ----------------------
+# A small algorithm of the package, and what to feed both ---------------------
 
 
 def small_algorithm(base_method='byol', **kwargs):

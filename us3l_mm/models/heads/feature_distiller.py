@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Sequence
+from typing import Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,8 @@ class FeatureDistiller(nn.Module):
         loss_weight (float): Multiplies the loss. Defaults to 1.0.
     """
 
-    def __init__(self, channels: Sequence[int], outputs: Sequence[int] = None,
+    def __init__(self, channels: Sequence[int],
+                 outputs: Optional[Sequence[int]] = None,
                  loss_weight: float = 1.0, divisor: int = 8):
         super().__init__()
         self.outputs = tuple(
@@ -33,7 +34,7 @@ class FeatureDistiller(nn.Module):
         if not self.outputs or not set(self.outputs) <= set(
                 range(len(channels))):
             raise ValueError(
-                f'feature_distill.outputs names outputs of the backbone, which '
+                'feature_distill.outputs names outputs of the backbone, which '
                 f'has {len(channels)} (backbone.out_indices), got '
                 f'{list(self.outputs)}.')
         self.loss_weight = loss_weight
