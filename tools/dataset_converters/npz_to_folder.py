@@ -12,7 +12,7 @@ def parse_args():
     parser = argparse.ArgumentParser(
         description='Turn a data set in one .npz file into a folder of '
         'images, DST/{train,test}/<class>/<index>.<suffix>, which the '
-        '-folder configs and MMPretrain\'s CustomDataset read.',
+        "-folder configs and MMPretrain's CustomDataset read.",
         epilog='The file holds, for the split train or test or both, either '
         'x_train, (N, H, W, 3) RGB or (N, H, W) grey pixels, uint8 (written '
         'as PNG); or blob_train, the bytes of all JPEG or PNG files, and '

@@ -156,7 +156,7 @@ def pixel_split(arrays: Dict[str, np.ndarray], name: str) -> Split:
     """A split of pixels; see the module."""
     x = arrays[f'x_{name}']
     if (x.dtype != np.uint8 or not x.size
-            or not (x.ndim == 3 or x.ndim == 4 and x.shape[3] == 3)):
+            or not (x.ndim == 3 or (x.ndim == 4 and x.shape[3] == 3))):
         raise ValueError(
             f'x_{name} is images, (N, H, W, 3) or (N, H, W) uint8, got '
             f'{x.shape} {x.dtype}.')

@@ -9,8 +9,8 @@ model = dict(
         type='us3l_mm.SlimmableResNet',
         depth=50,
         width_range=(0.25, 1.0),  # paper
-        # Batch statistics per process and per width while training, and no
-        # running ones; tools/evaluate_widths.py measures them afterwards.
+        # Batch statistics per width while training, and no running ones;
+        # tools/evaluate_widths.py measures them afterwards.
         norm_cfg=dict(type='BN'),
         zero_init_residual=False),  # as in MMPretrain's BYOL
     base_loss='cosine',  # reference
@@ -18,4 +18,5 @@ model = dict(
     distill_from='teacher',  # paper, guideline 2
     share_head=False,  # paper, guideline 3
     teacher_momentum=0.01,  # the share that enters: the paper's m = 0.99
-    update_mode='sequential')  # reference: an optimizer step per pass
+    update_mode='sequential',  # reference: an optimizer step per pass
+    sync_norms=False)  # reference: statistics of each process

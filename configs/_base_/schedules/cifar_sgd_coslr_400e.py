@@ -5,7 +5,7 @@ optim_wrapper = dict(
     optimizer=dict(
         type='SGD',
         lr=0.5,  # reference, for a batch of 512
-        momentum=0.9,  # ours: the usual value
+        momentum=0.9,  # reference
         # GroupRegHook decays instead, by lam = 1e-4 / 2 (reference).
         weight_decay=0.0))
 # Counted in iterations, so that it ends where training ends, whatever

@@ -6,7 +6,7 @@ optim_wrapper = dict(
     optimizer=dict(
         type='SGD',
         lr=0.05,  # reference, for a batch of 480
-        momentum=0.9,  # ours: the usual value
+        momentum=0.9,  # reference
         # GroupRegHook decays instead, by lam = 1e-4 / 2 (reference).
         weight_decay=0.0))
 # Counted in iterations, so that it ends where training ends, whatever

@@ -1,0 +1,207 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Every config says what its name says, builds, and is what it claims."""
+import re
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import Compose
+from mmengine.fileio import load
+from mmengine.registry import init_default_scope
+
+from us3l_mm.datasets.seeded_augmentation import SampleIndex
+from us3l_mm.registry import HOOKS, MODELS
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / 'configs/us3l').rglob('*.py'))
+BASELINES = sorted((ROOT / 'configs/us3l/baselines').glob('*.py'))
+DATA = sorted((ROOT / 'configs/_base_/datasets').glob('*.py'))
+RECIPE = (ROOT / 'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py')
+
+
+def name_of(path: Path) -> str:
+    return path.stem
+
+
+def config_of(path: Path) -> Config:
+    init_default_scope('mmpretrain')
+    return Config.fromfile(path)
+
+
+def leaves(value, prefix='') -> dict:
+    """All values by dotted key; a hook is one value, under its type."""
+    if prefix == 'custom_hooks':
+        return {f'{prefix}.{hook.type}': hook.to_dict() for hook in value}
+    if isinstance(value, (dict, Config)):
+        return {key: leaf for name, child in value.items()
+                for key, leaf in leaves(child, f'{prefix}.{name}'.strip('.')
+                                        ).items()}
+    return {prefix: value}
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=name_of)
+def test_config_builds(path):
+    cfg = config_of(path)
+    cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
+    algorithm = MODELS.build(cfg.model)
+    for hook in cfg.custom_hooks:
+        HOOKS.build(hook)
+    assert cfg.custom_hooks[0].type == 'us3l_mm.PreflightHook'
+    assert cfg.model_wrapper_cfg.type == 'us3l_mm.US3LDistributedDataParallel'
+    assert cfg.train_dataloader.sampler.type == 'us3l_mm.SeededSampler'
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    assert pipeline[0].type == 'us3l_mm.SeedAugmentation'
+    for name in ('knn_bank_dataloader', 'knn_query_dataloader'):
+        assert not cfg[name].sampler.get('shuffle')
+    # Weight decay and group regularisation exclude each other.
+    decays = cfg.optim_wrapper.optimizer.get('weight_decay', 0.0) > 0
+    regularised = any('GroupReg' in hook.type for hook in cfg.custom_hooks)
+    assert decays != regularised
+    assert algorithm.update_mode == (
+        'accumulate' if path.stem.startswith('accumulate') else 'sequential')
+
+
+@pytest.mark.parametrize('path', [
+    path for path in CONFIGS if re.search(r'_\d+xb\d+', path.stem)
+], ids=name_of)
+def test_config_is_what_its_name_says(path):
+    cfg = config_of(path)
+    gpus, per_gpu = map(int, re.search(r'_(\d+)xb(\d+)', path.stem).groups())
+    assert cfg.train_dataloader.batch_size == per_gpu
+    assert cfg.auto_scale_lr.base_batch_size == gpus * per_gpu
+    assert cfg.auto_scale_lr.enable is False
+    depth = int(re.search(r'(?:resnet|r)(\d+)_', path.stem).group(1))
+    assert cfg.model.backbone.depth == depth
+    if path.stem.count('_') >= 3:  # not a short name
+        _, recipe, data = path.stem.rsplit('_', 2)
+        epochs = int(re.search(r'-(\d+)e$', recipe).group(1))
+        assert cfg.train_cfg.max_epochs == epochs
+        assert cfg.train_dataloader.dataset.type == dict(
+            cifar10='CIFAR10', cifar100='CIFAR100', in1k='ImageNet',
+        ).get(data, 'CustomDataset')
+
+
+def test_short_name_is_the_canonical_config():
+    short = config_of(ROOT / 'configs/us3l/r50_8xb256.py')
+    long = config_of(
+        ROOT / 'configs/us3l/us3l_resnet50_8xb256-coslr-100e_in1k.py')
+    assert short.to_dict() == long.to_dict()
+    assert short.optim_wrapper.optimizer.lr == pytest.approx(
+        0.05 * 2048 / 480, abs=1e-4)
+
+
+ABSENT = 'absent'
+WEIGHT_DECAY = {'optim_wrapper.optimizer.weight_decay': 1e-4,
+                'custom_hooks.us3l_mm.GroupRegHook': ABSENT}
+
+
+def sampler(**kwargs) -> dict:
+    return {'custom_hooks.us3l_mm.DynamicSamplerHook': dict(
+        type='us3l_mm.DynamicSamplerHook', **kwargs)}
+
+
+WHOLE_RANGE = sampler(num_samples=3, num_stages=1, grid=1 / 32)
+FOUR = [1.0, 0.75, 0.5, 0.25]
+DIFFERENCES = {
+    'individual-w025': {**sampler(widths=[0.25]), **WEIGHT_DECAY},
+    'individual-w050': {**sampler(widths=[0.5]), **WEIGHT_DECAY},
+    'individual-w075': {**sampler(widths=[0.75]), **WEIGHT_DECAY},
+    'individual-w100': {**sampler(widths=[1.0]), **WEIGHT_DECAY},
+    'us-net': {'model.distill_from': None, **WHOLE_RANGE, **WEIGHT_DECAY},
+    's-net': {'model.distill_from': None, **sampler(widths=FOUR),
+              'model.backbone.norm_cfg.type': 'SwitchableBN',
+              'model.backbone.norm_cfg.widths': FOUR, **WEIGHT_DECAY},
+    'sandwich': WHOLE_RANGE,
+    'distill-online': {'model.distill_from': 'online'},
+    'shared-head': {'model.share_head': True},
+    'no-group-reg': WEIGHT_DECAY,
+    'accumulate': {'model.update_mode': 'accumulate'},
+}
+
+
+@pytest.mark.parametrize('path', BASELINES, ids=name_of)
+def test_baseline_differs_from_the_recipe_in_what_it_is_about(path):
+    recipe, baseline = leaves(config_of(RECIPE)), leaves(config_of(path))
+    found = {key: baseline.get(key, ABSENT)
+             for key in recipe.keys() | baseline.keys()
+             if recipe.get(key, ABSENT) != baseline.get(key, ABSENT)}
+    assert found == DIFFERENCES[path.stem.split('_')[0]]
+
+
+def test_every_baseline_is_there():
+    assert {p.stem.split('_')[0] for p in BASELINES} == DIFFERENCES.keys()
+
+
+def sample(path: Path, cfg: ConfigDict, rgb: tuple, seed: int = 0) -> dict:
+    """What a data set would hand to the pipelines: an even image."""
+    image = np.full((48, 40, 3), rgb, np.uint8)
+    results = dict(sample_idx=SampleIndex(0, seed), gt_label=1)
+    if cfg.train_dataloader.dataset.type.startswith('CIFAR'):
+        return dict(results, img=image)  # RGB, as MMPretrain's CIFAR
+    mmcv.imwrite(image[..., ::-1], str(path / 'image.png'))
+    return dict(results, img_path=str(path / 'image.png'))
+
+
+def augmented(tmp_path, cfg, rgb, count) -> torch.Tensor:
+    """(2 * count, 3) RGB colours of the views of an even image."""
+    pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
+    first = sample(tmp_path, cfg, rgb)
+    views = [view for seed in range(count) for view in pipeline(
+        dict(first, sample_idx=SampleIndex(0, seed)))['inputs']]
+    size = 224 if cfg.train_dataloader.dataset.type == 'ImageNet' else 32
+    assert {view.shape for view in views} == {(3, size, size)}
+    assert {view.dtype for view in views} == {torch.uint8}
+    colours = torch.stack([view.flatten(1).float().mean(1) for view in views])
+    return colours.flip(1) if cfg.data_preprocessor.to_rgb else colours
+
+
+@pytest.mark.parametrize('path', DATA, ids=name_of)
+def test_augmentation_has_the_shares_of_the_paper(path, tmp_path):
+    cfg = config_of(path)
+    in1k = cfg.train_dataloader.dataset.type == 'ImageNet'
+    count = 150 if in1k else 600
+    colours = augmented(tmp_path, cfg, (200, 90, 40), count)
+    grey = (colours.max(1).values - colours.min(1).values) < 1
+    same = ((colours - torch.tensor([200., 90., 40.])).abs() < 1).all(1)
+    # Four standard deviations of a share around 0.2 over so many views
+    margin = 4 * (0.16 / len(colours))**0.5
+    assert grey.float().mean() == pytest.approx(0.2, abs=margin)
+    assert same.float().mean() == pytest.approx(0.2 * 0.8, abs=margin)
+    # Grey without jitter is the luminance of red, green and blue, in this
+    # order: a swap of channels would give 88 instead of 117.
+    luminance = 0.2989 * 200 + 0.587 * 90 + 0.114 * 40
+    assert (colours[grey][:, 0] - luminance).abs().min() <= 1
+    blurs = [t.prob for t in cfg.view_pipeline if t.type == 'GaussianBlur']
+    assert blurs == ([0.5] if in1k else [])
+
+
+@pytest.mark.parametrize('path', DATA, ids=name_of)
+def test_evaluation_sees_the_plain_image(path, tmp_path):
+    cfg = config_of(path)
+    assert cfg.knn_bank_dataloader.dataset.pipeline == cfg.test_pipeline
+    pipeline = Compose(cfg.knn_query_dataloader.dataset.pipeline)
+    packed = pipeline(sample(tmp_path, cfg, (200, 90, 40)))
+    colour = packed['inputs'].flatten(1).float().mean(1)
+    if cfg.data_preprocessor.to_rgb:
+        colour = colour.flip(0)
+    assert colour.tolist() == [200, 90, 40]
+    assert int(packed['data_samples'].gt_label) == 1
+
+
+def test_metafile_lists_the_recipes_and_invents_nothing():
+    index = load(ROOT / 'model-index.yml')
+    assert index['Import'] == ['configs/us3l/metafile.yml']
+    models = load(ROOT / 'configs/us3l/metafile.yml')['Models']
+    recipes = [p for p in CONFIGS if p.parent.name == 'us3l'
+               and 'demo' not in p.stem and p.stem.count('_') >= 3]
+    assert [m['Name'] for m in models] == [p.stem for p in recipes]
+    for model, path in zip(models, recipes):
+        cfg = config_of(path)
+        assert model['Config'] == f'configs/us3l/{path.name}'
+        assert model['Metadata']['Epochs'] == cfg.train_cfg.max_epochs
+        assert (model['Metadata']['Batch Size']
+                == cfg.auto_scale_lr.base_batch_size)
+        assert model['Results'] is None and 'Weights' not in model
