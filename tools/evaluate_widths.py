@@ -15,10 +15,9 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import init_dist, is_main_process
 from rich.console import Console
 
-from us3l_mm.evaluation import Measures, WidthEvaluation
-from us3l_mm.evaluation.files import write_atomically
-from us3l_mm.evaluation.widths import evenly_spaced
-from us3l_mm.visualization import plot_reports
+from us3l_mm.evaluation import (Measures, Report, WidthEvaluation,
+                                evenly_spaced)
+from us3l_mm.visualization import plot_measures
 
 
 def parse_args(argv=None):
@@ -36,11 +35,16 @@ def parse_args(argv=None):
     parser.add_argument('--knn', action='store_true',
                         help='accuracy of nearest neighbours (the default '
                         'where nothing is asked for)')
+    parser.add_argument('--linear', action='store_true',
+                        help='accuracy of a linear classifier per width')
+    parser.add_argument('--latency', action='store_true',
+                        help='milliseconds per image on this device, of the '
+                        'network cut to the width')
+    parser.add_argument('--baselines', action='store_true',
+                        help='kNN, also of raw pixels and of the untrained '
+                        'network')
     parser.add_argument('--k', type=int, default=20,
                         help='neighbours that vote (default: 20)')
-    parser.add_argument('--baselines', action='store_true',
-                        help='also kNN of raw pixels and of the untrained '
-                        'network')
     parser.add_argument('--calibrate-on', choices=['plain', 'augmented'],
                         default='plain', help='measure batch-norm statistics '
                         'on the images of knn_bank_dataloader\nor on those of '
@@ -50,6 +54,11 @@ def parse_args(argv=None):
     parser.add_argument('--save-checkpoint', metavar='FILE',
                         help='also write the checkpoint with the measured '
                         'statistics in it')
+    parser.add_argument('--compare', nargs='+', default=[], metavar='JSON',
+                        help='reports of other checkpoints, to be drawn into '
+                        'the same plot')
+    parser.add_argument('--name', help='of this run in table and plot '
+                        '(default: the name of the config)')
     parser.add_argument('--out', metavar='DIR',
                         help='default: the name of the checkpoint, without '
                         '.pth, with _widths behind it')
@@ -65,33 +74,43 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def evaluate(args, out, console):
+    """The report of this checkpoint, and those to compare it with."""
+    others = [Report.load(path) for path in args.compare]
+    config = Config.fromfile(args.config)
+    config.merge_from_dict(args.cfg_options or {})
+    evaluation = WidthEvaluation(
+        config, args.checkpoint, out, Measures(
+            knn=args.knn or args.baselines or not (args.linear
+                                                   or args.latency),
+            linear=args.linear, latency=args.latency,
+            baselines=args.baselines, k=args.k,
+            calibrate_on=args.calibrate_on, num_images=args.num_images,
+            batch_size=args.batch_size, device=args.device), console)
+    evaluation.name = args.name or evaluation.name
+    widths = args.widths or evenly_spaced(
+        evaluation.network.width_range, args.num_widths)
+    return [evaluation.run(widths, args.save_checkpoint), *others]
+
+
 def main(argv=None):
     args = parse_args(argv)
     if args.launcher != 'none':
-        init_dist(args.launcher, backend='nccl' if args.device == 'cuda' else
-                  'gloo')
+        init_dist(args.launcher, backend='gloo' if args.device == 'cpu' else
+                  'nccl')
     console = Console(quiet=not is_main_process())
     out = args.out or osp.splitext(args.checkpoint)[0] + '_widths'
     try:
-        config = Config.fromfile(args.config)
-        config.merge_from_dict(args.cfg_options or {})
-        evaluation = WidthEvaluation(
-            config, args.checkpoint, out, Measures(
-                knn=True, baselines=args.baselines, k=args.k,
-                calibrate_on=args.calibrate_on, num_images=args.num_images,
-                batch_size=args.batch_size, device=args.device), console)
-        widths = args.widths or evenly_spaced(
-            evaluation.network.width_range, args.num_widths)
-        report = evaluation.run(widths, bool(args.save_checkpoint))
-        if args.save_checkpoint:
-            evaluation.save_checkpoint(args.save_checkpoint)
-    except (ValueError, TypeError, FileNotFoundError) as error:
+        reports = evaluate(args, out, console)
+        if is_main_process():
+            console.print(reports[0].table())
+            console.print('Written:', *reports[0].paths(out), *plot_measures(
+                out, reports), sep='\n  ', soft_wrap=True)
+    except (ValueError, TypeError, OSError) as error:
         sys.exit(f'evaluate_widths: {error}')
-    if is_main_process():
-        console.print(report.table())
-        plot = osp.join(out, 'widths.png')
-        write_atomically(plot, lambda path: plot_reports(path, [report]))
-        console.print(f'Report: {out}/widths.json, widths.csv, widths.png')
+    except KeyboardInterrupt:
+        sys.exit(f'Interrupted. What is finished is in {out}; the same '
+                 'command goes on from there.')
 
 
 if __name__ == '__main__':
