@@ -1,5 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Which widths an iteration trains: pure functions, equal on every rank."""
+import math
 import random
 from typing import List, Optional, Tuple
 
@@ -23,8 +24,8 @@ def lowest_width(stage: int, width_range: Tuple[float, float],
     the whole range.
     """
     low, high = width_range
-    if num_stages == 1:
-        return low
+    if stage == num_stages - 1:
+        return low  # exactly: rounding below it would be refused in training
     return high - (high - low) * stage / (num_stages - 1)
 
 
@@ -33,17 +34,25 @@ def sandwich(lowest: float, highest: float, num_samples: int, seed: int,
     """Widths of one iteration, widest first: highest, random ones, lowest.
 
     A function of its arguments alone, not of a global random state: every
-    process and a resumed run draw the same. Random widths lie on multiples of
-    ``grid`` (clamped to the range), or anywhere in the range with None.
+    process and a resumed run draw the same. Random widths lie between the two
+    others, on multiples of ``grid``; anywhere there if that is None, or has no
+    multiple between them.
     """
     if lowest == highest:
         return [highest]
     # String seeding hashes with SHA-512: the same draw on every platform.
     draw = random.Random(f'{seed}/{iteration}')
-    middle = []
-    for _ in range(num_samples - 2):
-        width = draw.uniform(lowest, highest)
-        if grid is not None:
-            width = min(max(round(width / grid) * grid, lowest), highest)
-        middle.append(width)
+    middle = [_between(lowest, highest, draw, grid)
+              for _ in range(num_samples - 2)]
     return [highest, *sorted(middle, reverse=True), lowest]
+
+
+def _between(lowest: float, highest: float, draw: random.Random,
+             grid: Optional[float]) -> float:
+    if grid is not None:
+        # Not the ends: they are trained anyway, and 0.7 / 0.1 is 6.99...
+        first = math.floor(lowest / grid + 1e-6) + 1
+        last = math.ceil(highest / grid - 1e-6) - 1
+        if first <= last:
+            return draw.randint(first, last) * grid
+    return draw.uniform(lowest, highest)

@@ -6,7 +6,7 @@ from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 
 from us3l_mm.engine.sampling import lowest_width, sandwich, stage_of
-from us3l_mm.models.layers import check_width, check_width_range
+from us3l_mm.models.layers import at_width, check_width, check_width_range
 from us3l_mm.models.selfsup import Plan
 from us3l_mm.registry import HOOKS
 
@@ -70,10 +70,18 @@ class DynamicSamplerHook(Hook):
                                 self.seed, iteration, self.grid), stage)
 
     def before_train(self, runner: Runner) -> None:
-        """Refuse widths that the backbone does not have."""
-        has = get_ori_model(runner.model).backbone.width_range
+        """Refuse widths that the network cannot run at."""
+        algorithm = get_ori_model(runner.model)
+        has = algorithm.backbone.width_range
         for width in (*(self.widths or ()), *(self.width_range or ())):
             check_width(width, has)
+        # Networks of switchable norms have some widths only; a random one
+        # would first be drawn when a quarter of training is over.
+        last = self.plan(runner.max_iters - 1, runner.max_iters,
+                         self.width_range or has)
+        for subnet in last.subnets:
+            with at_width(algorithm, subnet.width):
+                pass
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch: Optional[dict] = None) -> None:
