@@ -205,3 +205,15 @@ def test_metafile_lists_the_recipes_and_invents_nothing():
         assert (model['Metadata']['Batch Size']
                 == cfg.auto_scale_lr.base_batch_size)
         assert model['Results'] is None and 'Weights' not in model
+
+
+def test_readme_lists_every_config():
+    folder = ROOT / 'configs/us3l'
+    text = (folder / 'README.md').read_text()
+    linked = {folder / link for link in re.findall(r'\]\((?!http)(.+?)\)', text)}
+    assert all(path.exists() for path in linked)
+    recipes = {p for p in CONFIGS if p.parent == folder
+               and 'demo' not in p.stem}
+    assert recipes <= linked
+    assert all(f'`{name}`' in text or f'`{name[-5:]}`' in text
+               for name in DIFFERENCES)
