@@ -15,7 +15,7 @@ from .progress import count_images
 @torch.no_grad()
 def calibrate(network: nn.Module, batches: Iterable[Tensor],
               widths: Sequence[float], num_images: Optional[int] = None,
-              progress: bool = False) -> int:
+              progress: Optional[str] = None) -> int:
     """Measure and store the batch-norm statistics of ``widths``.
 
     One pass over the data serves all widths. The network runs as in training,
@@ -37,7 +37,8 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
         widths (sequence[float]): Within the ``width_range`` of the network.
         num_images (int, optional): How many images to use, over all processes
             together. Defaults to all.
-        progress (bool): Whether to show a bar. Defaults to False.
+        progress (str, optional): What to write before a progress bar.
+            Defaults to None: no bar.
 
     Returns:
         int: The number of images used, over all processes.
@@ -59,8 +60,8 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
         return 0
     pools = {width: {norm: _Pool(norm, width) for norm in norms}
              for width in widths}
-    seen = _fill(pools, network, _rebatch(count_images(
-        batches, 'Calibrating', num_images, progress), _share(num_images)))
+    seen = _fill(pools, network, count_images(
+        _rebatch(batches, _share(num_images)), progress, num_images))
     seen = _reduce([p for by_norm in pools.values() for p in by_norm.values()],
                    seen)
     if seen < 2:

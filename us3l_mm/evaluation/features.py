@@ -17,7 +17,7 @@ RAW_PIXELS_SIZE = 32
 
 def extract_features(network: nn.Module, batches: Iterable[tuple],
                      widths: Sequence[float], size: Optional[int] = None,
-                     progress: bool = False
+                     progress: Optional[str] = None
                      ) -> Tuple[Dict[float, np.ndarray], np.ndarray]:
     """Globally average-pooled features of ``network`` at all ``widths``.
 
@@ -28,7 +28,8 @@ def extract_features(network: nn.Module, batches: Iterable[tuple],
             (N, ).
         widths (sequence[float]): The widths.
         size (int, optional): Images of the data set, see :func:`encode`.
-        progress (bool): Whether to show a bar. Defaults to False.
+        progress (str, optional): What to write before a progress bar.
+            Defaults to None: no bar.
 
     Returns:
         tuple: ``{width: float32 array (images, c)}`` and the labels, an
@@ -40,7 +41,7 @@ def extract_features(network: nn.Module, batches: Iterable[tuple],
 
 def encode(encoders: Dict[Hashable, Callable[[Tensor], Tensor]],
            batches: Iterable[tuple], size: Optional[int] = None,
-           progress: bool = False, description: str = 'Extracting'
+           progress: Optional[str] = None
            ) -> Tuple[Dict[Hashable, np.ndarray], np.ndarray]:
     """What each of ``encoders`` makes of all images, in one pass.
 
@@ -54,16 +55,15 @@ def encode(encoders: Dict[Hashable, Callable[[Tensor], Tensor]],
         batches (iterable[tuple]): Images and labels.
         size (int, optional): How many images there are over all processes;
             None for as many as come.
-        progress (bool): Whether to show a bar. Defaults to False.
-        description (str): Stands before the bar.
+        progress (str, optional): What to write before a progress bar.
+            Defaults to None: no bar.
 
     Returns:
         tuple: ``{name: float32 array (images, c)}`` and labels (images, ).
     """
     parts, labels = {name: [] for name in encoders}, []
     with torch.no_grad():
-        for images, batch_labels in count_images(batches, description, size,
-                                                 progress):
+        for images, batch_labels in count_images(batches, progress, size):
             labels.append(np.asarray(batch_labels))
             for name, encoder_of_name in encoders.items():
                 parts[name].append(

@@ -31,6 +31,20 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
             os.remove(temporary)
 
 
+def check_writable(path: str) -> None:
+    """Raise OSError, saying so, unless a file ``path`` can be written."""
+    try:
+        if osp.isdir(path):
+            raise IsADirectoryError('it is a folder')
+        folder = osp.dirname(osp.abspath(path))
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f'{path} cannot be written: {error.strerror or error}. '
+                      'Choose another place.') from None
+
+
 def file_sha256(path: str) -> str:
     """Checksum of a file, in hexadecimal digits."""
     digest = hashlib.sha256()

@@ -97,9 +97,13 @@ def load_network(config: Config, checkpoint: dict
     algorithm = build_algorithm(config)
     weights = checkpoint['state_dict']
     prefix = backbone_prefix(weights)
-    algorithm.backbone.load_state_dict(
-        {key[len(prefix):]: value for key, value in weights.items()
-         if key.startswith(prefix)})
+    weights = {key[len(prefix):]: value for key, value in weights.items()
+               if key.startswith(prefix)}
+    try:
+        algorithm.backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f'The checkpoint does not fit the config: {error}'
+                         ) from None
     return algorithm.backbone.eval(), algorithm.data_preprocessor
 
 

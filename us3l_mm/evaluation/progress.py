@@ -7,18 +7,18 @@ from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
 from torch import Tensor
 
 
-def count_images(batches: Iterable, description: str,
-                 total: Optional[int] = None, show: bool = True) -> Iterator:
+def count_images(batches: Iterable, description: Optional[str],
+                 total: Optional[int] = None) -> Iterator:
     """Yield ``batches`` unchanged while a bar counts their images.
 
     Args:
         batches (iterable): Of image tensors (N, ...), or of tuples that begin
             with one.
-        description (str): Stands before the bar.
+        description (str, optional): Stands before the bar; None for no bar.
+            Only the main process has one.
         total (int, optional): Images in all processes together.
-        show (bool): False for no bar. Only the main process has one.
     """
-    if not show or not is_main_process():
+    if description is None or not is_main_process():
         yield from batches
         return
     columns = (TextColumn('{task.description}'), BarColumn(),

@@ -26,7 +26,7 @@ class WidthRow:
         latency_ms (float, optional): Of one batch, median, on this device.
         knn (float, optional): Accuracy of nearest neighbours.
         linear (float, optional): Accuracy of a linear classifier.
-        linear_c (float, optional): The C chosen for it.
+        linear_decay (float, optional): The weight decay chosen for it.
         untrained_knn (float, optional): kNN with initial weights.
     """
 
@@ -37,7 +37,7 @@ class WidthRow:
     latency_ms: Optional[float] = None
     knn: Optional[float] = None
     linear: Optional[float] = None
-    linear_c: Optional[float] = None
+    linear_decay: Optional[float] = None
     untrained_knn: Optional[float] = None
 
 
@@ -69,8 +69,13 @@ class Report:
     def save(self, folder: str) -> None:
         """Write ``widths.json`` and ``widths.csv``, each atomically."""
         self.rows.sort(key=lambda row: -row.width)
-        write_atomically(osp.join(folder, JSON), self._write_json)
-        write_atomically(osp.join(folder, CSV), self._write_csv)
+        for path, write in zip(self.paths(folder),
+                               (self._write_json, self._write_csv)):
+            write_atomically(path, write)
+
+    def paths(self, folder: str) -> List[str]:
+        """The files that :meth:`save` writes into ``folder``."""
+        return [osp.join(folder, name) for name in (JSON, CSV)]
 
     def _write_json(self, path: str) -> None:
         with open(path, 'w') as file:
@@ -90,6 +95,10 @@ class Report:
                 content = json.load(file)
             rows = [WidthRow(**row) for row in content.pop('rows')]
             return cls(**content, rows=rows)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f'There is no report {path}; tools/evaluate_widths.py writes '
+                f'a {JSON}.') from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f'{path} is not a report of tools/evaluate_widths.py '

@@ -19,12 +19,14 @@ from .calibration import calibrate
 from .complexity import count_complexity
 from .data import (BANK, QUERY, TRAIN, build_loader, image_batches,
                    labelled_batches)
-from .files import file_sha256, write_atomically
+from .files import check_writable, file_sha256, write_atomically
 from .features import encode, encoder, raw_pixels
 from .knn import chance_accuracy, knn_accuracy
+from .latency import check_device, device_name, width_latency
+from .linear_probe import linear_probe
 from .loading import (backbone_prefix, load_network, read_checkpoint,
                       untrained_network)
-from .report import Report, WidthRow, resume
+from .report import JSON, Report, WidthRow, resume
 
 CALIBRATE_ON = {'augmented': TRAIN, 'plain': BANK}
 TRAINED, UNTRAINED, PIXELS = 'trained', 'untrained', ('raw pixels', None)
@@ -36,6 +38,8 @@ class Measures:
 
     Attributes:
         knn (bool): Accuracy of nearest neighbours.
+        linear (bool): Accuracy of a linear classifier.
+        latency (bool): Milliseconds per batch on this device.
         baselines (bool): kNN of raw pixels and of the untrained network.
         k (int): Neighbours that vote.
         calibrate_on (str): 'plain', the images of the bank, or 'augmented',
@@ -46,6 +50,8 @@ class Measures:
     """
 
     knn: bool = True
+    linear: bool = False
+    latency: bool = False
     baselines: bool = False
     k: int = 20
     calibrate_on: str = 'plain'
@@ -72,64 +78,82 @@ class WidthEvaluation:
                  measures: Measures, console: Optional[Console] = None):
         self.config, self.out, self.measures = config, out, measures
         self.console = console or Console()
+        if measures.calibrate_on not in CALIBRATE_ON:
+            raise ValueError(f'calibrate_on is one of {sorted(CALIBRATE_ON)}, '
+                             f'got {measures.calibrate_on!r}.')
+        check_device(measures.device)
+        check_writable(osp.join(out, JSON))
         self.checkpoint = read_checkpoint(checkpoint)
         self.network, self.preprocessor = (
             module.to(measures.device)
             for module in load_network(config, self.checkpoint))
-        self.loaders = {key: build_loader(config, key, measures.batch_size)
-                        for key in (BANK, QUERY)}
-        plain = measures.calibrate_on == 'plain'
-        self.calibration_loader = build_loader(
-            config, CALIBRATE_ON[measures.calibrate_on], measures.batch_size,
-            shuffle=True if plain else None)
-        bank_size = len(self.loaders[BANK].dataset)
-        if not 1 <= measures.k <= bank_size:
-            raise ValueError(
-                f'k is a number of neighbours from 1 to the {bank_size} '
-                f'images of {BANK}, got k={measures.k}.')
+        self._build_loaders()
         first = self.loaders[QUERY].dataset[0]['inputs']
         self.input_size = tuple(first.shape[-2:])
         self.name = osp.splitext(osp.basename(config.filename or checkpoint)
                                  )[0]
         self.settings = self._settings(checkpoint)
 
+    def _build_loaders(self) -> None:
+        measures = self.measures
+        self.loaders = {key: build_loader(self.config, key,
+                                          measures.batch_size)
+                        for key in (BANK, QUERY)}
+        self.calibration_loader = build_loader(
+            self.config, CALIBRATE_ON[measures.calibrate_on],
+            measures.batch_size,
+            # Batches of one class after another would have other statistics.
+            shuffle=True if measures.calibrate_on == 'plain' else None)
+        bank_size = len(self.loaders[BANK].dataset)
+        if not 1 <= measures.k <= bank_size:
+            raise ValueError(
+                f'k is a number of neighbours from 1 to the {bank_size} '
+                f'images of {BANK}, got k={measures.k}.')
+
     def check(self, widths: Sequence[float]) -> List[float]:
         """``widths`` from wide to narrow, or an error."""
         allowed = self.network.width_range
         return sorted({check_width(w, allowed) for w in widths}, reverse=True)
 
-    def run(self, widths: Sequence[float], recalibrate: bool = False
-            ) -> Report:
+    def run(self, widths: Sequence[float],
+            save_checkpoint: Optional[str] = None) -> Report:
         """Measure what is not yet measured; every finished width is saved.
 
         Args:
             widths (sequence[float]): The widths.
-            recalibrate (bool): Whether to measure statistics even of widths
-                that need nothing else.
+            save_checkpoint (str, optional): Also write the checkpoint with
+                the statistics of all these widths to this file.
         """
         widths = self.check(widths)
+        if save_checkpoint is not None:
+            check_writable(save_checkpoint)
         report = self._report(widths)
         trained = [w for w in widths if self._lacks(report.row(w))]
         untrained = [w for w in widths if self.measures.baselines
                      and report.row(w).untrained_knn is None]
-        if recalibrate or trained:
-            self.calibrate(self.network, widths if recalibrate else trained)
+        to_calibrate = trained if save_checkpoint is None else widths
+        if to_calibrate:
+            self.calibrate(self.network, to_calibrate)
+        if save_checkpoint is not None:
+            self._save_checkpoint(save_checkpoint)
+        if self.measures.latency and is_main_process():
+            self._latencies(report, widths)
         if trained or untrained:
             self._accuracies(report, trained, untrained)
         self._save(report)
         return report
 
-    def calibrate(self, network: nn.Module, widths: Sequence[float]) -> int:
+    def calibrate(self, network: nn.Module, widths: Sequence[float],
+                  progress: str = 'Calibrating') -> int:
         """Measure the statistics of ``widths``; the same in every run."""
         set_random_seed(0)  # of the augmentation
         return calibrate(
             network, image_batches(self.calibration_loader,
                                    self.preprocessor), widths,
             min(self.measures.num_images,
-                len(self.calibration_loader.dataset)), progress=True)
+                len(self.calibration_loader.dataset)), progress)
 
-    def save_checkpoint(self, path: str) -> None:
-        """Write the checkpoint with the measured statistics inside."""
+    def _save_checkpoint(self, path: str) -> None:
         if is_main_process():
             state = self.checkpoint['state_dict']
             prefix = backbone_prefix(state)
@@ -139,7 +163,8 @@ class WidthEvaluation:
                 torch.save, dict(self.checkpoint, state_dict=state)))
 
     def _lacks(self, row: WidthRow) -> bool:
-        return self.measures.knn and row.knn is None
+        return ((self.measures.knn and row.knn is None)
+                or (self.measures.linear and row.linear is None))
 
     def _report(self, widths: Sequence[float]) -> Report:
         """The report of an earlier run or a new one, with a row per width."""
@@ -158,13 +183,27 @@ class WidthEvaluation:
                 size.macs / 1e9))
         return report
 
+    def _latencies(self, report: Report, widths: Sequence[float]) -> None:
+        device = device_name(self.measures.device)
+        if report.device != device:  # figures of another are not comparable
+            report.device = device
+            for row in report.rows:
+                row.latency_ms = None
+        for width in widths:
+            row = report.row(width)
+            if row.latency_ms is None:
+                with self.console.status(f'Timing width {width:g}'):
+                    row.latency_ms = width_latency(self.network, width,
+                                                   self.input_size)
+                self._save(report)
+
     def _accuracies(self, report: Report, trained: Sequence[float],
                     untrained: Sequence[float]) -> None:
         """One pass over bank and queries for all; then width by width."""
         encoders = {(TRAINED, w): encoder(self.network, w) for w in trained}
         if untrained:
             initial = untrained_network(self.config).to(self.measures.device)
-            self.calibrate(initial, untrained)
+            self.calibrate(initial, untrained, 'Calibrating (untrained)')
             encoders.update({(UNTRAINED, w): encoder(initial, w)
                              for w in untrained})
         if self.measures.baselines and report.raw_pixels is None:
@@ -175,26 +214,35 @@ class WidthEvaluation:
             return
         report.chance = chance_accuracy(query_labels)
         for name in encoders:
-            kind, width = name
-            with self.console.status(f'Neighbours of {kind} {width or ""}'):
-                accuracy = knn_accuracy(
-                    bank.pop(name), bank_labels, queries.pop(name),
-                    query_labels, self.measures.k)
-            if name == PIXELS:
-                report.raw_pixels = accuracy
-            elif kind == UNTRAINED:
-                report.row(width).untrained_knn = accuracy
-            else:
-                report.row(width).knn = accuracy
+            self._classify(report, name, bank.pop(name), bank_labels,
+                           queries.pop(name), query_labels)
             self._save(report)
+
+    def _classify(self, report: Report, name: tuple, *data: np.ndarray
+                  ) -> None:
+        """Enter the accuracies of one set of features into ``report``."""
+        kind, width = name
+        row = None if width is None else report.row(width)
+        title = kind if width is None else f'{kind}, width {width:g}'
+        if kind != TRAINED or (self.measures.knn and row.knn is None):
+            with self.console.status(f'Nearest neighbours ({title})'):
+                accuracy = knn_accuracy(*data, self.measures.k)
+            if kind == TRAINED:
+                row.knn = accuracy
+            elif kind == UNTRAINED:
+                row.untrained_knn = accuracy
+            else:
+                report.raw_pixels = accuracy
+        if kind == TRAINED and self.measures.linear and row.linear is None:
+            with self.console.status(f'Linear probe ({title})'):
+                row.linear, row.linear_decay = linear_probe(*data)
 
     def _encode(self, encoders: dict, key: str
                 ) -> Tuple[Dict[tuple, np.ndarray], np.ndarray]:
         loader = self.loaders[key]
         return encode(
             encoders, labelled_batches(loader, self.preprocessor),
-            len(loader.dataset), progress=True,
-            description=f'Features of {key.split("_")[1]}')
+            len(loader.dataset), f'Features of the {key.split("_")[1]}')
 
     def _save(self, report: Report) -> None:
         if is_main_process():

@@ -1,6 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Sequence
+import os.path as osp
+from functools import partial
+from typing import List, Sequence
 
+from us3l_mm.evaluation.files import write_atomically
 from us3l_mm.evaluation.report import Report
 from .curve import Line, draw_curve
 
@@ -33,6 +36,21 @@ def plot_reports(path: str, reports: Sequence[Report], measure: str = 'knn',
     draw_curve(path, [line for line in lines if line.points], levels, compute,
                MEASURES[measure], 'Accuracy against compute, every point from '
                'one checkpoint')
+
+
+def plot_measures(folder: str, reports: Sequence[Report]) -> List[str]:
+    """Draw what was measured: ``widths_knn.png``, ``widths_linear.png``.
+
+    Returns:
+        list[str]: The files that were written.
+    """
+    paths = []
+    for measure in MEASURES:
+        if any(getattr(row, measure) is not None for row in reports[0].rows):
+            paths.append(osp.join(folder, f'widths_{measure}.png'))
+            write_atomically(paths[-1], partial(
+                plot_reports, reports=reports, measure=measure))
+    return paths
 
 
 def _line(name: str, report: Report, measure: str, compute: str,

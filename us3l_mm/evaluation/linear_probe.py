@@ -1,0 +1,59 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""A linear classifier on the features of one width."""
+from typing import Sequence, Tuple
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from .knn import check_finite
+
+DECAYS = (1e-1, 1e-2, 1e-3, 1e-4)
+HELD_OUT = 0.2
+
+
+def linear_probe(train: np.ndarray, train_labels: np.ndarray,
+                 test: np.ndarray, test_labels: np.ndarray,
+                 decays: Sequence[float] = DECAYS,
+                 seed: int = 0) -> Tuple[float, float]:
+    """Accuracy in percent of a linear classifier, and the decay chosen for it.
+
+    scikit-learn's ``LogisticRegression`` on features standardised by the
+    training images. It solves the convex problem to the end, so of the usual
+    grid of learning rates and weight decays only the decay is left to choose:
+    by the accuracy on a held-out fifth of the *training* images. The choice
+    is fitted again on all of them; test images only see the result.
+
+    Args:
+        train: Features of training images, (n, c).
+        train_labels: Their labels, (n, ).
+        test: Features of test images, (m, c).
+        test_labels: Their labels, (m, ).
+        decays: Multiply half the squared norm of the weights, beside the mean
+            cross-entropy over images; scikit-learn's C is
+            ``1 / (decay * n)``. Of equally good ones the first is taken.
+        seed: Of the choice of held-out images. Defaults to 0.
+
+    Returns:
+        tuple: Accuracy in percent and decay.
+    """
+    check_finite(train, test)
+    if len(np.unique(train_labels)) < 2:
+        raise ValueError('A linear classifier needs training images of at '
+                         'least two classes.')
+    fit, held_out = train_test_split(
+        np.arange(len(train)), test_size=HELD_OUT, random_state=seed)
+    scores = [_fitted(train[fit], train_labels[fit], decay).score(
+        train[held_out], train_labels[held_out]) for decay in decays]
+    decay = decays[int(np.argmax(scores))]
+    probe = _fitted(train, train_labels, decay)
+    return 100 * float(probe.score(test, test_labels)), decay
+
+
+def _fitted(features: np.ndarray, labels: np.ndarray,
+            decay: float) -> Pipeline:
+    probe = make_pipeline(StandardScaler(), LogisticRegression(
+        C=1 / (decay * len(features)), max_iter=1000))
+    return probe.fit(features, labels)
