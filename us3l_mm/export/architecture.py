@@ -1,0 +1,105 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Which network a checkpoint holds, as the checkpoint itself says it."""
+import ast
+import re
+from typing import Any, Optional
+
+from torch import nn
+
+from us3l_mm.models.backbones.weights import ChecksItsWeights
+from us3l_mm.registry import MODELS
+
+# A registered class; MMEngine's registries would import any other path.
+REGISTERED = re.compile(r'((us3l_mm|mmpretrain|mmengine)\.)?\w+')
+
+
+def stored_model(checkpoint: dict) -> dict:
+    """The ``model`` of the config that MMEngine stores in its checkpoints.
+
+    The config is a Python text written by whoever wrote the file, so it is
+    parsed and not executed: dicts, lists, numbers and texts are understood.
+
+    Raises:
+        ValueError: if there is none, or it says more than that.
+    """
+    text = (checkpoint.get('meta') or {}).get('cfg')
+    if not isinstance(text, str):
+        raise ValueError(
+            'The checkpoint does not say which network it holds (no '
+            "meta['cfg'], which MMEngine's Runner writes): give the training "
+            '--config.')
+    try:
+        for statement in ast.parse(text).body:
+            if isinstance(statement, ast.Assign) and any(
+                    isinstance(target, ast.Name) and target.id == 'model'
+                    for target in statement.targets):
+                return _literal(statement.value)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise ValueError(
+            "The config in the checkpoint's meta['cfg'] is not plain data "
+            f'({error}): give the training --config.') from None
+    raise ValueError("The config in the checkpoint's meta['cfg'] has no "
+                     'model: give the training --config.')
+
+
+def _literal(node: ast.AST) -> Any:
+    """The value of an expression of literals and ``dict(...)`` calls."""
+    if isinstance(node, ast.Call):
+        if (getattr(node.func, 'id', None) != 'dict' or node.args
+                or any(keyword.arg is None for keyword in node.keywords)):
+            raise ValueError(f'it calls {ast.unparse(node.func)[:40]!r}')
+        return {k.arg: _literal(k.value) for k in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {_literal(key): _literal(value)
+                for key, value in zip(node.keys, node.values)}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        items = [_literal(item) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items)
+    return ast.literal_eval(node)
+
+
+def build_stored_backbone(model: dict) -> nn.Module:
+    """The slimmable backbone of a ``model`` found by :func:`stored_model`.
+
+    Raises:
+        ValueError: if it has none, or one that cannot be sliced.
+    """
+    arguments = dict(model.get('backbone') or {})
+    name = str(arguments.pop('type', None))
+    cls = _registered_class(name)
+    if cls is None:
+        raise ValueError(
+            f'The checkpoint holds a {name}, not a slimmable backbone of '
+            'us3l_mm. Ordinary ResNets become one by '
+            'tools/model_converters/plain_to_ours.py.')
+    if arguments.get('width') is not None:
+        raise ValueError(
+            f'The checkpoint holds an ordinary network of width '
+            f'{arguments["width"]:g} already: there is nothing to slice.')
+    arguments.pop('init_cfg', None)
+    _check_types(arguments)
+    try:
+        return cls(**arguments).eval()
+    except TypeError as error:
+        raise ValueError(f'The checkpoint says how to build its {name}, but '
+                         f'not in a way that this version knows: {error}. '
+                         'Give the training --config.') from None
+
+
+def _registered_class(name: str) -> Optional[type]:
+    cls = MODELS.module_dict.get(name.removeprefix('us3l_mm.'))
+    is_ours = isinstance(cls, type) and issubclass(cls, ChecksItsWeights)
+    return cls if is_ours else None
+
+
+def _check_types(value: Any) -> None:
+    """Refuse a ``type`` that names anything but a registered class."""
+    if isinstance(value, dict):
+        if not REGISTERED.fullmatch(str(value.get('type', 'none'))):
+            raise ValueError(
+                f'The config in the checkpoint builds {value["type"]!r}, '
+                'which is no registered class: give the training --config.')
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _check_types(item)
