@@ -7,6 +7,7 @@ from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 
 from us3l_mm.models.losses import GroupRegulariser
+from us3l_mm.models.losses.group_regulariser import MODES
 from us3l_mm.registry import HOOKS
 
 
@@ -50,8 +51,12 @@ class GroupRegHook(Hook):
                  skip: Sequence[str] = ('feature_distiller', ),
                  base_pass_skip: Sequence[str] = ('predictor', ),
                  clear_weight_decay: bool = False):
+        if mode not in MODES:
+            raise ValueError(f'mode is one of {MODES}, got {mode!r}.')
         if lam < 0:
             raise ValueError(f'lam is not negative, got {lam}.')
+        if groups < 1:
+            raise ValueError(f'groups is at least 1, got {groups}.')
         most = 1 / max(groups - 1, 1) if mode == 'linear' else 1.0
         if not 0 <= alpha <= most:
             raise ValueError(
@@ -59,7 +64,6 @@ class GroupRegHook(Hook):
                 f'{groups} groups, else a group would grow; got {alpha}.')
         self.warmup_epochs = warmup_epochs
         self.skip, self.clear_weight_decay = tuple(skip), clear_weight_decay
-        self._epoch = None
         self._kwargs = dict(lam=lam, alpha=alpha, mode=mode, groups=groups,
                             group_dims=group_dims or {1: 0, 4: 0},
                             base_pass_skip=base_pass_skip)
@@ -71,6 +75,7 @@ class GroupRegHook(Hook):
                  if p.requires_grad and name.split('.')[0] not in self.skip]
         self._check_weight_decay(runner.optim_wrapper.optimizer, named)
         algorithm.regulariser = GroupRegulariser(named, **self._kwargs)
+        self._epoch = None  # whose coefficients it has
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch: Optional[dict] = None) -> None:
@@ -96,10 +101,10 @@ class GroupRegHook(Hook):
                 continue
             if not self.clear_weight_decay:
                 raise ValueError(
-                    'GroupRegHook replaces weight decay, and the optimizer has '
-                    f'weight_decay={group["weight_decay"]} on {len(decayed)} '
-                    f'of its parameters, such as {decayed[0]}. Set '
-                    'optim_wrapper.optimizer.weight_decay=0, or let the hook '
+                    'GroupRegHook replaces weight decay, and the optimizer '
+                    f'has weight_decay={group["weight_decay"]} on '
+                    f'{len(decayed)} of its parameters, such as {decayed[0]}. '
+                    'Set optim_wrapper.optimizer.weight_decay=0, or let the hook '
                     'clear it with clear_weight_decay=True.')
             print_log(f'GroupRegHook: weight_decay={group["weight_decay"]} of '
                       f'{len(group["params"])} parameters set to 0.',
@@ -108,7 +113,8 @@ class GroupRegHook(Hook):
 
 
 def ramp(epoch: float, start: float, end: float) -> float:
-    """0 up to ``start``, 1 from ``end`` on, linear between."""
-    if epoch >= end:
-        return 1.0
-    return max(epoch - start, 0.0) / max(end - start, 1e-12)
+    """0 before ``start``, whatever ``end`` is; then linear, 1 from ``end`` on.
+    """
+    if epoch < start:
+        return 0.0
+    return 1.0 if epoch >= end else (epoch - start) / (end - start)

@@ -120,16 +120,17 @@ def group_index(parameter: Tensor, groups: int,
                 group_dims: Mapping[int, int]) -> Tensor:
     """The group of each channel, float64, broadcasting over ``parameter``.
 
-    Zero throughout where ``group_dims`` names no dimension, and where there
-    are fewer channels than groups, which leaves one group.
+    Zero throughout where ``group_dims`` names no dimension. The last group
+    takes the remainder: all channels where these are fewer than the groups.
     """
     dim = group_dims.get(parameter.dim())
     if dim is None:
         return torch.zeros([1] * parameter.dim(), dtype=torch.float64)
     channels = parameter.shape[dim]
-    size = channels // groups or channels
-    group = torch.arange(channels, dtype=torch.float64).div(
-        size, rounding_mode='floor').clamp(max=groups - 1)
+    group = torch.arange(groups, dtype=torch.float64).repeat_interleave(
+        channels // groups)
+    group = torch.cat([group, group.new_full((channels - len(group), ),
+                                             groups - 1)])
     shape = [1] * parameter.dim()
     shape[dim] = channels
     return group.view(shape)
