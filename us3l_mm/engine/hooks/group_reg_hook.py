@@ -104,8 +104,8 @@ class GroupRegHook(Hook):
                     'GroupRegHook replaces weight decay, and the optimizer '
                     f'has weight_decay={group["weight_decay"]} on '
                     f'{len(decayed)} of its parameters, such as {decayed[0]}. '
-                    'Set optim_wrapper.optimizer.weight_decay=0, or let the hook '
-                    'clear it with clear_weight_decay=True.')
+                    'Set optim_wrapper.optimizer.weight_decay=0, or let the '
+                    'hook clear it with clear_weight_decay=True.')
             print_log(f'GroupRegHook: weight_decay={group["weight_decay"]} of '
                       f'{len(group["params"])} parameters set to 0.',
                       logger='current')

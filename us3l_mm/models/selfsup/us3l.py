@@ -83,9 +83,9 @@ class US3LAlgorithm(BaseSelfSupervisor):
                              f'{distill_from!r}.')
         if not isinstance(backbone, nn.Module):
             backbone = MODELS.build(backbone)
-        channels = backbone.feature_channels(1.0)
-        neck = {**dict(type='us3l_mm.SlimmableProjector',
-                       in_channels=channels[-1]), **method.neck, **(neck or {})}
+        channels = backbone.feature_channels()  # of the whole network
+        neck = {'type': 'us3l_mm.SlimmableProjector',
+                'in_channels': channels[-1], **method.neck, **(neck or {})}
         embedding = neck['out_channels']
         head = head_cfg(_changed(method.predictor, predictor), embedding,
                         base_loss or method.loss)
