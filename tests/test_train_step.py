@@ -55,6 +55,8 @@ def check_log(log, passes):
     names = ['max', *(f'rand{i}' for i in range(len(passes) - 2)), 'min']
     if len(passes) == 3:
         names[1] = 'rand'
+    if len(passes) == 1:
+        names = ['max']
     expected = {}
     for name, (width, losses, _) in zip(names, passes):
         assert log[f'width_{name}'] == width
@@ -65,11 +67,11 @@ def check_log(log, passes):
     assert parts == pytest.approx(expected, abs=1e-8)
 
 
-def check_iterations(algorithm, optimizer, trainer):
+def check_iterations(algorithm, optimizer, trainer, plans=WIDTHS):
     """Two whole iterations: losses, gradients, parameters, teacher."""
     initial = dict(trainer.params)
     wrapper = OptimWrapper(optimizer)
-    for seed, widths in enumerate(WIDTHS):
+    for seed, widths in enumerate(plans):
         data, views = naive.batch(seed)
         passes = trainer.step(views, widths)
         algorithm.plan = Plan.of(widths)
@@ -92,8 +94,9 @@ def check_iterations(algorithm, optimizer, trainer):
             for name, value in trainer.teacher.items():
                 close(algorithm.teacher.get_parameter(name).data, value,
                       f'teacher.{name}')
-    assert all((trainer.params[k] - v).abs().max() > 1e-4
-               for k, v in initial.items())
+    moved = {k for k, v in initial.items()
+             if (trainer.params[k] - v).abs().max() > 1e-4}
+    assert moved == set(trainer.buffers) and len(moved) > 60
 
 
 @pytest.mark.parametrize('update_mode', ['sequential', 'accumulate'])
@@ -145,3 +148,17 @@ def test_feature_distillation(options):
 @pytest.mark.parametrize('keep', [0.99, 0.5])
 def test_the_teacher_keeps_what_it_should(keep):
     check_iterations(*both('byol', keep=keep))
+
+
+@pytest.mark.parametrize('widths', [[0.5], [0.75, 0.4]], ids=str)
+def test_networks_that_never_run_at_full_width(widths):
+    """One trained on its own; the widest has a teacher of its width."""
+    algorithm, _, trainer = both('byol')
+    backbone = dict(type='us3l_mm.SlimmableResNet_CIFAR', depth=18,
+                    base_channels=16, stem_channels=16,
+                    width_range=(0.25, 0.75))
+    algorithm = naive.small_algorithm('byol', backbone=backbone,
+                                      teacher_momentum=0.1)
+    named = naive.student_parameters(algorithm)
+    check_iterations(algorithm, RecordingSGD(named, lr=0.05, momentum=0.9),
+                     trainer, plans=[widths, widths])
