@@ -103,13 +103,20 @@ def sampler(**kwargs) -> dict:
         type='us3l_mm.DynamicSamplerHook', **kwargs)}
 
 
+def alone(width) -> dict:
+    """The differences of a network of one width, trained on its own."""
+    knn = leaves(config_of(RECIPE))['custom_hooks.us3l_mm.WidthKNNHook']
+    return {**sampler(widths=[width]), **WEIGHT_DECAY,
+            'custom_hooks.us3l_mm.WidthKNNHook': {**knn, 'widths': [width]}}
+
+
 WHOLE_RANGE = sampler(num_samples=3, num_stages=1, grid=1 / 32)
 FOUR = [1.0, 0.75, 0.5, 0.25]
 DIFFERENCES = {
-    'individual-w025': {**sampler(widths=[0.25]), **WEIGHT_DECAY},
-    'individual-w050': {**sampler(widths=[0.5]), **WEIGHT_DECAY},
-    'individual-w075': {**sampler(widths=[0.75]), **WEIGHT_DECAY},
-    'individual-w100': {**sampler(widths=[1.0]), **WEIGHT_DECAY},
+    'individual-w025': alone(0.25),
+    'individual-w050': alone(0.5),
+    'individual-w075': alone(0.75),
+    'individual-w100': alone(1.0),
     'us-net': {'model.distill_from': None, **WHOLE_RANGE, **WEIGHT_DECAY},
     's-net': {'model.distill_from': None, **sampler(widths=FOUR),
               'model.backbone.norm_cfg.type': 'SwitchableBN',
@@ -210,7 +217,8 @@ def test_metafile_lists_the_recipes_and_invents_nothing():
 def test_readme_lists_every_config():
     folder = ROOT / 'configs/us3l'
     text = (folder / 'README.md').read_text()
-    linked = {folder / link for link in re.findall(r'\]\((?!http)(.+?)\)', text)}
+    links = re.findall(r'\]\((?!http)(.+?)\)', text)
+    linked = {folder / link for link in links}
     assert all(path.exists() for path in linked)
     recipes = {p for p in CONFIGS if p.parent == folder
                and 'demo' not in p.stem}

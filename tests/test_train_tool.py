@@ -169,6 +169,13 @@ def test_loaders_get_only_what_pytorch_accepts(tool):
     assert not loader.persistent_workers and not loader.pin_memory
 
 
+def test_no_validate_leaves_out_the_knn_hook_alone(tool):
+    recipe = CONFIG.with_name(CONFIG.name.replace('-folder', ''))
+    both = [[hook.type for hook in merged(tool, recipe, *flags).custom_hooks]
+            for flags in ([], ['--no-validate'])]
+    assert both[0] == [*both[1], 'us3l_mm.WidthKNNHook']
+
+
 def test_auto_scale_lr_needs_the_batch_size_of_the_config(tool, tmp_path):
     assert merged(tool, CONFIG, '--auto-scale-lr').auto_scale_lr.enable is True
     bare = tmp_path / 'bare.py'

@@ -7,6 +7,7 @@ _base_ = '../us3l_resnet18_4xb128-coslr-400e_cifar10.py'
 optim_wrapper = dict(optimizer=dict(weight_decay=1e-4))
 custom_hooks = [
     dict(type='us3l_mm.DynamicSamplerHook', widths=[0.5])
-    if hook.type == 'us3l_mm.DynamicSamplerHook' else hook
+    if hook.type == 'us3l_mm.DynamicSamplerHook' else
+    dict(hook, widths=[0.5]) if hook.type == 'us3l_mm.WidthKNNHook' else hook
     for hook in _base_.custom_hooks if hook.type != 'us3l_mm.GroupRegHook'
 ]
