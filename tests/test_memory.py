@@ -1,0 +1,91 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""A training step needs the memory of its largest pass, not of all."""
+import weakref
+from dataclasses import dataclass
+
+import naive
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+
+from us3l_mm.models import GroupRegulariser, Plan, Subnet, at_width
+
+
+class SavedBytes:
+    """Bytes that autograd graphs keep alive for the backward pass.
+
+    Each storage counts once, from the moment that a graph saves it until its
+    last graph lets go of it. Parameters are left out: they live anyway.
+    """
+
+    def __init__(self, model):
+        self.known = {p.untyped_storage().data_ptr()
+                      for p in model.parameters()}
+        self.holders = {}
+        self.alive = self.peak = 0
+
+    def pack(self, tensor):
+        storage, holder = tensor.untyped_storage(), Holder(tensor.detach())
+        pointer, size = storage.data_ptr(), storage.nbytes()
+        if pointer not in self.known:
+            if not self.holders.get(pointer):
+                self.alive += size
+                self.peak = max(self.peak, self.alive)
+            self.holders[pointer] = self.holders.get(pointer, 0) + 1
+            weakref.finalize(holder, self.release, pointer, size)
+        return holder
+
+    def release(self, pointer, size):
+        self.holders[pointer] -= 1
+        if not self.holders[pointer]:
+            self.alive -= size
+
+
+@dataclass(eq=False)
+class Holder:
+    """What a graph keeps in place of a tensor."""
+
+    tensor: torch.Tensor
+
+
+def peak_of_a_step(widths, update_mode, **options):
+    algorithm = naive.small_algorithm(update_mode=update_mode, **options)
+    named = naive.student_parameters(algorithm)
+    algorithm.regulariser = GroupRegulariser(named.items())
+    algorithm.plan = Plan.of(widths)
+    wrapper = OptimWrapper(torch.optim.SGD(named.values(), lr=0.01))
+    data, _ = naive.batch()
+    counter = SavedBytes(algorithm)
+    with torch.autograd.graph.saved_tensors_hooks(
+            counter.pack, lambda holder: holder.tensor):
+        log = algorithm.train_step(data, wrapper)
+    assert counter.alive == 0, 'a graph outlives the step'
+    assert not any(getattr(v, 'requires_grad', False) for v in log.values())
+    return counter.peak
+
+
+@pytest.mark.parametrize('update_mode', ['sequential', 'accumulate'])
+@pytest.mark.parametrize('options', [
+    dict(), dict(distill_from='online'), dict(distill_from=None)], ids=str)
+def test_three_widths_need_no_more_than_the_full_one(update_mode, options):
+    alone = peak_of_a_step([1.0], update_mode, **options)
+    assert alone > 5 * naive.batch()[1][0].nbytes  # a real graph was seen
+    sandwich = peak_of_a_step([1.0, 0.6, 0.25], update_mode, **options)
+    assert sandwich <= 1.01 * alone
+
+
+def test_the_count_notices_graphs_that_are_kept():
+    algorithm, (_, views) = naive.small_algorithm(), naive.batch()
+    targets = [(None, torch.randn(5, 12).double())] * 2
+    counter, kept, alive = SavedBytes(algorithm), [], []
+    with torch.autograd.graph.saved_tensors_hooks(
+            counter.pack, lambda holder: holder.tensor):
+        for width in (1.0, 1.0, 0.5):
+            with at_width(algorithm, width):
+                kept.append(algorithm(views, mode='loss', targets=targets,
+                                      subnet=Subnet(width)))
+            alive.append(counter.alive)
+    assert alive[1] == pytest.approx(2 * alive[0], rel=0.01)
+    assert 2.3 * alive[0] < alive[2] == counter.peak < 2.7 * alive[0]
+    kept.clear()
+    assert counter.alive == 0
