@@ -16,7 +16,7 @@ from mmengine.dist import init_dist, is_main_process
 from rich.console import Console
 
 from us3l_mm.evaluation import (Measures, Report, WidthEvaluation,
-                                evenly_spaced)
+                                default_widths)
 from us3l_mm.visualization import plot_measures
 
 
@@ -67,6 +67,9 @@ def parse_args(argv=None):
     parser.add_argument('--device', default='cuda' if
                         torch.cuda.is_available() else 'cpu',
                         help='default: cuda where there is one, else cpu')
+    parser.add_argument('--trust-pickle', action='store_true',
+                        help='read the checkpoint even if that executes code '
+                        'in it')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE', help='changes to the config')
     parser.add_argument('--launcher', default='none',
@@ -86,10 +89,11 @@ def evaluate(args, out, console):
             linear=args.linear, latency=args.latency,
             baselines=args.baselines, k=args.k,
             calibrate_on=args.calibrate_on, num_images=args.num_images,
-            batch_size=args.batch_size, device=args.device), console)
+            batch_size=args.batch_size, device=args.device),
+        args.trust_pickle, console)
     evaluation.name = args.name or evaluation.name
-    widths = args.widths or evenly_spaced(
-        evaluation.network.width_range, args.num_widths)
+    widths = args.widths or default_widths(evaluation.network,
+                                           args.num_widths)
     return [evaluation.run(widths, args.save_checkpoint), *others]
 
 

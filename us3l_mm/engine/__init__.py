@@ -1,8 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from .hooks import DynamicSamplerHook, GroupRegHook, PreflightHook
+from .hooks import (DynamicSamplerHook, GroupRegHook, PreflightHook,
+                    WidthKNNHook)
 from .wrappers import US3LDistributedDataParallel
 
 __all__ = [
     'DynamicSamplerHook', 'GroupRegHook', 'PreflightHook',
-    'US3LDistributedDataParallel'
+    'US3LDistributedDataParallel', 'WidthKNNHook'
 ]

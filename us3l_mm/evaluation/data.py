@@ -4,6 +4,7 @@ from typing import Iterator, Optional, Tuple
 
 import torch
 from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -25,16 +26,8 @@ knn_query_dataloader = dict(  # the same with the images to classify
     ..., dataset=dict(..., split='test', ...))"""
 
 
-def build_loader(config: Config, key: str, batch_size: Optional[int] = None,
-                 shuffle: Optional[bool] = None) -> DataLoader:
-    """The dataloader that ``config`` describes under ``key``.
-
-    Args:
-        config (Config): Of the pre-training.
-        key (str): Such as 'knn_bank_dataloader'.
-        batch_size (int, optional): Instead of the configured one.
-        shuffle (bool, optional): Replaces the configured sampler by a
-            ``DefaultSampler``, seeded with 0.
+def loader_cfg(config: Config, key: str) -> dict:
+    """What ``config`` says under ``key``, such as 'knn_bank_dataloader'.
 
     Raises:
         ValueError: if there is no such key; shows what to write.
@@ -43,15 +36,38 @@ def build_loader(config: Config, key: str, batch_size: Optional[int] = None,
         raise ValueError(
             f'{config.filename or "The config"} has no {key}. Say in it which '
             f'labelled images to use, for instance:\n{EXAMPLE}')
-    loader = Config(dict(loader=config[key])).loader.to_dict()
+    return config[key].to_dict()
+
+
+def build_loader(cfg: dict, batch_size: Optional[int] = None) -> DataLoader:
+    """The dataloader of a config, perhaps with another ``batch_size``."""
+    cfg = dict(cfg)
     if batch_size is not None:
-        loader['batch_size'] = batch_size
-    if shuffle is not None:
-        loader['sampler'] = dict(type='DefaultSampler', shuffle=shuffle,
-                                 seed=0)
-    # Iterated once or twice: workers that stay would only hold memory.
-    loader['persistent_workers'] = False
-    return Runner.build_dataloader(loader, seed=0)
+        cfg['batch_size'] = batch_size
+    return Runner.build_dataloader(cfg, seed=0)
+
+
+def shuffled(loader: DataLoader) -> DataLoader:
+    """The images of ``loader`` in random order, the same in every run.
+
+    For calibration: batches of one class after the other, as many data sets
+    are sorted, would have statistics of their own.
+    """
+    return DataLoader(
+        loader.dataset, loader.batch_size, num_workers=loader.num_workers,
+        sampler=DefaultSampler(loader.dataset, shuffle=True, seed=0),
+        collate_fn=loader.collate_fn, worker_init_fn=loader.worker_init_fn)
+
+
+def image_size(loader: DataLoader) -> Tuple[int, int]:
+    """Height and width of the images in pixels, by the first one."""
+    first = loader.dataset[0]['inputs']
+    if not isinstance(first, Tensor):
+        raise ValueError(
+            'The labelled images for kNN and linear probe come as single '
+            f'ones, got {len(first)} views of each. Use a plain pipeline, '
+            f'without MultiView, such as in:\n{EXAMPLE}')
+    return tuple(first.shape[-2:])
 
 
 def image_batches(loader: DataLoader, preprocessor: nn.Module
@@ -65,9 +81,8 @@ def labelled_batches(loader: DataLoader, preprocessor: nn.Module
                      ) -> Iterator[Tuple[Tensor, Tensor]]:
     """Preprocessed images (N, 3, H, W) and their labels (N, )."""
     for batch in loader:
-        samples = batch.get('data_samples') or [None]
-        if not all('gt_label' in sample for sample in samples if sample
-                   is not None) or samples[0] is None:
+        samples = batch.get('data_samples')
+        if not samples or not all('gt_label' in s for s in samples):
             raise ValueError(
                 f'{type(loader.dataset).__name__} gives images without '
                 'gt_label; kNN and linear probe need labelled ones.')

@@ -1,30 +1,30 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """The whole evaluation of a checkpoint: every width, every measure."""
+import hashlib
+import json
 import os.path as osp
 from dataclasses import dataclass
-from hashlib import sha256
-from functools import partial
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.runner import set_random_seed
 from rich.console import Console
 from torch import nn
 
-from us3l_mm.models.layers import check_width
+from us3l_mm.export.checkpoint_io import (check_writable, load_weights,
+                                          save_atomically, sha256)
+from us3l_mm.models.layers import SwitchableBatchNorm, at_width
 from .calibration import calibrate
 from .complexity import count_complexity
 from .data import (BANK, QUERY, TRAIN, build_loader, image_batches,
-                   labelled_batches)
-from .files import check_writable, file_sha256, write_atomically
+                   image_size, labelled_batches, loader_cfg, shuffled)
 from .features import encode, encoder, raw_pixels
 from .knn import chance_accuracy, knn_accuracy
 from .latency import check_device, device_name, width_latency
 from .linear_probe import linear_probe
-from .loading import (backbone_prefix, load_network, read_checkpoint,
+from .loading import (backbone_prefix, load_network, model_cfg,
                       untrained_network)
 from .report import JSON, Report, WidthRow, resume
 
@@ -71,39 +71,43 @@ class WidthEvaluation:
         checkpoint (str): The file to evaluate.
         out (str): Folder of the report.
         measures (Measures): What to measure.
+        trust_pickle (bool): Read a file that executes code when it is read.
+            Defaults to False.
         console (Console, optional): Where to say what is going on.
     """
 
     def __init__(self, config: Config, checkpoint: str, out: str,
-                 measures: Measures, console: Optional[Console] = None):
+                 measures: Measures, trust_pickle: bool = False,
+                 console: Optional[Console] = None):
         self.config, self.out, self.measures = config, out, measures
+        self.path = checkpoint
         self.console = console or Console()
         if measures.calibrate_on not in CALIBRATE_ON:
             raise ValueError(f'calibrate_on is one of {sorted(CALIBRATE_ON)}, '
                              f'got {measures.calibrate_on!r}.')
         check_device(measures.device)
-        check_writable(osp.join(out, JSON))
-        self.checkpoint = read_checkpoint(checkpoint)
+        check_writable(osp.join(out, JSON), checkpoint)
+        self.checkpoint = load_weights(checkpoint, trust_pickle)
         self.network, self.preprocessor = (
             module.to(measures.device)
             for module in load_network(config, self.checkpoint))
         self._build_loaders()
-        first = self.loaders[QUERY].dataset[0]['inputs']
-        self.input_size = tuple(first.shape[-2:])
+        self.input_size = image_size(self.loaders[QUERY])
         self.name = osp.splitext(osp.basename(config.filename or checkpoint)
                                  )[0]
-        self.settings = self._settings(checkpoint)
+        self.settings = self._settings()
 
     def _build_loaders(self) -> None:
         measures = self.measures
-        self.loaders = {key: build_loader(self.config, key,
-                                          measures.batch_size)
+        cfgs = {key: loader_cfg(self.config, key) for key in (
+            BANK, QUERY, CALIBRATE_ON[measures.calibrate_on])}
+        self.loaders = {key: build_loader(cfgs[key], measures.batch_size)
                         for key in (BANK, QUERY)}
-        self.calibration_loader = build_loader(
-            self.config, CALIBRATE_ON[measures.calibrate_on],
-            measures.batch_size,
-            # Batches of one class after another would have other statistics.
-            shuffle=True if measures.calibrate_on == 'plain' else None)
+        if measures.calibrate_on == 'plain':
+            self.calibration_loader = shuffled(self.loaders[BANK])
+        else:
+            self.calibration_loader = build_loader(cfgs[TRAIN],
+                                                   measures.batch_size)
         bank_size = len(self.loaders[BANK].dataset)
         if not 1 <= measures.k <= bank_size:
             raise ValueError(
@@ -112,8 +116,10 @@ class WidthEvaluation:
 
     def check(self, widths: Sequence[float]) -> List[float]:
         """``widths`` from wide to narrow, or an error."""
-        allowed = self.network.width_range
-        return sorted({check_width(w, allowed) for w in widths}, reverse=True)
+        for width in widths:
+            with at_width(self.network, width):
+                pass
+        return sorted(set(map(float, widths)), reverse=True)
 
     def run(self, widths: Sequence[float],
             save_checkpoint: Optional[str] = None) -> Report:
@@ -126,7 +132,7 @@ class WidthEvaluation:
         """
         widths = self.check(widths)
         if save_checkpoint is not None:
-            check_writable(save_checkpoint)
+            check_writable(save_checkpoint, self.path)
         report = self._report(widths)
         trained = [w for w in widths if self._lacks(report.row(w))]
         untrained = [w for w in widths if self.measures.baselines
@@ -159,8 +165,7 @@ class WidthEvaluation:
             prefix = backbone_prefix(state)
             state = {**state, **{prefix + key: value.cpu() for key, value in
                                  self.network.state_dict().items()}}
-            write_atomically(path, partial(
-                torch.save, dict(self.checkpoint, state_dict=state)))
+            save_atomically(dict(self.checkpoint, state_dict=state), path)
 
     def _lacks(self, row: WidthRow) -> bool:
         return ((self.measures.knn and row.knn is None)
@@ -175,6 +180,7 @@ class WidthEvaluation:
                 self.console.print(notice)
         broadcast_object_list(shared)
         report = shared[0]
+        report.name = self.name
         new = [w for w in widths if report.row(w) is None]
         sizes = count_complexity(self.network, new, self.input_size)
         for width, size in sizes.items():
@@ -248,30 +254,34 @@ class WidthEvaluation:
         if is_main_process():
             report.save(self.out)
 
-    def _settings(self, checkpoint: str) -> dict:
+    def _settings(self) -> dict:
         """Everything that accuracies depend on, to compare two runs by."""
         measures = self.measures
         return dict(
-            checkpoint_sha256=file_sha256(checkpoint), k=measures.k,
+            checkpoint_sha256=sha256(self.path), k=measures.k,
             calibrate_on=measures.calibrate_on,
             num_images=measures.num_images,
             batch_size=self.calibration_loader.batch_size,
-            model=_digest(self.config.model),
+            model=_digest(model_cfg(self.config)),
             data=_digest([self.config[key].dataset for key in (
                 BANK, QUERY, CALIBRATE_ON[measures.calibrate_on])]))
 
 
-def evenly_spaced(width_range: Tuple[float, float], count: int
-                  ) -> List[float]:
-    """``count`` widths from the lowest to the highest of ``width_range``."""
+def default_widths(network: nn.Module, count: int) -> List[float]:
+    """``count`` widths from the lowest to the highest that ``network`` has.
+
+    A network with switchable norms has those of its list.
+    """
     if count < 1:
         raise ValueError(f'The number of widths is at least 1, got {count}.')
-    low, high = width_range
-    if count == 1:
-        return [high]
-    return [low + (high - low) * i / (count - 1) for i in range(count)]
+    for layer in network.modules():
+        if isinstance(layer, SwitchableBatchNorm):
+            return layer.widths
+    low, high = network.width_range
+    return sorted({high - (high - low) * i / max(count - 1, 1)
+                   for i in range(count)})
 
 
 def _digest(config) -> str:
-    text = Config(dict(content=config)).pretty_text
-    return sha256(text.encode()).hexdigest()[:16]
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -3,8 +3,8 @@ import os.path as osp
 from functools import partial
 from typing import List, Sequence
 
-from us3l_mm.evaluation.files import write_atomically
 from us3l_mm.evaluation.report import Report
+from us3l_mm.export.checkpoint_io import write_atomically
 from .curve import Line, draw_curve
 
 MEASURES = {'knn': 'kNN accuracy (%)', 'linear': 'linear probe accuracy (%)'}

@@ -2,5 +2,8 @@
 from .dynamic_sampler_hook import DynamicSamplerHook
 from .group_reg_hook import GroupRegHook
 from .preflight_hook import PreflightHook
+from .width_knn_hook import WidthKNNHook
 
-__all__ = ['DynamicSamplerHook', 'GroupRegHook', 'PreflightHook']
+__all__ = [
+    'DynamicSamplerHook', 'GroupRegHook', 'PreflightHook', 'WidthKNNHook'
+]
