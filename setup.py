@@ -15,12 +15,12 @@ ROOT = Path(__file__).resolve().parent
 # us3l_mm/stack.py says what to install where the stack is missing or mixed.
 INSTALL_REQUIRES = [
     'matplotlib>=3.6',
-    'numpy>=1.24',
+    'numpy>=1.26',
     'pillow>=9',
     'rich>=13',
     'scikit-learn>=1.2',
-    'torch>=2.1',
-    'torchvision>=0.16',
+    'torch>=2.6',
+    'torchvision>=0.21',
 ]
 EXTRAS_REQUIRE = {
     'mminstall': [

@@ -12,6 +12,7 @@ from typing import Any, Callable, Union
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from numpy._core import multiarray  # under this name since NumPy 1.26
 from torch import Tensor
 
 # First bytes of what torch.save writes: a zip archive, or before 1.6 a pickle.
@@ -39,7 +40,6 @@ def _history_method(owner: type, name: str) -> Callable:
 
 def _numpy_functions():
     """What rebuilds arrays, by the names that NumPy 1 and 2 write."""
-    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
     for name in ('_reconstruct', 'scalar'):
         for core in ('core', '_core'):
             yield (getattr(multiarray, name),
