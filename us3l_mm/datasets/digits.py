@@ -76,8 +76,6 @@ class RenderedDigits(BaseDataset):
         size = int(rng.integers(low, high + 1))
         digit = cv2.resize(digit, (size, size), interpolation=cv2.INTER_CUBIC)
         top, left = rng.integers(0, self.image_size - size + 1, 2)
-        ink, paper = rng.uniform(0.4, 1.0), rng.uniform(0.0, 0.3)
         image = np.zeros((self.image_size, self.image_size))
-        image[top:top + size, left:left + size] = digit / 255
-        image = 255 * (paper + (ink - paper) * image)
+        image[top:top + size, left:left + size] = digit * rng.uniform(0.3, 1.0)
         return np.repeat(image.astype(np.uint8)[..., None], 3, axis=2)

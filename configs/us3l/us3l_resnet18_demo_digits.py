@@ -1,0 +1,126 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+# What `make demo` trains: the whole recipe of US3L on a small network and
+# handwritten digits that ship inside scikit-learn. Values marked *demo* were
+# tuned for five minutes on two cores, report included.
+_base_ = ['../_base_/default_runtime.py']
+
+model = dict(
+    type='us3l_mm.US3LAlgorithm',
+    base_method='simclr_momentum',  # reference: its CIFAR default
+    backbone=dict(
+        type='us3l_mm.SlimmableResNet',
+        depth=18,
+        # demo: a stem of stride 2 with pooling and half the channels of a
+        # ResNet-18. Without its last stage there is a map of 4x4 pixels left
+        # to pool over, and a digit's place matters little.
+        base_channels=32,
+        stem_channels=32,
+        num_stages=3,
+        strides=(1, 1, 2),
+        dilations=(1, 1, 1),
+        out_indices=(2, ),
+        width_range=(0.25, 1.0),  # paper
+        norm_cfg=dict(type='BN'),
+        zero_init_residual=False),  # as in MMPretrain's BYOL
+    # demo: an eighth of the reference's projector and predictor
+    neck=dict(hid_channels=256, out_channels=128),
+    distill_predictor=dict(hid_channels=256),
+    base_loss=dict(
+        type='us3l_mm.InfoNCELoss',
+        temperature=0.1),  # demo: learns sooner than with 0.5
+    distill_loss='cosine',  # reference
+    distill_from='teacher',  # paper, guideline 2
+    share_head=False,  # paper, guideline 3
+    # demo: some hundred iterations are too few for the paper's 0.01
+    teacher_momentum=0.05,
+    update_mode='sequential')  # reference: an optimizer step per pass
+
+data_preprocessor = dict(
+    type='SelfSupDataPreprocessor', mean=[127.5] * 3, std=[63.75] * 3)
+
+# What must not matter: place, size, brightness and how a hand leans.
+view_pipeline = [
+    dict(type='NumpyToPIL'),
+    dict(
+        type='torchvision/RandomAffine',
+        degrees=15,
+        translate=(0.3, 0.3),
+        scale=(0.7, 1.4),
+        shear=10,
+        interpolation='bilinear'),
+    dict(type='PILToNumpy'),
+    dict(type='ColorJitter', brightness=0.5),
+]
+train_pipeline = [
+    dict(type='us3l_mm.SeedAugmentation'),
+    dict(type='MultiView', num_views=[2], transforms=[view_pipeline]),
+    dict(type='PackInputs')
+]
+test_pipeline = [dict(type='PackInputs')]
+
+train_dataloader = dict(
+    batch_size=64,
+    num_workers=1,
+    persistent_workers=True,
+    drop_last=True,
+    sampler=dict(type='us3l_mm.SeededSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='us3l_mm.RenderedDigits',
+        split='train',
+        num_images=4096,
+        pipeline=train_pipeline))
+
+# Labelled images for kNN: the bank to look in, the queries to classify.
+knn_bank_dataloader = dict(
+    batch_size=500,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='us3l_mm.RenderedDigits',
+        split='train',
+        num_images=2000,
+        seed=1,  # rendered anew: not the training images themselves
+        pipeline=test_pipeline))
+knn_query_dataloader = dict(
+    batch_size=500,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='us3l_mm.RenderedDigits',
+        split='test',
+        num_images=1000,
+        pipeline=test_pipeline))
+
+train_cfg = dict(by_epoch=True, max_epochs=10)
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(
+        type='SGD',
+        lr=0.05,  # demo
+        momentum=0.9,  # reference
+        weight_decay=0.0))  # GroupRegHook decays instead
+# Counted in iterations, so that it ends where training ends.
+param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False)]
+auto_scale_lr = dict(enable=False, base_batch_size=64)
+
+custom_hooks = [
+    dict(type='us3l_mm.PreflightHook'),
+    dict(
+        type='us3l_mm.DynamicSamplerHook',
+        num_samples=3,  # reference: the full, a random and the lowest width
+        num_stages=4,  # paper: dynamic sampling
+        grid=1 / 32),  # ours: few shapes; None is the reference's
+    dict(
+        type='us3l_mm.GroupRegHook',
+        lam=5e-5,  # reference: half of a weight decay of 1e-4
+        alpha=0.05,  # paper
+        warmup_epochs=0),  # reference
+]
+
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=16),  # every few seconds
+    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=1))
+randomness = dict(seed=0)
