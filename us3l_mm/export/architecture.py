@@ -2,9 +2,9 @@
 """Which network a checkpoint holds, as the checkpoint itself says it."""
 import ast
 import re
-from typing import Any, Optional
+from typing import Any, Dict, Optional
 
-from torch import nn
+from torch import Tensor, nn
 
 from us3l_mm.models.backbones.weights import ChecksItsWeights
 from us3l_mm.registry import MODELS
@@ -84,6 +84,27 @@ def build_stored_backbone(model: dict) -> nn.Module:
         raise ValueError(f'The checkpoint says how to build its {name}, but '
                          f'not in a way that this version knows: {error}. '
                          'Give the training --config.') from None
+
+
+def load_backbone_weights(backbone: nn.Module,
+                          state_dict: Dict[str, Tensor]) -> None:
+    """Load what is the backbone's in the weights of a model, or bare ones.
+
+    Raises:
+        ValueError: if they are those of another network.
+    """
+    prefix = 'backbone.' if any(key.startswith('backbone.')
+                                for key in state_dict) else ''
+    parts = dict(backbone.named_children())
+    weights = {key[len(prefix):]: value for key, value in state_dict.items()
+               if key.startswith(prefix)}
+    try:
+        # Bare networks of elsewhere have a classifier, which is not needed.
+        backbone.load_state_dict({key: value for key, value in weights.items()
+                                  if key.split('.')[0] in parts})
+    except RuntimeError as error:
+        raise ValueError('The weights do not fit the network: '
+                         f'{error}') from None
 
 
 def _registered_class(name: str) -> Optional[type]:

@@ -1,0 +1,82 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Cut one width out of a slimmable checkpoint, as an ordinary network.
+
+The width is given, or the widest inside a budget. What is written has been
+loaded into the consumer's own network and compared with the slimmable one.
+"""
+import argparse
+import sys
+
+import torch
+
+from us3l_mm.apis import Budget, slice_checkpoint
+from us3l_mm.export.formats import FORMATS
+
+EXAMPLE = """examples:
+  python tools/slice_checkpoint.py epoch_400.pth w050.pth --width 0.5 \\
+      --config configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py
+  python tools/slice_checkpoint.py measured.pth small.onnx --flops 250M \\
+      --format onnx --input-size 32"""
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE,
+        formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument('checkpoint', help='file of the slimmable network')
+    parser.add_argument('out', help='file to write')
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument('--width', type=float, metavar='W',
+                       help='for instance 0.5')
+    which.add_argument('--flops', metavar='N', help='the widest with at most '
+                       'so many multiply-accumulates\nper image, such as 1G')
+    which.add_argument('--params', metavar='N', help='the widest with at most '
+                       'so many parameters, such as 5M')
+    which.add_argument('--latency', metavar='T', help='the widest that takes '
+                       'at most so long per image\non --device, such as 10ms')
+    parser.add_argument('--format', default='mmpretrain', choices=FORMATS,
+                        help='whose keys to write (default: mmpretrain)')
+    parser.add_argument('--config', help='config of the training: measures '
+                        'the batch-norm statistics of the\nwidth where the '
+                        'checkpoint has none')
+    parser.add_argument('--num-images', type=int, default=10000, metavar='N',
+                        help='images to measure them with (default: 10000)')
+    parser.add_argument('--input-size', type=int, metavar='PX',
+                        help='side of an image, for --flops, --latency, the '
+                        'check and ONNX\n(default: 224, or 32 for a '
+                        'ResNet_CIFAR)')
+    parser.add_argument('--device', default='cuda' if
+                        torch.cuda.is_available() else 'cpu',
+                        help='where to measure (default: cuda where there is '
+                        'one, else cpu)')
+    parser.add_argument('--trust-pickle', action='store_true',
+                        help='read a checkpoint even if that executes code '
+                        'in it')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        width = args.width
+        for kind in ('flops', 'params', 'latency'):
+            if getattr(args, kind) is not None:
+                width = Budget.parse(kind, getattr(args, kind))
+        report = slice_checkpoint(
+            args.checkpoint, args.out, width, args.format, args.config,
+            args.num_images, args.input_size, args.device, args.trust_pickle)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        sys.exit(f'slice_checkpoint: {error}')
+    if report.choice is not None:
+        choice, show = report.choice, width.show
+        print(f'Width {choice.width:g} takes {show(choice.cost)}'
+              + (f'; {choice.next_width:g} would take '
+                 f'{show(choice.next_cost)}.' if choice.next_width else '.'))
+    print(f'{report.out}: width {report.width:g} for {args.format}, features '
+          f'{report.meta["feature_channels"][-1]}, statistics from '
+          f'{report.meta["statistics"]}; largest difference from the '
+          f'slimmable network {report.gap:.1e}.\n\n{report.usage}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,105 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""What a format makes of a sub-network, and the check of it."""
+import io
+from dataclasses import dataclass
+from typing import Any, Callable, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from us3l_mm.models.layers import at_width
+
+
+@dataclass(frozen=True)
+class SubNetwork:
+    """The input of a format.
+
+    Attributes:
+        backbone (nn.Module): The slimmable backbone, with the statistics of
+            the width.
+        plain (nn.Module): The ordinary network that it is at the width.
+        width (float): The width.
+        input_size (int): Side of a square image in pixels.
+        out (str): The file that will be written.
+        meta (dict): What to store beside the weights.
+    """
+
+    backbone: nn.Module
+    plain: nn.Module
+    width: float
+    input_size: int
+    out: str
+    meta: dict
+
+    @property
+    def stage_channels(self) -> Tuple[int, ...]:
+        """Channels of the maps of all stages."""
+        return tuple(getattr(self.plain, name)[-1].out_channels
+                     for name in self.plain.res_layers)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The output of a format.
+
+    Attributes:
+        content (bytes): Of the file.
+        run (callable): From images (N, 3, H, W) to what the network that was
+            read from ``content`` computes: the maps of the backbone, or only
+            their pooled features (N, c).
+        usage (str): Python that loads the file.
+        tolerance (float): How far its outputs may be from the slimmable
+            network's, as a part of the largest one.
+    """
+
+    content: bytes
+    run: Callable[[Tensor], Sequence[Tensor]]
+    usage: str
+    tolerance: float = 1e-5
+
+
+def pooled(maps: Sequence[Tensor]) -> Tensor:
+    """The features of the last map, (N, c, H, W) to (N, c)."""
+    return maps[-1].mean(dim=(2, 3))
+
+
+def read_back(content: bytes) -> Any:
+    """What ``torch.save`` wrote into ``content``."""
+    return torch.load(io.BytesIO(content), map_location='cpu',
+                      weights_only=True)
+
+
+@torch.no_grad()
+def verify(artifact: Artifact, network: SubNetwork) -> float:
+    """Compare ``artifact`` with the slimmable network at its width.
+
+    Both see the same random images, on the CPU.
+
+    Returns:
+        float: The largest difference of an output, absolute.
+
+    Raises:
+        ValueError: if it is beyond the tolerance.
+    """
+    images = torch.randn(
+        3, network.meta['input_channels'], network.input_size,
+        network.input_size, generator=torch.Generator().manual_seed(0))
+    with at_width(network.backbone, network.width):
+        maps = network.backbone.eval()(images)
+    outputs = artifact.run(images)
+    expected = [pooled(maps)] if outputs[0].ndim == 2 else list(maps)
+    gap, scale = 0.0, 1.0
+    for there, here in zip(outputs, expected, strict=True):
+        if there.shape != here.shape:
+            raise ValueError(
+                f'The sliced network has an output of {tuple(there.shape)} '
+                f'where the slimmable one has {tuple(here.shape)}; nothing '
+                'was written.')
+        gap = max(gap, (there - here).abs().max().item())
+        scale = max(scale, here.abs().max().item())
+    if not gap <= artifact.tolerance * scale:
+        raise ValueError(
+            f'The sliced network differs from the slimmable one at width '
+            f'{network.width:g} by {gap:.3g} (outputs up to {scale:.3g}, '
+            f'allowed {artifact.tolerance:g} of that); nothing was written.')
+    return gap

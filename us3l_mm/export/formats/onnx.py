@@ -1,0 +1,88 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""An ONNX model of the plain network, run with onnxruntime to check it."""
+import io
+import json
+import warnings
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+
+from .artifact import Artifact, SubNetwork, pooled
+
+INPUT, FEATURES = 'images', 'features'
+OPSET = 17
+
+
+class _WithFeatures(nn.Module):
+    """The maps of a backbone, and the pooled features of the last one."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images):
+        maps = self.backbone(images)
+        return (*maps, pooled(maps))
+
+
+def onnx_model(network: SubNetwork) -> Artifact:
+    """A model from ``images`` to a map per output, and ``features`` (N, c).
+
+    The number of images is free, their size is ``input_size``. Norms are
+    folded into convolutions, so outputs agree to 1e-4 of the largest one.
+
+    Raises:
+        ImportError: without onnx or onnxruntime.
+    """
+    missing = [name for name in ('onnx', 'onnxruntime')
+               if find_spec(name) is None]
+    if missing:
+        raise ImportError(f'--format onnx needs {" and ".join(missing)}: pip '
+                          f'install {" ".join(missing)}')
+    content = _with_meta(_export(network), network.meta)
+
+    def run(images):
+        import onnxruntime
+        session = onnxruntime.InferenceSession(
+            content, providers=['CPUExecutionProvider'])
+        outputs = session.run(None, {INPUT: images.numpy()})
+        return [torch.from_numpy(output) for output in outputs[:-1]]
+
+    return Artifact(content, run, f"""\
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession({network.out!r})
+images = np.zeros((1, {network.meta["input_channels"]}, \
+{network.input_size}, {network.input_size}), np.float32)  # any number of them
+features, = session.run([{FEATURES!r}], {{{INPUT!r}: images}})  \
+# (1, {network.stage_channels[-1]})
+""", tolerance=1e-4)
+
+
+def _export(network: SubNetwork) -> bytes:
+    maps = [f'stage{i + 1}' for i in network.plain.out_indices]
+    images = torch.zeros(2, network.meta['input_channels'],
+                         network.input_size, network.input_size)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # The exporter that PyTorch would rather be used needs onnxscript.
+        warnings.simplefilter('ignore', DeprecationWarning)
+        torch.onnx.export(
+            _WithFeatures(network.plain).eval(), (images, ), buffer,
+            input_names=[INPUT], output_names=[*maps, FEATURES],
+            dynamic_axes={name: {0: 'N'}
+                          for name in (INPUT, *maps, FEATURES)},
+            opset_version=OPSET, dynamo=False)
+    return buffer.getvalue()
+
+
+def _with_meta(content: bytes, meta: dict) -> bytes:
+    import onnx
+    model = onnx.load_from_string(content)
+    for key, value in meta.items():
+        model.metadata_props.add(
+            key=key, value=value if isinstance(value, str) else
+            json.dumps(value))
+    return model.SerializeToString()

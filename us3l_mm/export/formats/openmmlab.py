@@ -1,0 +1,108 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Checkpoints for MMPretrain and MMDetection: one file, two usages.
+
+Keys begin with ``backbone.``, as in every checkpoint of these libraries, so
+that ``init_cfg=dict(type='Pretrained', ..., prefix='backbone.')`` works.
+"""
+from typing import Any, Tuple
+
+from torch import nn
+
+from us3l_mm.export.checkpoint_io import to_bytes
+from us3l_mm.export.geometry import (backbone_arguments, plain_arguments,
+                                     stock_class)
+from us3l_mm.registry import MODELS
+from .artifact import Artifact, SubNetwork, read_back
+
+PREFIX = 'backbone.'
+DIVISOR, WIDTH_RANGE = 8, (0.25, 1.0)
+
+
+def mmpretrain(network: SubNetwork) -> Artifact:
+    """For a classifier or any other model of MMPretrain."""
+    backbone, is_stock = consumer_arguments(network)
+    config = dict(
+        backbone=_with_weights(backbone, network.out),
+        head=dict(in_channels=network.stage_channels[-1]))
+    return _artifact(network, 'mmpretrain', config, is_stock)
+
+
+def mmdet(network: SubNetwork) -> Artifact:
+    """For a detector of MMDetection, with its feature pyramid."""
+    backbone, is_stock = consumer_arguments(network)
+    if backbone['type'] == 'ResNet_CIFAR':  # MMDetection has none
+        backbone['type'] = 'mmpretrain.ResNet_CIFAR'
+    channels = network.stage_channels
+    backbone['out_indices'] = tuple(range(len(channels)))
+    config = dict(
+        backbone=_with_weights(backbone, network.out),
+        neck=dict(in_channels=list(channels)))
+    return _artifact(network, 'mmdet', config, is_stock)
+
+
+def consumer_arguments(network: SubNetwork) -> Tuple[dict, bool]:
+    """The config of the backbone that takes the weights.
+
+    Returns:
+        tuple: The config, and whether it is a stock class, which is so
+        wherever there is a stock ResNet of these channels.
+    """
+    slimmable, width = network.backbone, network.width
+    arguments = plain_arguments(slimmable, width)
+    if arguments is not None:
+        return dict(type=stock_class(slimmable).__name__, **arguments), True
+    arguments = backbone_arguments(slimmable)
+    if slimmable.divisor != DIVISOR:
+        arguments['divisor'] = slimmable.divisor
+    if not WIDTH_RANGE[0] <= width <= WIDTH_RANGE[1]:
+        arguments['width_range'] = slimmable.width_range
+    name = f'us3l_mm.Slimmable{stock_class(slimmable).__name__}'
+    return dict(type=name, **arguments, width=width), False
+
+
+def _with_weights(backbone: dict, out: str) -> dict:
+    return dict(**backbone, init_cfg=dict(
+        type='Pretrained', checkpoint=out, prefix=PREFIX))
+
+
+def _artifact(network: SubNetwork, scope: str, config: dict,
+              is_stock: bool) -> Artifact:
+    if not is_stock:
+        config = dict(custom_imports=dict(
+            imports=['us3l_mm'], allow_failed_imports=False), **config)
+    content = to_bytes(dict(
+        state_dict={PREFIX + name: value for name, value in
+                    network.plain.state_dict().items()}, meta=network.meta))
+
+    def run(images):
+        return _loaded(network, content)(images)
+
+    usage = '\n'.join(f'{name} = {_expression(value)}'
+                      for name, value in config.items())
+    where = 'MMDetection' if scope == 'mmdet' else 'MMPretrain'
+    return Artifact(content, run, f'# In a config of {where}:\n{usage}\n')
+
+
+def _expression(value: Any, indent: str = '') -> str:
+    """Python for ``value`` as a config would write it."""
+    if not isinstance(value, dict):
+        return repr(value)
+    inner = indent + '    '
+    items = ''.join(f'{inner}{k}={_expression(v, inner)},\n'
+                    for k, v in value.items())
+    return f'dict(\n{items}{indent})'
+
+
+def _loaded(network: SubNetwork, content: bytes) -> nn.Module:
+    """The consumer's backbone with the weights of ``content``."""
+    arguments, is_stock = consumer_arguments(network)
+    name = arguments['type']
+    # MMDetection's ResNet has MMPretrain's layers under the same keys.
+    consumer = MODELS.build(dict(
+        arguments, type=f'mmpretrain.{name}' if is_stock else name,
+        out_indices=network.backbone.out_indices))
+    weights = read_back(content)['state_dict']
+    consumer.load_state_dict({name[len(PREFIX):]: value for name, value in
+                              weights.items()}, strict=True)
+    consumer.eval()
+    return consumer

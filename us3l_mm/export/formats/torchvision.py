@@ -1,0 +1,71 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Weights for torchvision's own ResNet, where its geometry allows."""
+import torchvision.models
+from torch import nn
+
+from us3l_mm.export.checkpoint_io import to_bytes
+from us3l_mm.export.geometry import plain_arguments, stock_class
+from .artifact import Artifact, SubNetwork, read_back
+
+FULL = dict(stem_channels=64, base_channels=64)
+
+
+def torchvision_resnet(network: SubNetwork) -> Artifact:
+    """The full width, under the keys of ``torchvision.models.resnet*``.
+
+    Raises:
+        ValueError: for all that torchvision's class cannot express.
+    """
+    check_full_resnet(network, 'torchvision', (
+        'torchvision.models.ResNet always has 64 channels after its stem and '
+        '64, 128, 256, 512 in its blocks; width_per_group changes only the '
+        'middle convolution of a bottleneck'))
+    content = to_bytes(dict(state_dict=network.plain.state_dict(),
+                            meta=network.meta))
+    name = f'resnet{network.backbone.depth}'
+
+    def run(images):
+        loaded = getattr(torchvision.models, name)()
+        loaded.fc = nn.Identity()
+        loaded.load_state_dict(read_back(content)['state_dict'], strict=True)
+        return [loaded.eval()(images)]
+
+    return Artifact(content, run, f"""\
+import torch
+import torchvision
+
+network = torchvision.models.{name}()
+network.fc = torch.nn.Identity()
+network.load_state_dict(
+    torch.load({network.out!r}, weights_only=True)['state_dict'])
+features = network.eval()(images)  # (N, {network.stage_channels[-1]})
+""")
+
+
+def is_full_resnet(network: SubNetwork) -> bool:
+    """Whether this is an ordinary ResNet of 64 channels."""
+    arguments = plain_arguments(network.backbone, network.width) or {}
+    return not unusual_arguments(network) and FULL.items() <= arguments.items()
+
+
+def unusual_arguments(network: SubNetwork) -> list:
+    """What this ResNet does otherwise than torchvision's, channels apart."""
+    arguments = plain_arguments(network.backbone, network.width) or {}
+    names = [name for name in arguments if name not in ('depth', *FULL)]
+    if stock_class(network.backbone).__name__ == 'ResNet_CIFAR':
+        names.append('the 3x3 stem of ResNet_CIFAR')
+    return names
+
+
+def check_full_resnet(network: SubNetwork, library: str, why: str) -> None:
+    """Raise ValueError unless this is the ResNet that ``library`` has."""
+    if is_full_resnet(network):
+        return
+    unusual = unusual_arguments(network)
+    reason = (f'its ResNet knows no {", ".join(unusual)}' if unusual else
+              f'{why}, and width {network.width:g} has '
+              f'{network.plain.conv1.out_channels} and '
+              f'{list(network.stage_channels)}')
+    raise ValueError(
+        f'{library} cannot hold this network: {reason}. Use --format '
+        'mmpretrain, mmdet or onnx.')
