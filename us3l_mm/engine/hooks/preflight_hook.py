@@ -30,8 +30,8 @@ class PreflightHook(Hook):
         if runner.cfg.get('sync_bn') is not None:
             raise ValueError(
                 f'sync_bn={runner.cfg.sync_bn!r} would replace the slimmable '
-                'batch norms by plain ones. Remove it, and set model.sync_norms'
-                '=True for statistics over all processes.')
+                'batch norms by plain ones. Remove it, and set '
+                'model.sync_norms=True for statistics over all processes.')
         check_optim_wrapper(runner.optim_wrapper)
         loader = runner.train_dataloader
         check_views(loader.dataset[next(iter(loader.sampler))].get('inputs'))
