@@ -30,12 +30,12 @@ EXTRAS_REQUIRE = {
     ],
     # Needs an mmcv with compiled ops: see the Makefile and its `make test`.
     'detection': ['onedl-mmdetection>=3.5,<3.6'],
-    'export': ['onnx>=1.16', 'onnxruntime>=1.18'],
+    'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'timm>=1.0'],
     'tensorboard': ['tensorboard>=2.14'],
     'lint': ['ruff'],
 }
 EXTRAS_REQUIRE['tests'] = [
-    'fvcore', 'pytest>=7.4', 'timm>=1.0', *EXTRAS_REQUIRE['lint'],
+    'fvcore', 'pytest>=7.4', *EXTRAS_REQUIRE['lint'],
     *EXTRAS_REQUIRE['detection'], *EXTRAS_REQUIRE['export'],
     *EXTRAS_REQUIRE['tensorboard'],
 ]
