@@ -1,0 +1,314 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Features, kNN, linear probe, sizes: against other ways to compute them."""
+import json
+import os
+import socket
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from fvcore.nn import FlopCountAnalysis
+from mmpretrain.models import ResNet, ResNet_CIFAR
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from us3l_mm.evaluation import (Report, WidthRow, calibrate, chance_accuracy,
+                                count_complexity, default_widths,
+                                extract_features, knn_accuracy, linear_probe,
+                                raw_pixels, width_latency)
+from us3l_mm.evaluation.features import encode
+from us3l_mm.evaluation.report import resume
+from us3l_mm.export import slice_network
+from us3l_mm.models import (SlimmableResNet, SlimmableResNet_CIFAR, at_width,
+                            set_width)
+from us3l_mm.visualization import Line, draw_curve, plot_reports
+
+
+def small_resnet(**options):
+    torch.manual_seed(0)
+    return SlimmableResNet_CIFAR(depth=18, base_channels=16, stem_channels=16,
+                                 **options)
+
+
+def labelled_batches(sizes=(4, 1, 3)):
+    g = torch.Generator().manual_seed(0)
+    return [(torch.rand(n, 3, 8, 8, generator=g),
+             torch.randint(0, 3, (n, ), generator=g)) for n in sizes]
+
+
+def blobs(n=240, c=12, classes=4, seed=0):
+    """Overlapping classes, in train and test."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    centres = np.random.default_rng(9).normal(size=(classes, c))
+    features = centres[labels] + 1.3 * rng.normal(size=(n, c))
+    # Different scales and an offset, which a probe has to live with.
+    return (features * 10.0**rng.integers(-1, 2, c) + 5).astype(
+        np.float32), labels
+
+
+def test_features_are_pooled_maps_of_each_width():
+    network, batches = small_resnet(), labelled_batches()
+    calibrate(network, [images for images, _ in batches], [1.0, 0.5])
+    network.train()
+    features, labels = extract_features(network, iter(batches), [1.0, 0.5])
+    assert network.training and network.layer1.training
+    assert labels.tolist() == torch.cat([b[1] for b in batches]).tolist()
+    network.eval()
+    for width, channels in ((1.0, 128), (0.5, 64)):
+        with torch.no_grad(), at_width(network, width):
+            expected = torch.cat([network(images)[-1].mean(dim=(2, 3))
+                                  for images, _ in batches])
+        assert features[width].shape == (8, channels)
+        assert features[width].dtype == np.float32
+        np.testing.assert_allclose(features[width], expected, rtol=1e-5,
+                                   atol=1e-6)
+
+
+def test_raw_pixels_are_pixels_and_large_images_are_averaged():
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(raw_pixels(images), images.flatten(1))
+    large = torch.rand(2, 3, 64, 64)
+    expected = large.reshape(2, 3, 32, 2, 32, 2).mean(dim=(3, 5))
+    torch.testing.assert_close(raw_pixels(large), expected.flatten(1))
+
+
+def test_an_empty_loader_is_an_error():
+    with pytest.raises(ValueError, match='the loader is empty'):
+        encode({}, [])
+
+
+@pytest.mark.parametrize('weights', ['uniform', 'distance'])
+@pytest.mark.parametrize('k', [1, 5, 20])
+def test_knn_equals_scikit_learns_with_the_cosine(k, weights):
+    (bank, bank_labels), (queries, query_labels) = blobs(), blobs(90, seed=1)
+
+    def chord(cosine_distance):  # Euclidean distance on the unit sphere
+        return 1 / np.maximum(np.sqrt(2 * cosine_distance), 1e-12)
+
+    classifier = KNeighborsClassifier(
+        k, metric='cosine', algorithm='brute',
+        weights=chord if weights == 'distance' else 'uniform')
+    expected = classifier.fit(bank, bank_labels).score(queries, query_labels)
+    assert 0.3 < expected < 1
+    assert knn_accuracy(bank, bank_labels, queries, query_labels, k,
+                        weights) == pytest.approx(100 * expected)
+
+
+@pytest.mark.parametrize('weights', ['uniform', 'distance'])
+def test_knn_equals_a_naive_double_loop(weights):
+    (bank, bank_labels), (queries, query_labels) = blobs(60), blobs(30, seed=1)
+    right = 0
+    for query, label in zip(queries, query_labels):
+        distances = [np.linalg.norm(query / np.linalg.norm(query)
+                                    - other / np.linalg.norm(other))
+                     for other in bank]
+        votes = Counter()
+        for i in np.argsort(distances)[:7]:
+            votes[bank_labels[i]] += (1 if weights == 'uniform' else
+                                      1 / distances[i])
+        most = max(votes.values())
+        right += label == min(c for c, v in votes.items() if v == most)
+    assert knn_accuracy(bank, bank_labels, queries, query_labels, 7,
+                        weights) == pytest.approx(100 * right / 30)
+
+
+@pytest.mark.parametrize('k', [0, 61, 2.5, True])
+def test_k_must_be_a_number_of_neighbours_that_there_are(k):
+    with pytest.raises(ValueError, match='from 1 to the 60 labelled images of '
+                       f'the bank, got k={k}'):
+        knn_accuracy(*blobs(60), *blobs(30), k)
+
+
+@pytest.mark.parametrize('classify', [knn_accuracy, linear_probe])
+def test_features_of_diverged_weights_are_refused(classify):
+    features, labels = blobs(60)
+    features[3] = np.nan
+    with pytest.raises(ValueError, match='1 of 60 images are not finite: the '
+                       'weights have probably diverged'):
+        classify(features, labels, *blobs(30))
+
+
+def test_chance_is_the_most_frequent_class():
+    assert chance_accuracy(np.array([0, 1, 1, 2])) == 50.0
+
+
+def test_linear_probe_equals_scikit_learns_logistic_regression():
+    (train, train_labels), (test, test_labels) = blobs(), blobs(90, seed=1)
+    scaler = StandardScaler().fit(train)
+    for decay in (1.0, 1e-2):
+        expected = LogisticRegression(
+            C=1 / (decay * len(train)), max_iter=1000).fit(
+                scaler.transform(train), train_labels).score(
+                    scaler.transform(test), test_labels)
+        found = linear_probe(train, train_labels, test, test_labels, [decay])
+        assert found == (pytest.approx(100 * expected), decay)
+
+
+def test_the_decay_is_chosen_on_held_out_training_images():
+    """It is the best on a fifth of the training images, fitted without it."""
+    train, labels = blobs(100, c=40)
+    order = np.random.RandomState(0).permutation(100)  # as scikit-learn's
+    held_out, rest = order[:20], order[20:]
+    scaler = StandardScaler().fit(train[rest])
+    scores = {decay: LogisticRegression(C=1 / (decay * 80), max_iter=1000).fit(
+        scaler.transform(train[rest]), labels[rest]).score(
+            scaler.transform(train[held_out]), labels[held_out])
+        for decay in (10.0, 1.0, 1e-1, 1e-2)}
+    best = max(scores, key=scores.get)
+    assert scores[best] > min(scores.values())
+    # Test images, here noise with any labels, have no say.
+    noise = np.random.default_rng(3).normal(size=(50, 40)).astype(np.float32)
+    for wrong in (np.zeros(50, int), np.arange(50) % 4):
+        assert linear_probe(train, labels, noise, wrong,
+                            list(scores))[1] == best
+
+
+def test_a_linear_probe_needs_two_classes():
+    with pytest.raises(ValueError, match='at least two classes'):
+        linear_probe(np.eye(5), np.zeros(5, int), np.eye(5), np.zeros(5, int))
+
+
+@pytest.mark.parametrize('ours, theirs, depth, size', [
+    (SlimmableResNet, ResNet, 50, (64, 96)),
+    (SlimmableResNet_CIFAR, ResNet_CIFAR, 18, (32, 32))])
+def test_sizes_equal_an_independent_count_of_the_plain_network(
+        ours, theirs, depth, size):
+    widths = [1.0, 0.625, 0.25]
+    counted = count_complexity(ours(depth), widths, size)
+    for width in widths:
+        channels = int(64 * width)
+        plain = theirs(depth, base_channels=channels, stem_channels=channels)
+        plain.eval()
+        assert counted[width].params == sum(
+            p.numel() for p in plain.parameters())
+        flops = FlopCountAnalysis(plain, torch.zeros(1, 3, *size))
+        flops.unsupported_ops_warnings(False)
+        assert counted[width].macs == flops.by_operator()['conv']
+
+
+def test_sizes_off_the_grid_equal_those_of_the_sliced_network():
+    network = small_resnet()
+    set_width(network, 0.25)  # what it is set to does not matter
+    counted = count_complexity(network, [0.7], (32, 32))[0.7]
+    plain = slice_network(network, 0.7, without_statistics=True).eval()
+    assert counted.params == sum(p.numel() for p in plain.parameters())
+    flops = FlopCountAnalysis(plain, torch.zeros(1, 3, 32, 32))
+    flops.unsupported_ops_warnings(False)
+    assert counted.macs == flops.by_operator()['conv']
+
+
+def test_private_norms_are_counted_once_and_linear_layers_too():
+    switchable = small_resnet(norm_cfg=dict(type='SwitchableBN',
+                                            widths=[1.0, 0.5]))
+    shared = small_resnet()
+    assert (count_complexity(switchable, [0.5], (32, 32))
+            == count_complexity(shared, [0.5], (32, 32)))
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    counted = count_complexity(classifier, [1.0], (2, 2))[1.0]
+    assert (counted.params, counted.macs) == (65, 60)
+
+
+def test_latency_is_that_of_a_cut_copy():
+    network = small_resnet().train()
+    before = {name: value.clone()
+              for name, value in network.state_dict().items()}
+    milliseconds = width_latency(network, 0.5, (8, 8), repeats=3, warmup=1)
+    assert 0 < milliseconds < 10000
+    assert network.training
+    after = network.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_default_widths_are_even_or_those_of_the_norms():
+    assert default_widths(small_resnet(), 4) == [0.25, 0.5, 0.75, 1.0]
+    assert default_widths(small_resnet(), 1) == [1.0]
+    switchable = small_resnet(norm_cfg=dict(type='SwitchableBN',
+                                            widths=[0.5, 1.0]))
+    assert default_widths(switchable, 7) == [1.0, 0.5]
+    with pytest.raises(ValueError, match='at least 1, got 0'):
+        default_widths(small_resnet(), 0)
+
+
+def a_report(**settings):
+    return Report('run', settings, [WidthRow(0.5, 64, 10**6, 0.1, knn=70.0),
+                                    WidthRow(1.0, 128, 4 * 10**6, 0.4)])
+
+
+def test_a_report_is_read_back_as_it_was_written(tmp_path):
+    a_report(k=20).save(str(tmp_path))
+    found, notice = resume(str(tmp_path), 'run', dict(k=20))
+    assert 'Continuing' in notice
+    assert [row.width for row in found.rows] == [1.0, 0.5]
+    assert found.row(0.5) == WidthRow(0.5, 64, 10**6, 0.1, knn=70.0)
+    lines = (tmp_path / 'widths.csv').read_text().splitlines()
+    assert lines[0].startswith('width,channels,params,gmacs')
+    assert lines[2].startswith('0.5,64,1000000,0.1,')
+
+
+def test_a_report_of_other_settings_is_kept_aside(tmp_path):
+    a_report(k=20, num_images=5).save(str(tmp_path))
+    found, notice = resume(str(tmp_path), 'run', dict(k=5, num_images=5))
+    assert found.rows == [] and 'another k; it is' in notice
+    kept = json.loads((tmp_path / 'previous_widths.json').read_text())
+    assert kept['settings']['k'] == 20
+    assert not (tmp_path / 'widths.json').exists()
+
+
+def test_a_report_cut_short_by_a_full_disk_leaves_the_old_one(tmp_path,
+                                                             monkeypatch):
+    a_report(k=20).save(str(tmp_path))
+    before = (tmp_path / 'widths.json').read_text()
+
+    def full(content, file, **_):
+        file.write('{"name": ')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(json, 'dump', full)
+    with pytest.raises(OSError, match='No space left'):
+        a_report(k=20).save(str(tmp_path))
+    assert (tmp_path / 'widths.json').read_text() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['widths.csv',
+                                                          'widths.json']
+
+
+def test_pictures_are_drawn_and_bad_axes_refused(tmp_path):
+    path = str(tmp_path / 'curve.png')
+    plot_reports(path, [a_report(), Report('nothing yet', {})],
+                 compute='params')
+    assert (tmp_path / 'curve.png').read_bytes().startswith(b'\x89PNG')
+    with pytest.raises(ValueError, match="compute is one of .*'watts'"):
+        draw_curve(path, [Line('run', [(1.0, 2.0, 3.0)])], compute='watts')
+    with pytest.raises(ValueError, match="measure is one of .*'luck'"):
+        plot_reports(path, [a_report()], measure='luck')
+
+
+def _encode_a_shard(rank, port, out):
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
+    images = torch.arange(7.0).view(7, 1, 1, 1)
+    # What DefaultSampler deals: every second sample, the first one again at
+    # the end of the shorter shard.
+    own = torch.cat([images, images[:1]])[rank::2]
+    features, labels = encode({'twice': lambda x: 2 * x.flatten(1)},
+                              [(own[:3], own[:3].flatten().long()),
+                               (own[3:], own[3:].flatten().long())], size=7)
+    np.savez(f'{out}/{rank}.npz', features=features['twice'], labels=labels)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.ddp
+def test_features_of_two_processes_come_in_the_order_of_the_data(tmp_path):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    mp.spawn(_encode_a_shard, (port, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        found = np.load(tmp_path / f'{rank}.npz')
+        assert found['features'].tolist() == [[2.0 * i] for i in range(7)]
+        assert found['labels'].tolist() == list(range(7))
