@@ -123,6 +123,15 @@ DIFFERENCES = {
               'model.backbone.norm_cfg.widths': FOUR, **WEIGHT_DECAY},
     'sandwich': WHOLE_RANGE,
     'distill-online': {'model.distill_from': 'online'},
+    'cosine-no-momentum': {
+        'model.base_method': 'simsiam', 'model.base_loss': 'cosine',
+        'model.distill_from': 'online',
+        'model.predictor.type': 'us3l_mm.Identity',
+        'model.neck.out_channels': 256, 'model.neck.with_last_bn': False,
+        'model.distill_predictor.hid_channels': 2048,
+        'model.distill_predictor.with_last_bias': False,
+        **{f'model.base_loss.{key}': ABSENT
+           for key in ('type', 'temperature', 'gather')}},
     'shared-head': {'model.share_head': True},
     'no-group-reg': WEIGHT_DECAY,
     'accumulate': {'model.update_mode': 'accumulate'},
@@ -136,6 +145,16 @@ def test_baseline_differs_from_the_recipe_in_what_it_is_about(path):
              for key in recipe.keys() | baseline.keys()
              if recipe.get(key, ABSENT) != baseline.get(key, ABSENT)}
     assert found == DIFFERENCES[path.stem.split('_')[0]]
+
+
+def test_the_collapsing_baseline_has_the_layers_of_the_recipe():
+    [path] = [p for p in BASELINES if p.stem.startswith('cosine')]
+    shapes = []
+    for each in (RECIPE, path):
+        algorithm = MODELS.build(config_of(each).model)
+        shapes.append({name: p.shape for name, p in
+                       algorithm.named_parameters() if 'teacher' not in name})
+    assert shapes[0] == shapes[1]
 
 
 def test_every_baseline_is_there():
