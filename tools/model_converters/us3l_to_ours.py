@@ -1,0 +1,62 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Convert a checkpoint of the authors' US3L code (ResNets).
+
+The student's backbone (module.encoder_q) is taken over; projector, predictors
+and momentum encoder are left out, and listed.
+"""
+import argparse
+import os.path as osp
+import sys
+
+from us3l_mm.export.checkpoint_io import (check_writable, load_weights,
+                                          save_atomically, sha256)
+from us3l_mm.export.foreign import from_us3l
+
+
+def width_and_file(text):
+    width, separator, path = text.partition('=')
+    try:
+        if separator and path:
+            return float(width), path
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f'WIDTH=FILE, such as 0.5=checkpoint_'
+                                     f'width_0.5.pth.tar, got {text!r}')
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument('checkpoint', help='checkpoint.pth.tar of the authors')
+    parser.add_argument('out', help='file to write')
+    parser.add_argument(
+        '--statistics', nargs='+', default=[], type=width_and_file,
+        metavar='W=FILE', help="files of the authors' calibrate.py, to take "
+        'over the\nbatch-norm statistics of their widths')
+    parser.add_argument('--trust-pickle', action='store_true',
+                        help='read files even if that executes code in them')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        check_writable(args.out, args.checkpoint)
+        converted = from_us3l(
+            load_weights(args.checkpoint, args.trust_pickle)['state_dict'],
+            {width: load_weights(path, args.trust_pickle)['state_dict']
+             for width, path in args.statistics})
+        save_atomically(converted.checkpoint(dict(
+            file=osp.basename(args.checkpoint),
+            sha256=sha256(args.checkpoint), converted_by='us3l_to_ours')),
+            args.out)
+    except (OSError, ValueError) as error:
+        sys.exit(f'us3l_to_ours: {error}')
+    widths = ', '.join(f'{w:g}' for w, _ in args.statistics)
+    print(f'{args.out}: {converted.arguments}, statistics of the widths: '
+          f'{widths or "none, calibrate"}.')
+    print('Left out:', ', '.join(converted.left_out) or 'nothing')
+
+
+if __name__ == '__main__':
+    main()
