@@ -11,6 +11,7 @@ import os.path as osp
 import sys
 
 import torch
+import torch.distributed as torch_dist
 from mmengine.config import Config, DictAction
 from mmengine.dist import init_dist, is_main_process
 from rich.console import Console
@@ -77,6 +78,20 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def start_processes(launcher, device):
+    """Join the other processes of ``launcher``, if there are any."""
+    if launcher == 'none':
+        return
+    if device != 'cpu':
+        init_dist(launcher)
+    elif launcher == 'pytorch':
+        # MMEngine's own start asks for a GPU.
+        torch_dist.init_process_group('gloo')
+    else:
+        sys.exit(f'--launcher {launcher} needs GPUs, got --device cpu. '
+                 'Several processes on CPUs: --launcher pytorch.')
+
+
 def evaluate(args, out, console):
     """The report of this checkpoint, and those to compare it with."""
     others = [Report.load(path) for path in args.compare]
@@ -99,9 +114,7 @@ def evaluate(args, out, console):
 
 def main(argv=None):
     args = parse_args(argv)
-    if args.launcher != 'none':
-        init_dist(args.launcher, backend='gloo' if args.device == 'cpu' else
-                  'nccl')
+    start_processes(args.launcher, args.device)
     console = Console(quiet=not is_main_process())
     out = args.out or osp.splitext(args.checkpoint)[0] + '_widths'
     try:

@@ -177,7 +177,7 @@ class WidthEvaluation:
         if is_main_process():
             shared[0], notice = resume(self.out, self.name, self.settings)
             if notice:
-                self.console.print(notice)
+                self.console.print(notice, soft_wrap=True)
         broadcast_object_list(shared)
         report = shared[0]
         report.name = self.name

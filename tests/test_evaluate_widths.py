@@ -1,0 +1,263 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""tools/evaluate_widths.py from end to end, on a tiny random checkpoint."""
+import csv
+import importlib.util
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from small_run import small_cfg
+
+from us3l_mm.evaluation import load_network, widths
+from us3l_mm.export.checkpoint_io import load_weights
+from us3l_mm.models import at_width
+from us3l_mm.registry import MODELS
+
+TOOL = Path(__file__).parent.parent / 'tools' / 'evaluate_widths.py'
+spec = importlib.util.spec_from_file_location('evaluate_widths', TOOL)
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+def labelled(split, num_images):
+    return dict(
+        batch_size=16, num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(type='us3l_mm.RenderedDigits', split=split,
+                     num_images=num_images, image_size=16, digit_size=(8, 14),
+                     pipeline=[dict(type='PackInputs')]))
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """A config and a checkpoint with random weights."""
+    folder = tmp_path_factory.mktemp('files')
+    cfg = small_cfg('unused')
+    cfg.knn_bank_dataloader = labelled('train', 48)
+    cfg.knn_query_dataloader = labelled('test', 24)
+    cfg.dump(folder / 'tiny.py')
+    torch.manual_seed(0)
+    algorithm = MODELS.build(cfg.model)
+    torch.save(dict(state_dict=algorithm.state_dict(), meta=dict(epoch=1)),
+               folder / 'tiny.pth')
+    return folder
+
+
+def evaluate(files, out, *flags, checkpoint='tiny.pth', config='tiny.py'):
+    tool.main([str(files / config), str(files / checkpoint), '--out',
+               str(out), '--device', 'cpu', *flags])
+
+
+def report_of(out):
+    return json.loads((out / 'widths.json').read_text())
+
+
+def test_a_table_json_csv_and_picture_of_every_width(files, tmp_path, capsys):
+    saved = tmp_path / 'calibrated.pth'
+    evaluate(files, tmp_path, '--widths', '1.0', '0.5', '--knn', '--linear',
+             '--latency', '--baselines', '--k', '3', '--save-checkpoint',
+             str(saved))
+    report = report_of(tmp_path)
+    assert [row['width'] for row in report['rows']] == [1.0, 0.5]
+    assert [row['channels'] for row in report['rows']] == [128, 64]
+    assert [row['params'] for row in report['rows']] == [700176, 175752]
+    for row in report['rows']:
+        assert all(value is not None for value in row.values())
+        assert 0 <= row['knn'] <= 100 and 0 <= row['linear'] <= 100
+    assert 0 < report['chance'] <= 100 and 0 <= report['raw_pixels'] <= 100
+    with open(tmp_path / 'widths.csv') as file:
+        assert [row['width'] for row in csv.DictReader(file)] == ['1.0', '0.5']
+    out = capsys.readouterr().out
+    for text in ('tiny', '0.176', 'raw pixels', 'chance', 'widths_knn.png',
+                 'widths_linear.png', 'widths.json', 'widths.csv'):
+        assert text in out
+    assert (tmp_path / 'widths_knn.png').read_bytes().startswith(b'\x89PNG')
+    # The statistics are in the checkpoint, and all else is as before.
+    before = load_weights(str(files / 'tiny.pth'))
+    after = load_weights(str(saved))
+    assert after['meta'] == before['meta']
+    for name, value in before['state_dict'].items():
+        if not name.startswith('backbone.') or name.endswith('weight'):
+            assert torch.equal(after['state_dict'][name], value), name
+    network, _ = load_network(Config.fromfile(files / 'tiny.py'), after)
+    with torch.no_grad(), at_width(network, 0.5):
+        assert network(torch.rand(1, 3, 16, 16))[-1].shape[1] == 64
+
+
+def test_a_second_run_computes_nothing(files, tmp_path, monkeypatch, capsys):
+    evaluate(files, tmp_path, '--num-widths', '2')
+    first = report_of(tmp_path)
+
+    def work(*_, **__):
+        raise AssertionError('this was done already')
+
+    for name in ('calibrate', 'encode', 'knn_accuracy'):
+        monkeypatch.setattr(widths, name, work)
+    evaluate(files, tmp_path, '--num-widths', '2')
+    assert report_of(tmp_path) == first
+    assert 'Continuing with the results' in capsys.readouterr().out
+
+
+def test_an_interrupted_run_goes_on_width_by_width(files, tmp_path,
+                                                   monkeypatch):
+    evaluate(files, tmp_path / 'whole', '--num-widths', '4')
+    calls, calibrated = [], []
+    knn_accuracy, calibrate = widths.knn_accuracy, widths.calibrate
+
+    def interrupted(*data):
+        calls.append(data)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return knn_accuracy(*data)
+
+    def watched(network, batches, of_widths, *arguments):
+        calibrated.append(of_widths)
+        return calibrate(network, batches, of_widths, *arguments)
+
+    monkeypatch.setattr(widths, 'knn_accuracy', interrupted)
+    monkeypatch.setattr(widths, 'calibrate', watched)
+    with pytest.raises(SystemExit, match='Interrupted.*goes on from there'):
+        evaluate(files, tmp_path / 'parts', '--num-widths', '4')
+    found = [row['knn'] for row in report_of(tmp_path / 'parts')['rows']]
+    assert [value is None for value in found] == [False, False, True, True]
+    evaluate(files, tmp_path / 'parts', '--num-widths', '4')
+    assert calibrated == [[1.0, 0.75, 0.5, 0.25], [0.5, 0.25]]
+    assert report_of(tmp_path / 'parts') == report_of(tmp_path / 'whole')
+
+
+def test_other_settings_do_not_mix_with_earlier_results(files, tmp_path,
+                                                        capsys):
+    evaluate(files, tmp_path, '--widths', '0.5')
+    evaluate(files, tmp_path, '--widths', '0.5', '--k', '3')
+    assert 'was measured with another k' in capsys.readouterr().out
+    assert report_of(tmp_path)['settings']['k'] == 3
+    evaluate(files, tmp_path, '--widths', '0.5', '--k', '3', '--calibrate-on',
+             'augmented')
+    assert 'another batch_size, calibrate_on, data' in capsys.readouterr().out
+
+
+def test_statistics_of_augmented_images_are_the_same_every_time(files,
+                                                                tmp_path):
+    saved = [tmp_path / f'{i}.pth' for i in range(2)]
+    for i, path in enumerate(saved):
+        evaluate(files, tmp_path / str(i), '--widths', '0.5', '--calibrate-on',
+                 'augmented', '--save-checkpoint', str(path))
+    first, second = (load_weights(str(path))['state_dict'] for path in saved)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_several_runs_in_one_picture(files, tmp_path):
+    evaluate(files, tmp_path / 'a', '--widths', '0.5', '--name', 'alone')
+    evaluate(files, tmp_path / 'b', '--num-widths', '2', '--compare',
+             str(tmp_path / 'a' / 'widths.json'))
+    assert report_of(tmp_path / 'a')['name'] == 'alone'
+    assert (tmp_path / 'b' / 'widths_knn.png').exists()
+
+
+class Executed:
+    """A pickle that would write a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path, )
+
+
+def write_bad_checkpoints(files):
+    (files / 'text.pth').write_text('these are no weights')
+    content = (files / 'tiny.pth').read_bytes()
+    (files / 'short.pth').write_bytes(content[:len(content) // 2])
+    torch.save(dict(state_dict={}, meta=Executed(str(files / 'executed'))),
+               files / 'code.pth')
+    with open(files / 'bare.pth', 'wb') as file:
+        pickle.dump(Executed(str(files / 'executed')), file)
+    deeper = small_cfg('unused').model
+    deeper.backbone.depth = 34
+    torch.save(dict(state_dict=MODELS.build(deeper).state_dict()),
+               files / 'deeper.pth')
+
+
+@pytest.mark.parametrize('checkpoint, message', [
+    ('absent.pth', 'There is no checkpoint'),
+    ('text.pth', 'not a PyTorch checkpoint'),
+    ('short.pth', 'not copied completely'),
+    ('code.pth', 'would execute code'),
+    ('bare.pth', 'would execute code|not copied completely'),
+    ('deeper.pth', r'not those of this SlimmableResNet_CIFAR\(depth=18'),
+])
+def test_bad_checkpoints_are_refused_and_not_executed(
+        files, tmp_path, checkpoint, message):
+    write_bad_checkpoints(files)
+    with pytest.raises(SystemExit, match=message):
+        evaluate(files, tmp_path, checkpoint=checkpoint)
+    assert not (files / 'executed').exists()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--widths', '0.5', '0.1'], 'Width 0.1 is outside the range'),
+    (['--widths', '1.5'], r'multiplier in \(0, 1\], got 1.5'),
+    (['--num-widths', '0'], 'at least 1, got 0'),
+    (['--k', '49'], 'from 1 to the 48 images of knn_bank_dataloader, got '
+     'k=49'),
+    (['--num-images', '1'], 'at least two images, got num_images=1'),
+    (['--device', 'cuda:77'], "device 'cuda:77' is not available"),
+    (['--compare', 'absent.json'], 'There is no report absent.json'),
+    (['--compare', __file__], 'is not a report of tools/evaluate_widths.py'),
+    (['--save-checkpoint', '/dev/null/x.pth'], 'cannot be written'),
+])
+def test_bad_flags_are_refused_before_any_work(files, tmp_path, monkeypatch,
+                                               flags, message):
+    monkeypatch.setattr(widths, 'encode', None)
+    with pytest.raises(SystemExit, match=message):
+        evaluate(files, tmp_path, *flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_without_labelled_images_shows_what_to_write(files,
+                                                              tmp_path):
+    small_cfg('unused').dump(files / 'unlabelled.py')
+    with pytest.raises(SystemExit, match=r'unlabelled.py has no '
+                       r'knn_bank_dataloader(.|\n)*sampler=dict'):
+        evaluate(files, tmp_path, config='unlabelled.py')
+
+
+def test_single_views_are_needed(files, tmp_path):
+    cfg = small_cfg('unused')
+    cfg.train_dataloader.dataset.pipeline.pop(0)
+    cfg.knn_bank_dataloader = labelled('train', 48)
+    cfg.knn_query_dataloader = cfg.train_dataloader
+    cfg.dump(files / 'views.py')
+    with pytest.raises(SystemExit, match='got 2 views of each'):
+        evaluate(files, tmp_path, config='views.py')
+
+
+@pytest.mark.ddp
+def test_two_processes_find_what_one_does(files, tmp_path):
+    environment = dict(os.environ, OMP_NUM_THREADS='1')
+    flags = ['--widths', '1.0', '0.5', '--linear', '--knn', '--baselines',
+             '--calibrate-on', 'plain', '--device', 'cpu']
+    command = ['-m', 'torch.distributed.run', '--nproc_per_node=2',
+               '--master_port=0', '--standalone', str(TOOL),
+               str(files / 'tiny.py'), str(files / 'tiny.pth'), *flags,
+               '--out', str(tmp_path / 'two'), '--launcher', 'pytorch',
+               '--batch-size', '8']
+    done = subprocess.run([sys.executable, *command], env=environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count('raw pixels') == 1
+    evaluate(files, tmp_path / 'one', *flags)
+    two, one = report_of(tmp_path / 'two'), report_of(tmp_path / 'one')
+    assert two['raw_pixels'] == one['raw_pixels']
+    assert two['chance'] == one['chance']
+    for ours, theirs in zip(two['rows'], one['rows']):
+        assert ours['params'] == theirs['params']
+        assert all(value is not None for name, value in ours.items()
+                   if name != 'latency_ms')
