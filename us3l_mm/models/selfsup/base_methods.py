@@ -85,10 +85,10 @@ def head_cfg(predictor: Optional[dict], channels: int, loss) -> dict:
     """The config of a head: ``predictor`` on ``channels``, then ``loss``."""
     if predictor is None:
         predictor = dict(type='us3l_mm.Identity')
-    else:
+    elif 'type' not in predictor:  # else another module, with its arguments
         predictor = {**dict(
             type='mmpretrain.NonLinearNeck', in_channels=channels,
-            out_channels=channels, num_layers=2, with_avg_pool=False,
-            norm_cfg=FULL_WIDTH_NORM), **predictor}
+            out_channels=channels, num_layers=2, with_last_bn=False,
+            with_avg_pool=False, norm_cfg=FULL_WIDTH_NORM), **predictor}
     return dict(type='mmpretrain.LatentPredictHead', predictor=predictor,
                 loss=loss_cfg(loss))
