@@ -121,6 +121,20 @@ def test_any_loss_can_be_base_and_distillation_loss(options):
     check_iterations(*both(**options))
 
 
+def test_a_predictor_can_be_added_and_left_out():
+    for base_method, predictor in (
+            ('simclr_momentum', dict(hid_channels=20)),
+            ('byol', dict(type='us3l_mm.Identity'))):
+        algorithm, optimizer, trainer = both(base_method)
+        algorithm = naive.small_algorithm(
+            base_method, teacher_momentum=0.1, predictor=predictor)
+        named = naive.student_parameters(algorithm)
+        optimizer = RecordingSGD(named, lr=0.05, momentum=0.9)
+        trainer.params = {k: v.detach().clone() for k, v in named.items()}
+        trainer.predicts = not trainer.predicts
+        check_iterations(algorithm, optimizer, trainer)
+
+
 @pytest.mark.parametrize('options', [
     dict(base_method='byol', distill_from='online'),
     dict(base_method='byol', distill_from=None, update_mode='accumulate'),

@@ -146,6 +146,16 @@ def test_modules_are_those_of_the_table_of_the_specification(base_method):
     assert (algorithm.teacher is None) == (base_method == 'simsiam')
 
 
+def test_a_predictor_can_be_another_module():
+    algorithm = naive.small_algorithm(distill_predictor=dict(
+        type='mmpretrain.LinearNeck', in_channels=12, out_channels=12,
+        gap_dim=0))
+    assert type(algorithm.distill_head.predictor).__name__ == 'LinearNeck'
+    assert type(algorithm.head.predictor).__name__ == 'NonLinearNeck'
+    log = train_once(algorithm, [1.0, 0.5])
+    assert -1 <= log['loss_distill_min'] <= 1
+
+
 # The log ---------------------------------------------------------------------
 
 
