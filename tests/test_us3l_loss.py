@@ -146,12 +146,14 @@ def test_modules_are_those_of_the_table_of_the_specification(base_method):
     assert (algorithm.teacher is None) == (base_method == 'simsiam')
 
 
-def test_a_predictor_can_be_another_module():
+def test_a_predictor_with_a_type_brings_all_its_arguments():
     algorithm = naive.small_algorithm(distill_predictor=dict(
-        type='mmpretrain.LinearNeck', in_channels=12, out_channels=12,
-        gap_dim=0))
-    assert type(algorithm.distill_head.predictor).__name__ == 'LinearNeck'
-    assert type(algorithm.head.predictor).__name__ == 'NonLinearNeck'
+        type='mmpretrain.NonLinearNeck', in_channels=12, hid_channels=16,
+        out_channels=12, num_layers=3, with_avg_pool=False,
+        norm_cfg=dict(type='BN1d')))
+    predictor = algorithm.distill_head.predictor
+    assert predictor.fc2.out_features == 12
+    assert type(predictor.bn2) is torch.nn.BatchNorm1d  # as it defaults to
     log = train_once(algorithm, [1.0, 0.5])
     assert -1 <= log['loss_distill_min'] <= 1
 
