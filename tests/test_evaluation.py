@@ -25,7 +25,7 @@ from us3l_mm.evaluation.report import resume
 from us3l_mm.export import slice_network
 from us3l_mm.models import (SlimmableResNet, SlimmableResNet_CIFAR, at_width,
                             set_width)
-from us3l_mm.visualization import Line, draw_curve, plot_reports
+from us3l_mm.visualization import plot_reports
 
 
 def small_resnet(**options):
@@ -283,7 +283,7 @@ def test_pictures_are_drawn_and_bad_axes_refused(tmp_path):
                  compute='params')
     assert (tmp_path / 'curve.png').read_bytes().startswith(b'\x89PNG')
     with pytest.raises(ValueError, match="compute is one of .*'watts'"):
-        draw_curve(path, [Line('run', [(1.0, 2.0, 3.0)])], compute='watts')
+        plot_reports(path, [a_report()], compute='watts')
     with pytest.raises(ValueError, match="measure is one of .*'luck'"):
         plot_reports(path, [a_report()], measure='luck')
 

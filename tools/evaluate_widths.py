@@ -57,7 +57,7 @@ def parse_args(argv=None):
                         'statistics in it')
     parser.add_argument('--compare', nargs='+', default=[], metavar='JSON',
                         help='reports of other checkpoints, to be drawn into '
-                        'the same plot')
+                        'the same plot;\nthose with one --name are one line')
     parser.add_argument('--name', help='of this run in table and plot '
                         '(default: the name of the config)')
     parser.add_argument('--out', metavar='DIR',

@@ -106,27 +106,28 @@ class Report:
 
     def table(self) -> Table:
         """For the terminal; only what was measured."""
+        small = all(row.gmacs < 1 for row in self.rows)
         columns = [
-            ('width', lambda r: f'{r.width:.4g}'),
-            ('channels', lambda r: f'{r.channels}'),
-            ('params (M)', lambda r: f'{r.params / 1e6:.3f}'),
-            ('GMACs', lambda r: f'{r.gmacs:.3g}')]
-        optional = [
-            ('latency (ms)', 'latency_ms', '{:.2f}'), ('kNN (%)', 'knn',
-                                                       '{:.1f}'),
-            ('linear (%)', 'linear', '{:.1f}'),
-            ('untrained kNN (%)', 'untrained_knn', '{:.1f}')]
-        for title, name, form in optional:
-            if any(getattr(row, name) is not None for row in self.rows):
-                columns.append((title, _cell(name, form)))
+            ('width', 'width', '{:.4g}'), ('channels', 'channels', '{}'),
+            ('parameters', 'params', '{:,}'),
+            ('GMACs', 'gmacs', '{:.5f}' if small else '{:.3f}'),
+            ('latency\n(ms)', 'latency_ms', '{:.2f}'),
+            ('kNN\n(%)', 'knn', '{:.1f}'),
+            ('linear\n(%)', 'linear', '{:.1f}'),
+            ('untrained\nkNN (%)', 'untrained_knn', '{:.1f}')]
+        columns = [column for column in columns if any(
+            getattr(row, column[1]) is not None for row in self.rows)]
         baselines = [f'{title} {value:.1f} %' for title, value in (
-            ('raw pixels', self.raw_pixels), ('chance', self.chance))
+            ('kNN of raw pixels', self.raw_pixels), ('chance', self.chance))
             if value is not None]
         table = Table(title=self.name, caption=', '.join(baselines) or None)
-        for title, _ in columns:
+        for title, *_ in columns:
             table.add_column(title, justify='right')
         for row in self.rows:
-            table.add_row(*(cell(row) for _, cell in columns))
+            values = [getattr(row, name) for _, name, _ in columns]
+            table.add_row(*(
+                '' if value is None else form.format(value)
+                for value, (*_, form) in zip(values, columns)))
         return table
 
 
@@ -150,10 +151,3 @@ def resume(folder: str, name: str, settings: dict) -> tuple:
     return Report(name, settings), (
         f'{path} was measured with another {", ".join(changed)}; it is '
         f'{kept} now.')
-
-
-def _cell(name: str, form: str):
-    def cell(row: WidthRow) -> str:
-        value = getattr(row, name)
-        return '' if value is None else form.format(value)
-    return cell

@@ -1,12 +1,19 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 import os.path as osp
+from dataclasses import replace
 from functools import partial
-from typing import List, Sequence
+from typing import List, Sequence, Tuple
 
 from us3l_mm.evaluation.report import Report
 from us3l_mm.export.checkpoint_io import write_atomically
 from .curve import Line, draw_curve
 
+# Of each kind of compute: from where on to use a unit, its factor, its name.
+COMPUTE = {
+    'gmacs': ((0.1, 1.0, 'GMACs per image'), (0, 1e3, 'MMACs per image')),
+    'params': ((1e5, 1e-6, 'parameters (million)'),
+               (0, 1e-3, 'parameters (thousand)')),
+}
 MEASURES = {'knn': 'kNN accuracy (%)', 'linear': 'linear probe accuracy (%)'}
 
 
@@ -16,26 +23,34 @@ def plot_reports(path: str, reports: Sequence[Report], measure: str = 'knn',
 
     Args:
         path (str): The file to write.
-        reports (sequence[Report]): The first one brings the baselines.
+        reports (sequence[Report]): The first one brings the baselines. Those
+            with the same name are one line, such as networks that were
+            trained individually, each for a width of its own.
         measure (str): 'knn' or 'linear'.
         compute (str): 'gmacs' or 'params'.
     """
-    if measure not in MEASURES:
-        raise ValueError(f'measure is one of {sorted(MEASURES)}, got '
-                         f'{measure!r}.')
-    lines = [_line(report.name, report, measure, compute)
-             for report in reports]
-    levels, first = {}, reports[0]
+    for name, value, known in (('measure', measure, MEASURES),
+                               ('compute', compute, COMPUTE)):
+        if value not in known:
+            raise ValueError(f'{name} is one of {sorted(known)}, got '
+                             f'{value!r}.')
+    points, levels, first = {}, {}, reports[0]
+    for report in reports:
+        points.setdefault(report.name, []).extend(
+            _points(report, measure, compute))
+    lines = [Line(name, of_name) for name, of_name in points.items()]
     if measure == 'knn':
-        lines.append(_line('untrained', first, 'untrained_knn', compute,
-                           muted=True))
+        lines.append(Line('untrained', _points(
+            first, 'untrained_knn', compute), muted=True))
         if first.raw_pixels is not None:
             levels['raw pixels'] = first.raw_pixels
     if first.chance is not None:
         levels['chance'] = first.chance
-    draw_curve(path, [line for line in lines if line.points], levels, compute,
-               MEASURES[measure], 'Accuracy against compute, every point from '
-               'one checkpoint')
+    lines, unit = _with_unit([line for line in lines if line.points], compute)
+    draw_curve(path, lines, levels, unit, MEASURES[measure],
+               'Accuracy against compute' + (
+                   ': all widths of one checkpoint' if len(reports) == 1 else
+                   ''))
 
 
 def plot_measures(folder: str, reports: Sequence[Report]) -> List[str]:
@@ -53,9 +68,16 @@ def plot_measures(folder: str, reports: Sequence[Report]) -> List[str]:
     return paths
 
 
-def _line(name: str, report: Report, measure: str, compute: str,
-          muted: bool = False) -> Line:
-    return Line(name, [
-        (row.width, row.gmacs if compute == 'gmacs' else row.params / 1e6,
-         getattr(row, measure)) for row in report.rows
-        if getattr(row, measure) is not None], muted)
+def _points(report: Report, measure: str, compute: str) -> List[tuple]:
+    return [(row.width, getattr(row, compute), getattr(row, measure))
+            for row in report.rows if getattr(row, measure) is not None]
+
+
+def _with_unit(lines: Sequence[Line], compute: str) -> Tuple[List[Line], str]:
+    """The lines in a unit that needs few zeros, and its name."""
+    most = max(x for line in lines for _, x, _ in line.points)
+    factor, unit = next((factor, unit) for least, factor, unit in
+                        COMPUTE[compute] if most >= least)
+    return [replace(line, points=[(w, x * factor, y)
+                                  for w, x, y in line.points])
+            for line in lines], unit
