@@ -180,7 +180,10 @@ def test_an_unwritable_target_is_refused(tmp_path):
     assert os.listdir(tmp_path) == ['source.pth']
     with pytest.raises(ValueError, match='is the checkpoint that is read'):
         check_writable(str(source), str(source))
-    with pytest.raises(OSError, match='is a folder: name a file'):
-        check_writable(str(tmp_path), str(source))
+    for path in (str(tmp_path), os.devnull):
+        with pytest.raises(OSError, match='is not an ordinary file'):
+            check_writable(path, str(source))
+        with pytest.raises(OSError, match='is not an ordinary file'):
+            save_atomically(b'x', path)
     with pytest.raises(OSError, match='is not a folder that you may write'):
         check_writable(str(source / 'w.pth'), str(source))

@@ -183,6 +183,7 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
         write (callable): Takes the name of the temporary file, which lies in
             the same folder and has the same extension.
     """
+    _check_ordinary(path)
     folder = osp.dirname(osp.abspath(path))
     os.makedirs(folder, exist_ok=True)
     stem, extension = osp.splitext(osp.basename(path))
@@ -195,6 +196,13 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
             os.remove(temporary)
 
 
+def _check_ordinary(path: str) -> None:
+    """Refuse to replace a folder or a device, such as /dev/null."""
+    if osp.exists(path) and not osp.isfile(path):
+        raise FileExistsError(f'{path} is not an ordinary file: name a file '
+                              'to write.')
+
+
 def check_writable(path: str, source: str) -> None:
     """Refuse, before any long work, a target that cannot be written.
 
@@ -205,8 +213,7 @@ def check_writable(path: str, source: str) -> None:
     if osp.exists(path) and osp.samefile(path, source):
         raise ValueError(f'{path} is the checkpoint that is read: name '
                          'another file to write.')
-    if osp.isdir(path):
-        raise IsADirectoryError(f'{path} is a folder: name a file to write.')
+    _check_ordinary(path)
     folder = osp.dirname(osp.abspath(path))
     while not osp.lexists(folder):
         folder = osp.dirname(folder)

@@ -74,9 +74,9 @@ def widest_within(widths: List[float], cost: Callable[[float], float],
                   budget: float, show: Callable[[float], str] = str) -> Choice:
     """The widest of ``widths`` whose cost is at most ``budget``.
 
-    Bisects, as wider networks cost more; a *measured* cost does not grow at
-    every step, so the bound that was found is then moved until the width is
-    inside and the next is not. Each width is asked for once.
+    Bisects, as wider networks cost more. Where a *measured* cost does not grow
+    at every step, the width found is still one that is inside while the next
+    is not. Each width is asked for once.
 
     Args:
         widths (list[float]): Ascending.

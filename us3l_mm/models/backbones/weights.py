@@ -43,8 +43,9 @@ class ChecksItsWeights:
         return bool(found)
 
     def _identity(self) -> str:
-        width = '' if self.cut is None else f', width={self.cut.width:g}'
-        return f'depth={getattr(self, "depth", "?")}{width}'
+        width = getattr(self, 'width', None)
+        return (f'depth={getattr(self, "depth", "?")}'
+                + ('' if width is None else f', width={width:g}'))
 
     def _misfit_message(self, state_dict, own, prefix, missing, misfit,
                         unknown) -> str:
