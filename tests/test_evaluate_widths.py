@@ -30,8 +30,9 @@ def labelled(split, num_images):
         batch_size=16, num_workers=0,
         sampler=dict(type='DefaultSampler', shuffle=False),
         dataset=dict(type='us3l_mm.RenderedDigits', split=split,
-                     num_images=num_images, image_size=16, digit_size=(8, 14),
-                     pipeline=[dict(type='PackInputs')]))
+                     num_images=num_images, pipeline=[
+                         dict(type='Resize', scale=(16, 16)),
+                         dict(type='PackInputs')]))
 
 
 @pytest.fixture(scope='module')

@@ -23,8 +23,9 @@ def labelled(split, num_images):
         sampler=dict(type='DefaultSampler', shuffle=False),
         collate_fn=dict(type='default_collate'),
         dataset=dict(type='us3l_mm.RenderedDigits', split=split,
-                     num_images=num_images, image_size=16, digit_size=(8, 14),
-                     pipeline=[dict(type='PackInputs')]))
+                     num_images=num_images, pipeline=[
+                         dict(type='Resize', scale=(16, 16)),
+                         dict(type='PackInputs')]))
 
 
 def hook_cfg(**arguments):
