@@ -75,7 +75,7 @@ def test_a_table_json_csv_and_picture_of_every_width(files, tmp_path, capsys):
     with open(tmp_path / 'widths.csv') as file:
         assert [row['width'] for row in csv.DictReader(file)] == ['1.0', '0.5']
     out = capsys.readouterr().out
-    for text in ('tiny', '0.176', 'raw pixels', 'chance', 'widths_knn.png',
+    for text in ('tiny', '175,752', 'raw pixels', 'chance', 'widths_knn.png',
                  'widths_linear.png', 'widths.json', 'widths.csv'):
         assert text in out
     assert (tmp_path / 'widths_knn.png').read_bytes().startswith(b'\x89PNG')
