@@ -1,5 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from .digits import RenderedDigits
+from .digits import RenderDigit, RenderedDigits
 from .seeded_augmentation import SeedAugmentation, SeededSampler
 
-__all__ = ['RenderedDigits', 'SeedAugmentation', 'SeededSampler']
+__all__ = [
+    'RenderDigit', 'RenderedDigits', 'SeedAugmentation', 'SeededSampler'
+]

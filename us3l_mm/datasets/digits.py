@@ -1,59 +1,113 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""scikit-learn's handwritten digits, rendered into small photographs."""
+"""scikit-learn's handwritten digits, as small photographs."""
 from typing import List, Optional
 
 import cv2
 import numpy as np
+from mmcv.transforms import BaseTransform
 from mmpretrain.datasets import BaseDataset
 from sklearn.datasets import load_digits
 
-from us3l_mm.registry import DATASETS
+from us3l_mm.registry import DATASETS, TRANSFORMS
 
 SPLITS = ('train', 'test')
 
 
+@TRANSFORMS.register_module()
+class RenderDigit(BaseTransform):
+    """Put a digit on an empty image: at some place, size, lean, brightness.
+
+    Two renderings of one digit are to it what two photographs are to a thing:
+    everything differs but what it is.
+
+    Args:
+        image_size (int): Height and width of the image in pixels. Defaults to
+            32.
+        digit_size (tuple[float, float]): Smallest and largest height of the
+            digit in pixels. Defaults to (12, 24).
+        lean (float): Largest rotation to either side, in degrees. Defaults to
+            15.
+        shear (float): Largest shear and logarithm of the stretch, to either
+            side. Defaults to 0.15.
+        brightness (tuple[float, float]): Factor of the ink. Defaults to
+            (0.3, 1.0).
+
+    Required and modified key: ``img``, a digit (h, h) of uint8, becomes
+    (image_size, image_size, 3) with three equal channels.
+    """
+
+    def __init__(self, image_size: int = 32, digit_size: tuple = (12, 24),
+                 lean: float = 15., shear: float = 0.15,
+                 brightness: tuple = (0.3, 1.0)):
+        low, high = digit_size
+        if not 1 <= low <= high <= image_size:
+            raise ValueError(
+                'digit_size is (smallest, largest) within the image of '
+                f'{image_size} pixels, got {digit_size}.')
+        if not 0 < brightness[0] <= brightness[1] <= 1:
+            raise ValueError('brightness is (darkest, brightest) in (0, 1], '
+                             f'got {brightness}.')
+        self.image_size, self.digit_size = image_size, (low, high)
+        self.lean, self.shear, self.brightness = lean, shear, brightness
+
+    def transform(self, results: dict) -> dict:
+        results['img'] = self.render(results['img'], np.random)
+        return results
+
+    def render(self, digit: np.ndarray, rng) -> np.ndarray:
+        """The image of ``digit``, all that is random drawn from ``rng``."""
+        size, lean, shear, stretch, ink = rng.uniform(*np.transpose([
+            self.digit_size, (-self.lean, self.lean),
+            (-self.shear, self.shear), (-self.shear, self.shear),
+            self.brightness]))
+        angle, stretch = np.deg2rad(lean), np.exp(stretch)
+        turn = np.array([[np.cos(angle), -np.sin(angle)],
+                         [np.sin(angle), np.cos(angle)]])
+        linear = size / len(digit) * turn @ [[stretch, shear],
+                                             [0, 1 / stretch]]
+        # The middle of the digit goes where the whole of it is visible.
+        middle = size / 2 + rng.uniform(size=2) * (self.image_size - size)
+        shift = middle - linear @ np.full(2, (len(digit) - 1) / 2)
+        image = cv2.warpAffine(
+            digit, np.column_stack([linear, shift]),
+            (self.image_size, self.image_size), flags=cv2.INTER_CUBIC)
+        return np.repeat((ink * image).astype(np.uint8)[..., None], 3, axis=2)
+
+
 @DATASETS.register_module()
 class RenderedDigits(BaseDataset):
-    """Handwritten digits at random place, size and brightness.
+    """Handwritten digits at random place, size, lean and brightness.
 
     The 1797 digits (8x8 pixels, 10 classes) ship inside scikit-learn, so
     nothing is downloaded. As they are they prove nothing about a
-    representation, raw pixels being enough; here each is enlarged and put
-    somewhere on a larger image. Every fifth digit belongs to the test split,
-    so no digit is in both. The images are a function of the arguments alone.
+    representation, raw pixels being enough; rendered by :class:`RenderDigit`
+    they do. Every fifth digit belongs to the test split, so no digit is in
+    both. The images are a function of the arguments alone.
 
     Args:
         split (str): 'train' or 'test'.
-        num_images (int): How many images to render; digits are taken in turn.
-            Defaults to 4000.
-        image_size (int): Height and width of an image in pixels. Defaults to
-            32.
-        digit_size (tuple[int, int]): Smallest and largest height of a digit
-            in pixels. Defaults to (12, 24).
-        seed (int): Of place, size and brightness. Defaults to 0.
+        num_images (int, optional): How many images to make; digits are taken
+            in turn. Defaults to one of each digit.
+        render (bool): Whether to render; if not, ``img`` is the digit as it
+            is, (8, 8), for a pipeline that renders. Defaults to True.
+        rendering (dict, optional): Arguments of :class:`RenderDigit`.
+        seed (int): Of the rendering. Defaults to 0.
         **kwargs: Those of MMPretrain's ``BaseDataset`` (``pipeline``, ...).
 
-    Each sample has ``img``, (image_size, image_size, 3) uint8 with three equal
-    channels, and ``gt_label``.
+    Each sample has ``img``, uint8, and ``gt_label``.
     """
 
     METAINFO = {'classes': tuple('0123456789')}
 
-    def __init__(self, split: str, num_images: int = 4000,
-                 image_size: int = 32, digit_size: tuple = (12, 24),
+    def __init__(self, split: str, num_images: Optional[int] = None,
+                 render: bool = True, rendering: Optional[dict] = None,
                  seed: int = 0, metainfo: Optional[dict] = None, **kwargs):
         if split not in SPLITS:
             raise ValueError(f'split is one of {SPLITS}, got {split!r}.')
-        if num_images < 1:
+        if num_images is not None and num_images < 1:
             raise ValueError(f'num_images is at least 1, got {num_images}.')
-        low, high = digit_size
-        if not 1 <= low <= high <= image_size:
-            raise ValueError(
-                f'digit_size is (smallest, largest) within the image of '
-                f'{image_size} pixels, got {digit_size}.')
-        self.split, self.num_images = split, num_images
-        self.image_size, self.digit_size = image_size, (low, high)
-        self.seed = seed
+        self.split, self.num_images, self.seed = split, num_images, seed
+        self.renderer = RenderDigit(**(rendering or {})) if render else None
         super().__init__(ann_file='', metainfo=metainfo,
                          test_mode=split == 'test', **kwargs)
 
@@ -62,20 +116,11 @@ class RenderedDigits(BaseDataset):
         digits, labels = load_digits(return_X_y=True)
         digits = (digits.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         is_test = np.arange(len(digits)) % 5 == 4
-        chosen = np.flatnonzero(is_test == (self.split == 'test'))
+        indices = np.flatnonzero(is_test == (self.split == 'test'))
+        if self.num_images is not None:
+            indices = np.resize(indices, self.num_images)
         # The splits must not repeat each other's places and sizes.
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split)])
-        indices = np.resize(chosen, self.num_images)
-        return [dict(img=self.render(digits[i], rng), gt_label=int(labels[i]))
-                for i in indices]
-
-    def render(self, digit: np.ndarray, rng: np.random.Generator
-               ) -> np.ndarray:
-        """One image, (image_size, image_size, 3), of a digit (8, 8)."""
-        low, high = self.digit_size
-        size = int(rng.integers(low, high + 1))
-        digit = cv2.resize(digit, (size, size), interpolation=cv2.INTER_CUBIC)
-        top, left = rng.integers(0, self.image_size - size + 1, 2)
-        image = np.zeros((self.image_size, self.image_size))
-        image[top:top + size, left:left + size] = digit * rng.uniform(0.3, 1.0)
-        return np.repeat(image.astype(np.uint8)[..., None], 3, axis=2)
+        return [dict(img=self.renderer.render(digits[i], rng)
+                     if self.renderer else digits[i],
+                     gt_label=int(labels[i])) for i in indices]

@@ -1,0 +1,12 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+# The demo against US3L's first guideline: the base pass compares the network's
+# output with its own, moving output by an absolute distance. It collapses:
+# spread_max in the log falls towards 0, and kNN towards chance.
+_base_ = './us3l_resnet18_demo_digits.py'
+
+model = dict(
+    base_method='simsiam',  # no momentum teacher
+    neck=dict(with_last_bn=False),  # the demo's projector
+    predictor=dict(type='us3l_mm.Identity'),
+    base_loss=dict(_delete_=True, type='mmpretrain.CosineSimilarityLoss'),
+    distill_from='online')
