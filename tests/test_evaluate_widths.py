@@ -240,6 +240,19 @@ def test_single_views_are_needed(files, tmp_path):
         evaluate(files, tmp_path, config='views.py')
 
 
+def test_the_preprocessor_is_that_of_training(files):
+    """MMEngine's Runner takes it from the top of a config as well."""
+    config = Config.fromfile(files / 'tiny.py')
+    config.model.pop('data_preprocessor')
+    config.data_preprocessor = dict(type='SelfSupDataPreprocessor',
+                                    mean=[10.0] * 3, std=[2.0] * 3)
+    _, preprocessor = load_network(config, load_weights(
+        str(files / 'tiny.pth')))
+    batch = dict(inputs=torch.full((1, 3, 2, 2), 14), data_samples=None)
+    assert torch.equal(preprocessor(batch)['inputs'],
+                       torch.full((1, 3, 2, 2), 2.0))
+
+
 @pytest.mark.ddp
 def test_two_processes_find_what_one_does(files, tmp_path):
     environment = dict(os.environ, OMP_NUM_THREADS='1')

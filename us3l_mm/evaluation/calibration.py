@@ -33,7 +33,9 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
             One without :class:`~us3l_mm.models.layers.SlimmableBatchNorm` has
             nothing to measure: no image is read.
         batches (iterable[Tensor]): Preprocessed images (N, 3, H, W) on the
-            device of the network, for this process; N may vary.
+            device of the network, for this process; N may vary. As the
+            layers see batch statistics, batches are best as large as those
+            of the training, and not of one class each.
         widths (sequence[float]): Within the ``width_range`` of the network.
         num_images (int, optional): How many images to use, over all processes
             together. Defaults to all.
