@@ -23,6 +23,18 @@ BAD = {
     'wide': ({'custom_hooks.1.width_range': (.25, 1.5)}, 'got 1.5'),
     'method': ({'model.base_method': 'mocov9'},
                "one of .*'byol'.*, got 'mocov9'"),
+    'frozen': ({'model.backbone.frozen_stages': 1},
+               'backbone.frozen_stages=1 freezes batch norms'),
+    'norm_eval': ({'model.backbone.norm_eval': True},
+                  'backbone.norm_eval=True freezes batch norms'),
+    'range and list': ({'custom_hooks.1.widths': [.5],
+                        'custom_hooks.1.width_range': (.25, 1.)},
+                       'give one of them'),
+    'features of a narrow base': (
+        {'custom_hooks.1.widths': [.5], 'model.feature_distill': {}},
+        'widest sub-network in training is 0.5 of 1'),
+    'two predictors': ({'model.share_head': True},
+                       'share_head=True distils through the predictor'),
     'sampler': ({'train_dataloader.sampler.type': 'DefaultSampler'},
                 'SeededSampler'),
 }

@@ -53,6 +53,10 @@ class DynamicSamplerHook(Hook):
         if widths is not None:
             if not widths:
                 raise ValueError('widths is a list of at least one width.')
+            if width_range is not None:
+                raise ValueError(
+                    f'widths={list(widths)} trains these and no others, got '
+                    f'width_range={width_range} beside it; give one of them.')
             widths = sorted({check_width(w) for w in widths}, reverse=True)
         self.width_range = (None if width_range is None else
                             check_width_range(width_range))
@@ -82,6 +86,12 @@ class DynamicSamplerHook(Hook):
         for subnet in last.subnets:
             with at_width(algorithm, subnet.width):
                 pass
+        distils_maps = getattr(algorithm, 'feature_distiller', None)
+        if distils_maps is not None and last.base.width != has[1]:
+            raise ValueError(
+                'feature_distill matches the maps of the whole network, and '
+                f'the widest sub-network in training is {last.base.width:g} '
+                f'of {has[1]:g}. Leave it out, or train the full width too.')
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch: Optional[dict] = None) -> None:

@@ -2,6 +2,7 @@
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from mmpretrain.utils import get_ori_model
 
 from us3l_mm.engine.wrappers import US3LDistributedDataParallel
 from us3l_mm.models.selfsup import check_optim_wrapper, check_views
@@ -13,8 +14,9 @@ class PreflightHook(Hook):
     """Refuse, before the first iteration, what would train something else.
 
     A distributed wrapper that trains the full width alone, a conversion to
-    SyncBatchNorm that replaces the slimmable norms, an accumulation over
-    batches that mixes up the passes, a pipeline without two views.
+    SyncBatchNorm that replaces the slimmable norms, frozen norms, which have
+    no statistics of random widths, an accumulation over batches that mixes up
+    the passes, a pipeline without two views.
     """
 
     priority = 'VERY_HIGH'
@@ -32,6 +34,15 @@ class PreflightHook(Hook):
                 f'sync_bn={runner.cfg.sync_bn!r} would replace the slimmable '
                 'batch norms by plain ones. Remove it, and set '
                 'model.sync_norms=True for statistics over all processes.')
+        backbone = get_ori_model(runner.model).backbone
+        for name, off in (('norm_eval', False), ('frozen_stages', -1)):
+            value = getattr(backbone, name, off)
+            if value != off:
+                raise ValueError(
+                    f'backbone.{name}={value} freezes batch norms, which '
+                    'would need statistics of every width that is drawn. '
+                    f'Pre-train with {name}={off}; freeze a network of one '
+                    'width.')
         check_optim_wrapper(runner.optim_wrapper)
         loader = runner.train_dataloader
         check_views(loader.dataset[next(iter(loader.sampler))].get('inputs'))

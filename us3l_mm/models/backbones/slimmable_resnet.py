@@ -142,7 +142,8 @@ class SlimmableResNet(_SlimmableResNet, ResNet):
     :func:`us3l_mm.models.layers.set_width` or ``at_width``. At width k/8 it
     equals ``ResNet(base_channels=8k, stem_channels=8k)`` with the leading
     channels of its weights; at other widths every layer rounds on its own.
-    Source: US3L, `Universally Slimmable Self-Supervised Learning
+    Source: US3L, `Three Guidelines You Should Know for Universally Slimmable
+    Self-Supervised Learning
     <https://arxiv.org/abs/2303.06870>`_.
 
     Args:

@@ -24,7 +24,8 @@ class US3LAlgorithm(BaseSelfSupervisor):
     full-width targets of the teacher (guideline 2) through a predictor of its
     own (guideline 3). Which widths those are says ``plan``, which
     :class:`~us3l_mm.engine.DynamicSamplerHook` sets before each iteration.
-    Source: `Universally Slimmable Self-Supervised Learning
+    Source: `Three Guidelines You Should Know for Universally Slimmable
+    Self-Supervised Learning
     <https://arxiv.org/abs/2303.06870>`_, section 3.
 
     Args:
@@ -81,6 +82,10 @@ class US3LAlgorithm(BaseSelfSupervisor):
         if distill_from not in DISTILL_SOURCES:
             raise ValueError(f'distill_from is one of {DISTILL_SOURCES}, got '
                              f'{distill_from!r}.')
+        if share_head and distill_predictor is not None:
+            raise ValueError(
+                'share_head=True distils through the predictor of the base '
+                f'pass, got distill_predictor={distill_predictor!r}.')
         if not isinstance(backbone, nn.Module):
             backbone = MODELS.build(backbone)
         channels = backbone.feature_channels()  # of the whole network
