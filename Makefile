@@ -6,6 +6,7 @@ VENV ?= .venv
 DEMO ?= us3l_resnet18_demo_digits
 DEMO_CONFIG ?= $(firstword $(wildcard $(DEMO) configs/*/$(DEMO).py))
 DEMO_DIR ?= work_dirs/demo
+DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCHMARK_ARGS ?=
 WHEELS ?=
@@ -40,7 +41,8 @@ help:
 	@echo '  PYTHON=python3.11   Python 3.10, 3.11 or 3.12 for the environment'
 	@echo '  VENV=.venv          the folder of the environment'
 	@echo '  DEMO=NAME           another config of configs/ for make demo'
-	@echo '  PYTEST_ARGS="-k x"  passed on to pytest; BENCHMARK_ARGS likewise'
+	@echo '  PYTEST_ARGS="-k x"  passed on to pytest; likewise DEMO_ARGS to the'
+	@echo '                      training of the demo, and BENCHMARK_ARGS'
 	@echo '  WHEELS=FOLDER       ready-made wheels, such as a compiled onedl-mmcv'
 	@echo '  MAX_JOBS=1          compilers at a time (default: one a core)'
 	@echo '  FORCE_CUDA=1        compile the CUDA ops of mmcv as well'
@@ -85,7 +87,8 @@ demo: $(VENV)/.installed
 	@test -f '$(DEMO_CONFIG)' || { echo 'There is no config "$(DEMO)". DEMO' \
 	  'is the name of a file in configs/*/ without .py, or a path.'; exit 1; }
 	@echo '== Pre-training $(DEMO_CONFIG)'
-	$(IN_VENV) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
+	$(IN_VENV) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR) \
+	  $(DEMO_ARGS)
 	@echo '== Measuring every width of the one checkpoint'
 	$(IN_VENV) tools/evaluate_widths.py $(DEMO_CONFIG) \
 	  "$$(cat $(DEMO_DIR)/last_checkpoint)" --knn --baselines \
