@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from .knn import check_finite
 
-DECAYS = (1e-1, 1e-2, 1e-3, 1e-4)
+DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 HELD_OUT = 0.2
 
 
