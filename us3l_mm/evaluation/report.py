@@ -109,7 +109,7 @@ class Report:
         small = all(row.gmacs < 1 for row in self.rows)
         columns = [
             ('width', 'width', '{:.4g}'), ('channels', 'channels', '{}'),
-            ('parameters', 'params', '{:,}'),
+            ('params', 'params', '{:,}'),
             ('GMACs', 'gmacs', '{:.5f}' if small else '{:.3f}'),
             ('latency\n(ms)', 'latency_ms', '{:.2f}'),
             ('kNN\n(%)', 'knn', '{:.1f}'),
@@ -117,10 +117,12 @@ class Report:
             ('untrained\nkNN (%)', 'untrained_knn', '{:.1f}')]
         columns = [column for column in columns if any(
             getattr(row, column[1]) is not None for row in self.rows)]
-        baselines = [f'{title} {value:.1f} %' for title, value in (
+        notes = [f'{title} {value:.1f} %' for title, value in (
             ('kNN of raw pixels', self.raw_pixels), ('chance', self.chance))
             if value is not None]
-        table = Table(title=self.name, caption=', '.join(baselines) or None)
+        if self.device:
+            notes.append(f'latency of one image on {self.device}')
+        table = Table(title=self.name, caption=', '.join(notes) or None)
         for title, *_ in columns:
             table.add_column(title, justify='right')
         for row in self.rows:
