@@ -1,0 +1,105 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""The benchmarks run, and what they measure is what they say."""
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmpretrain.models import ResNet
+from torch import nn
+
+BENCHMARKS = Path(__file__).parents[1] / 'tools' / 'benchmarks'
+MIB = 2**20
+
+
+def run(name, *arguments):
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / name), '--device', 'cpu',
+         *map(str, arguments)], capture_output=True, text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+def figures_of(path, name, *arguments):
+    """What a benchmark wrote to its JSON file."""
+    done = run(name, *arguments, '--json', path / 'figures.json')
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((path / 'figures.json').read_text())
+
+
+def numbers(value):
+    """All numbers inside of ``value``."""
+    if isinstance(value, (dict, list)):
+        inside = value.values() if isinstance(value, dict) else value
+        return [number for item in inside for number in numbers(item)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+def test_train_step_gives_finite_figures(tmp_path):
+    figures = figures_of(tmp_path, 'train_step.py', '--depth', 18,
+                         '--batch-size', 2, '--rounds', 1, '--image-size', 16)
+    assert all(map(math.isfinite, numbers(figures)))
+    parts = {row['part']: row for row in figures['parts']}
+    assert parts['iteration']['share'] == 1
+    assert all(row['ms'] > 0 for row in parts.values())
+
+
+def test_a_slice_needs_the_memory_of_the_plain_network(tmp_path):
+    figures = figures_of(
+        tmp_path, 'slices.py', '--depth', 18, '--batch-size', 1, '--rounds',
+        1, '--image-size', 32, '--widths', 0.25, 1.0)
+    assert all(map(math.isfinite, numbers(figures)))
+    for row in figures['widths']:
+        channels = int(64 * row['width'])
+        plain = ResNet(18, base_channels=channels, stem_channels=channels)
+        weights = sum(t.nbytes for t in plain.state_dict().values()) / MIB
+        assert row['largest_difference'] == 0
+        assert row['sliced']['mib'] == row['plain']['mib'] > weights
+        for kind in ('sliced', 'plain', 'slimmable'):
+            assert row[kind]['ms'] > 0 and row[kind]['ratio'] > 0
+    narrow, full = figures['widths']
+    # The slimmable network holds all its weights at every width.
+    assert narrow['slimmable']['mib'] > weights
+    assert narrow['sliced']['mib'] < 0.2 * full['sliced']['mib']
+
+
+def test_peak_memory_counts_what_is_alive_together(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    slices = importlib.import_module('slices')
+    images = torch.zeros(1, 3, 64, 64)
+    three = nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU())
+    with torch.no_grad():
+        # A map and the one before it; the image was there already.
+        assert slices.peak_memory(three, images) == 2 * images.nbytes
+        three.register_buffer('held', torch.zeros(5))
+        assert slices.peak_memory(three, images) == 2 * images.nbytes + 20
+
+
+def test_slices_refuses_a_width_without_a_plain_network(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    slices = importlib.import_module('slices')
+    monkeypatch.setattr(sys, 'argv', ['slices.py', '--widths', '0.3'])
+    with pytest.raises(SystemExit):
+        slices.parse_args()
+    assert ('multiples of 1/8 from 0.25 to 1, where a plain ResNet is the '
+            'same network; got 0.3' in capsys.readouterr().err)
+
+
+def test_one_pass_and_by_width_measure_the_same(tmp_path):
+    figures = figures_of(
+        tmp_path, 'calibration.py', '--base-channels', 16, '--image-size', 32,
+        '--num-images', 20, '--batch-size', 8, '--rounds', 1, '--num-widths',
+        3)
+    assert all(map(math.isfinite, numbers(figures)))
+    assert figures['largest_difference'] < 1e-5
+    assert [row['part'] for row in figures['parts']] == [
+        'calibration', 'features', 'both']
+    for row in figures['parts']:
+        assert row['ratio'] == row['by_width_s'] / row['one_pass_s']
+    *parts, both = figures['parts']
+    for way in ('one_pass_s', 'by_width_s'):
+        assert both[way] == pytest.approx(sum(row[way] for row in parts))

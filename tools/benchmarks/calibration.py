@@ -1,0 +1,236 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""What one pass over the data for all widths saves.
+
+Calibrating batch norms and extracting features at N widths, each in one pass
+over a data set, against doing both for one width after the other. The data are
+JPEG files, pieces of the two photographs that ship inside scikit-learn, in a
+temporary folder, which the system keeps in memory; they are decoded, resized
+and cropped by MMPretrain's pipeline for ImageNet. Both ways are timed in turn,
+round by round, in one process, and their features are compared. Figures are
+medians over the rounds, and ratios are medians of the ratios of a round.
+"""
+import argparse
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+import torch
+from mmengine.fileio import dump
+from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sklearn.datasets import load_sample_images
+from train_step import Stopwatch
+
+from us3l_mm.evaluation import calibrate, default_widths, extract_features
+from us3l_mm.evaluation.data import (build_loader, image_batches,
+                                     labelled_batches, shuffled)
+from us3l_mm.evaluation.latency import check_device, device_name
+from us3l_mm.models.layers import SlimmableBatchNorm, slimmable_layers
+from us3l_mm.registry import MODELS
+
+ONE_PASS, BY_WIDTH = WAYS = ('one pass', 'by width')
+CALIBRATION, FEATURES = PARTS = ('calibration', 'features')
+READING = 'reading'
+PIECE = 300  # pixels of a photograph, to either side
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument('--depth', type=int, default=18,
+                        choices=[18, 34, 50, 101, 152],
+                        help='depth of the ResNet (default: 18)')
+    parser.add_argument('--base-channels', type=int, default=64,
+                        help='channels of its first stage (default: 64)')
+    parser.add_argument('--num-widths', type=int, default=7,
+                        help='evenly from 0.25 to 1 (default: 7)')
+    parser.add_argument('--num-images', type=int, default=512,
+                        help='images in the data set (default: 512)')
+    parser.add_argument('--image-size', type=int, default=224,
+                        help='height and width in pixels of what the network '
+                        'sees;\nthe files are twice as large (default: 224)')
+    parser.add_argument('--batch-size', type=int, default=64,
+                        help='default: 64')
+    parser.add_argument('--num-workers', type=int, default=0,
+                        help='processes that load images (default: 0, the '
+                        'loading waits for the network)')
+    parser.add_argument('--rounds', type=int, default=3,
+                        help='timed rounds after one warm-up (default: 3)')
+    parser.add_argument('--device', default='cuda' if
+                        torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--json', help='also write the figures to this file')
+    args = parser.parse_args()
+    for name, least in dict(num_widths=1, num_images=2, image_size=32,
+                            batch_size=2, rounds=1).items():
+        if getattr(args, name) < least:
+            parser.error(f'--{name.replace("_", "-")} is at least {least}, '
+                         f'got {getattr(args, name)}.')
+    try:
+        check_device(args.device)
+    except ValueError as error:
+        parser.error(f'--device: {error}')
+    return args
+
+
+def write_images(folder, args):
+    """JPEG files of pieces of photographs, a folder per photograph."""
+    photographs = load_sample_images().images
+    rng = np.random.default_rng(0)
+    for index in range(args.num_images):
+        label = index % len(photographs)
+        top, left = (rng.integers(side - PIECE + 1) for side in
+                     photographs[label].shape[:2])
+        piece = photographs[label][top:top + PIECE, left:left + PIECE]
+        piece = cv2.resize(piece, (2 * args.image_size, ) * 2)
+        path = Path(folder, str(label), f'{index:06d}.jpg')
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), cv2.cvtColor(piece, cv2.COLOR_RGB2BGR))
+
+
+def make_loader(folder, args):
+    """The images of ``folder``, resized and cropped as those of ImageNet."""
+    return build_loader(dict(
+        batch_size=args.batch_size, num_workers=args.num_workers,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='default_collate'),
+        dataset=dict(type='CustomDataset', data_root=folder, pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='ResizeEdge', scale=args.image_size * 8 // 7),
+            dict(type='CenterCrop', crop_size=args.image_size),
+            dict(type='PackInputs')])))
+
+
+def build_network(args):
+    """A slimmable network, and the preprocessor of its images."""
+    network = MODELS.build(dict(
+        type='us3l_mm.SlimmableResNet', depth=args.depth,
+        base_channels=args.base_channels, stem_channels=args.base_channels))
+    network.init_weights()
+    preprocessor = MODELS.build(dict(
+        type='SelfSupDataPreprocessor', mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375], to_rgb=True))
+    return network.to(args.device), preprocessor.to(args.device)
+
+
+class Work:
+    """Calibration and features of any widths, over all the images."""
+
+    def __init__(self, network, preprocessor, loader):
+        self.network, self.preprocessor = network, preprocessor
+        self.loader, self.mixed = loader, shuffled(loader)
+
+    def read(self):
+        """A pass over the data that does nothing with it."""
+        for _ in image_batches(self.loader, self.preprocessor):
+            pass
+
+    def forget(self):
+        """Forget all statistics, so that each way uses its own."""
+        for layer in slimmable_layers(self.network):
+            if isinstance(layer, SlimmableBatchNorm):
+                layer.clear_statistics()
+
+    def calibrate(self, widths):
+        calibrate(self.network, image_batches(self.mixed, self.preprocessor),
+                  widths)
+
+    def extract(self, widths):
+        """Features by width."""
+        return extract_features(self.network, labelled_batches(
+            self.loader, self.preprocessor), widths)[0]
+
+
+def time_way(watch, work, way, widths):
+    """Time one of the two ways; returns its features by width."""
+    groups = [widths] if way == ONE_PASS else [[width] for width in widths]
+
+    def calibrate_all():
+        for group in groups:
+            work.calibrate(group)
+
+    def extract_all():
+        features = {}
+        for group in groups:
+            features.update(work.extract(group))
+        return features
+
+    work.forget()
+    watch((way, CALIBRATION), calibrate_all)
+    return watch((way, FEATURES), extract_all)
+
+
+def time_round(watch, work, widths, ways):
+    """Time both ways; returns how far their features differ."""
+    watch(READING, work.read)
+    features = {way: time_way(watch, work, way, widths) for way in ways}
+    return max(
+        float(np.abs(features[ONE_PASS][w] - features[BY_WIDTH][w]).max()
+              / np.abs(features[BY_WIDTH][w]).max()) for w in widths)
+
+
+def summarise(watch):
+    """Medians in seconds and ratios, by part."""
+    rows = []
+    for part, names in ((CALIBRATION, [CALIBRATION]), (FEATURES, [FEATURES]),
+                        ('both', PARTS)):
+        seconds = {way: [ms / 1000 for ms in watch.ms(
+            *((way, name) for name in names))] for way in WAYS}
+        ratios = [a / b for a, b in zip(seconds[BY_WIDTH], seconds[ONE_PASS])]
+        rows.append(dict(
+            part=part, one_pass_s=median(seconds[ONE_PASS]),
+            by_width_s=median(seconds[BY_WIDTH]), ratio=median(ratios),
+            ratio_range=[min(ratios), max(ratios)]))
+    return dict(parts=rows, reading_s=median(watch.ms(READING)) / 1000)
+
+
+def show(figures, args):
+    table = Table(title=f'ResNet-{args.depth} ({args.base_channels} base '
+                  f'channels), {args.num_widths} widths, {args.num_images} '
+                  f'images, {args.image_size} px, batch {args.batch_size}, '
+                  f'{args.num_workers} workers, {device_name(args.device)}')
+    for column in ('part', 'one pass s', 'by width s', 'ratio', 'rounds'):
+        table.add_column(column, justify='left' if column == 'part' else
+                         'right')
+    for row in figures['parts']:
+        low, high = row['ratio_range']
+        table.add_row(row['part'], f'{row["one_pass_s"]:.2f}',
+                      f'{row["by_width_s"]:.2f}', f'{row["ratio"]:.2f}',
+                      f'{low:.2f}..{high:.2f}')
+    console = Console()
+    console.print(table)
+    console.print(f'reading the images once: {figures["reading_s"]:.2f} s; '
+                  f'one pass reads them twice, by width '
+                  f'{2 * args.num_widths} times')
+    console.print('features of the two ways differ by at most '
+                  f'{figures["largest_difference"]:.1e} of the largest')
+
+
+def main():
+    args = parse_args()
+    torch.manual_seed(0)
+    MMLogger.get_instance('benchmark', log_level='WARNING')
+    with (TemporaryDirectory() as folder,
+          DefaultScope.overwrite_default_scope('mmpretrain')):
+        write_images(folder, args)
+        work = Work(*build_network(args), make_loader(folder, args))
+        widths = default_widths(work.network, args.num_widths)
+        watch, gaps = Stopwatch(args.device), []
+        time_round(watch, work, widths[:1], WAYS)
+        watch.times.clear()  # the warm-up
+        for index in track(range(args.rounds), 'timing'):
+            gaps.append(time_round(watch, work, widths,
+                                   WAYS[::-1] if index % 2 else WAYS))
+    figures = dict(summarise(watch), largest_difference=max(gaps))
+    show(figures, args)
+    if args.json:
+        dump(dict(figures, settings=vars(args), torch=str(torch.__version__),
+                  machine=device_name(args.device)), args.json, indent=2)
+
+
+if __name__ == '__main__':
+    main()

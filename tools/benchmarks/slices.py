@@ -1,0 +1,243 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""What a sliced network costs, and what the slimmable one costs at a width.
+
+Three networks compute the same thing: the network sliced out at a width, the
+plain network of that width built from scratch (MMPretrain's
+ResNet(base_channels=64w, stem_channels=64w), so widths are multiples of 1/8),
+and the slimmable network running at it. They hold the same weights, and their
+outputs are compared before anything is timed. All are timed in turn, round by
+round, in evaluation mode without gradients; latencies are medians over the
+rounds, and ratios are medians of the ratios of a round.
+
+Peak memory is the network's weights and statistics, and the most that a
+forward pass has allocated at any moment, by PyTorch's own count on either
+device: on a GPU that of the caching allocator, on a CPU that of the profiler.
+"""
+import argparse
+import json
+import math
+import os.path as osp
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import torch
+from mmengine.fileio import dump
+from mmengine.logging import MMLogger
+from mmpretrain.models import ResNet
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.autograd.profiler import profile
+from train_step import Stopwatch
+
+from us3l_mm.evaluation import calibrate
+from us3l_mm.evaluation.latency import check_device, device_name
+from us3l_mm.export import slice_network
+from us3l_mm.models import SlimmableResNet, set_width
+
+BASE_CHANNELS = 64
+SLICED, PLAIN, SLIMMABLE = KINDS = ('sliced', 'plain', 'slimmable')
+# A timing of a fast network covers several forwards: seconds that it lasts.
+LONG_ENOUGH = 0.2
+# Relative to the largest output; leaves room for TF32.
+TOLERANCE = 1e-2
+MIB = 2**20
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument('--depth', type=int, default=50,
+                        choices=[18, 34, 50, 101, 152],
+                        help='depth of the ResNet (default: 50)')
+    parser.add_argument('--image-size', type=int, default=224,
+                        help='height and width in pixels (default: 224)')
+    parser.add_argument('--batch-size', type=int, default=8,
+                        help='images of a forward (default: 8)')
+    parser.add_argument('--widths', type=float, nargs='+', metavar='W',
+                        default=[0.25, 0.5, 0.75, 1.0],
+                        help='multiples of 1/8 from 0.25 to 1 '
+                        '(default: 0.25 0.5 0.75 1.0)')
+    parser.add_argument('--rounds', type=int, default=7,
+                        help='timed rounds after the warm-up (default: 7)')
+    parser.add_argument('--device', default='cuda' if
+                        torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--json', help='also write the figures to this file')
+    args = parser.parse_args()
+    for name in ('image_size', 'batch_size', 'rounds'):
+        if getattr(args, name) < 1:
+            parser.error(f'--{name.replace("_", "-")} is at least 1, got '
+                         f'{getattr(args, name)}.')
+    for width in args.widths:
+        if not (0.25 <= width <= 1 and (8 * width).is_integer()):
+            parser.error('--widths are multiples of 1/8 from 0.25 to 1, where '
+                         f'a plain ResNet is the same network; got {width:g}.')
+    try:
+        check_device(args.device)
+    except ValueError as error:
+        parser.error(f'--device: {error}')
+    return args
+
+
+def build_slimmable(args):
+    """A slimmable network with statistics of all widths."""
+    network = SlimmableResNet(args.depth)
+    network.init_weights()
+    network.to(args.device).eval()
+    size = (8, 3, args.image_size, args.image_size)
+    calibrate(network, [torch.randn(size, device=args.device)], args.widths)
+    return network
+
+
+def build_three(slimmable, width, args):
+    """The networks of one width, by kind; the slimmable one is shared."""
+    sliced = slice_network(slimmable, width)
+    channels = int(BASE_CHANNELS * width)
+    plain = ResNet(args.depth, base_channels=channels, stem_channels=channels)
+    plain.load_state_dict(sliced.state_dict(), strict=True)
+    plain.to(args.device).eval()
+    return dict(zip(KINDS, (sliced, plain, slimmable)))
+
+
+def largest_difference(three, width, images):
+    """Of the outputs, relative to the largest output of the plain network."""
+    set_width(three[SLIMMABLE], width)
+    outputs = {kind: three[kind](images)[-1] for kind in KINDS}
+    scale = outputs[PLAIN].abs().max()
+    return max(((outputs[kind] - outputs[PLAIN]).abs().max() / scale).item()
+               for kind in (SLICED, SLIMMABLE))
+
+
+def peak_memory(network, images):
+    """Bytes of the network, and those of its forward at their peak."""
+    held = sum(tensor.numel() * tensor.element_size()
+               for tensor in network.state_dict().values())
+    return held + (peak_on_gpu if images.is_cuda else
+                   peak_on_cpu)(network, images)
+
+
+def peak_on_gpu(network, images):
+    torch.cuda.synchronize(images.device)
+    torch.cuda.reset_peak_memory_stats(images.device)
+    before = torch.cuda.memory_allocated(images.device)
+    network(images)
+    return torch.cuda.max_memory_allocated(images.device) - before
+
+
+def peak_on_cpu(network, images):
+    """The running sum of what the profiler saw allocated and freed."""
+    with profile(profile_memory=True) as profiler:
+        network(images)
+    with TemporaryDirectory() as folder:
+        path = osp.join(folder, 'trace.json')
+        profiler.export_chrome_trace(path)
+        with open(path) as file:
+            events = json.load(file)['traceEvents']
+    peak = now = 0
+    for event in sorted((e for e in events if e['name'] == '[memory]'),
+                        key=lambda event: event['args']['Ev Idx']):
+        now += event['args']['Bytes']
+        peak = max(peak, now)
+    return peak
+
+
+def forwards_of(network, images, device):
+    """How many forwards a timing needs; warms up."""
+    watch = Stopwatch(device)
+    for _ in range(3):
+        watch('forward', lambda: network(images))
+    return max(1, math.ceil(1000 * LONG_ENOUGH / min(watch.times['forward'])))
+
+
+def time_round(watch, networks, forwards, images, first):
+    """Time all networks once, beginning with another kind every round."""
+    order = KINDS[first % 3:] + KINDS[:first % 3]
+    for width, three in networks.items():
+        set_width(three[SLIMMABLE], width)
+        for kind in order:
+            def several(network=three[kind], times=forwards[width]):
+                for _ in range(times):
+                    network(images)
+
+            watch((width, kind), several)
+
+
+def summarise(times, networks, forwards, images):
+    """Latency, memory and ratios to the plain network, of every width."""
+    rows = []
+    for width, three in networks.items():
+        set_width(three[SLIMMABLE], width)
+        ms = {kind: [t / forwards[width] for t in times[width, kind]]
+              for kind in KINDS}
+        memory = {kind: peak_memory(three[kind], images) / MIB
+                  for kind in KINDS}
+        row = dict(width=width, forwards=forwards[width])
+        for kind in KINDS:
+            ratios = [a / b for a, b in zip(ms[kind], ms[PLAIN])]
+            row[kind] = dict(
+                ms=median(ms[kind]), ratio=median(ratios),
+                ratio_range=[min(ratios), max(ratios)], mib=memory[kind],
+                memory_ratio=memory[kind] / memory[PLAIN])
+        row['largest_difference'] = largest_difference(three, width, images)
+        rows.append(row)
+    return rows
+
+
+def show(rows, args):
+    table = Table(title=f'ResNet-{args.depth}, {args.image_size} px, batch '
+                  f'{args.batch_size}, {device_name(args.device)}')
+    for column in ('width', 'network', 'ms', '/ plain', 'rounds', 'MiB',
+                   '/ plain'):
+        table.add_column(column, justify='left' if column == 'network' else
+                         'right')
+    for row in rows:
+        for kind in KINDS:
+            low, high = row[kind]['ratio_range']
+            table.add_row(
+                f'{row["width"]:g}' if kind == KINDS[0] else '', kind,
+                f'{row[kind]["ms"]:.2f}', f'{row[kind]["ratio"]:.3f}',
+                '' if kind == PLAIN else f'{low:.3f}..{high:.3f}',
+                f'{row[kind]["mib"]:.1f}', f'{row[kind]["memory_ratio"]:.3f}',
+                end_section=kind == KINDS[-1])
+    console = Console()
+    console.print(table)
+    console.print(
+        'ms: of a batch; / plain: median of the ratios of a round, and the '
+        'lowest and highest of them; MiB: weights, statistics and the peak of '
+        'a forward')
+    console.print('outputs differ from the plain network by at most '
+                  f'{max(row["largest_difference"] for row in rows):.1e}')
+
+
+@torch.no_grad()
+def main():
+    args = parse_args()
+    torch.manual_seed(0)
+    MMLogger.get_instance('benchmark', log_level='WARNING')
+    slimmable = build_slimmable(args)
+    networks = {width: build_three(slimmable, width, args)
+                for width in args.widths}
+    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size,
+                         device=args.device)
+    for width, three in networks.items():
+        gap = largest_difference(three, width, images)
+        if gap > TOLERANCE:
+            raise RuntimeError(f'The networks of width {width:g} differ by '
+                               f'{gap:.1e}: there is nothing to compare.')
+    forwards = {width: forwards_of(three[PLAIN], images, args.device)
+                for width, three in networks.items()}
+    watch = Stopwatch(args.device)
+    for index in track(range(args.rounds + 1), 'timing'):
+        time_round(watch, networks, forwards, images, index)
+        if index == 0:
+            watch.times.clear()  # the warm-up
+    rows = summarise(watch.times, networks, forwards, images)
+    show(rows, args)
+    if args.json:
+        dump(dict(widths=rows, settings=vars(args), torch=str(
+            torch.__version__), machine=device_name(args.device)), args.json,
+            indent=2)
+
+
+if __name__ == '__main__':
+    main()
