@@ -12,7 +12,7 @@ FLOORS = [
     ['models/layers'],
     ['models/necks', 'models/losses', 'models/backbones'],
     ['models/heads'],
-    ['models/selfsup'],
+    ['models/selfsup', 'models/classifiers'],
     ['models'],
     ['datasets'],
     ['export'],

@@ -16,7 +16,9 @@ from us3l_mm.datasets.seeded_augmentation import SampleIndex
 from us3l_mm.registry import HOOKS, MODELS
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / 'configs/us3l').rglob('*.py'))
+# Those of benchmarks train classifiers: test_linear_evaluation.py
+CONFIGS = sorted(p for p in (ROOT / 'configs/us3l').rglob('*.py')
+                 if p.parent.name != 'benchmarks')
 BASELINES = sorted((ROOT / 'configs/us3l/baselines').glob('*.py'))
 DATA = sorted((ROOT / 'configs/_base_/datasets').glob('*.py'))
 RECIPE = (ROOT / 'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py')

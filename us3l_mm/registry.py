@@ -7,6 +7,7 @@ default scope: ``mmpretrain`` while pre-training, ``mmdet`` in a detector.
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODEL_WRAPPERS as MMENGINE_MODEL_WRAPPERS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
@@ -20,6 +21,9 @@ MODEL_WRAPPERS = Registry(
     locations=['us3l_mm.engine'])
 HOOKS = Registry(
     'hook', scope='us3l_mm', parent=MMENGINE_HOOKS,
+    locations=['us3l_mm.engine'])
+LOOPS = Registry(
+    'loop', scope='us3l_mm', parent=MMENGINE_LOOPS,
     locations=['us3l_mm.engine'])
 DATASETS = Registry(
     'dataset', scope='us3l_mm', parent=MMENGINE_DATASETS,

@@ -1,11 +1,15 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""A head is MMPretrain's LatentPredictHead: a predictor and a loss."""
+"""Losses with something to learn.
+
+A predictor with its loss is MMPretrain's LatentPredictHead.
+"""
 from torch import nn
 
 from us3l_mm.registry import MODELS
 from .feature_distiller import FeatureDistiller
+from .switchable_linear_head import SwitchableLinearHead, name_at
 
 # The predictor of a method that has none.
 MODELS.register_module(name='Identity', module=nn.Identity)
 
-__all__ = ['FeatureDistiller']
+__all__ = ['FeatureDistiller', 'SwitchableLinearHead', 'name_at']

@@ -1,0 +1,7 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+# What classifiers share: an ordinary MMPretrain run. One width has one set of
+# shapes, several have a few, so the tuner pays.
+_base_ = '../default_runtime.py'
+
+model_wrapper_cfg = None  # MMEngine's own
+env_cfg = dict(cudnn_benchmark=True)

@@ -1,0 +1,102 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from copy import deepcopy
+from typing import Dict, List, Optional, Sequence, Union
+
+import torch
+from mmengine.evaluator import Evaluator
+from mmengine.runner import Runner, ValLoop
+from mmengine.runner.amp import autocast
+from mmpretrain.utils import get_ori_model
+from torch.utils.data import DataLoader
+
+from us3l_mm.models.heads import name_at
+from us3l_mm.models.layers import at_width
+from us3l_mm.registry import LOOPS
+
+
+@LOOPS.register_module()
+class WidthValLoop(ValLoop):
+    """Validate several widths in one pass over the data.
+
+    Each batch is loaded once and predicted at every width, and each width has
+    metrics of its own, named after it: ``accuracy/top1_w0.50``. Those names
+    are in the log and the visualizer, and
+    ``CheckpointHook(save_best='accuracy/top1_w0.50')`` knows them. Hooks are
+    called once a batch, with the predictions of the first width.
+
+    Args:
+        runner (Runner): The runner.
+        dataloader (DataLoader or dict): Of the images.
+        evaluator (Evaluator, dict or list): Copied for each width.
+        widths (sequence[float], optional): Defaults to the widths of the
+            model's head, else to the one width of its backbone.
+        fp16 (bool): Whether to predict in mixed precision. Defaults to False.
+    """
+
+    stage = 'val'
+
+    def __init__(self, runner: Runner, dataloader: Union[DataLoader, dict],
+                 evaluator: Union[Evaluator, dict, List],
+                 widths: Optional[Sequence[float]] = None,
+                 fp16: bool = False):
+        super().__init__(runner, dataloader, evaluator, fp16)
+        widths = self._default_widths() if widths is None else widths
+        if not widths:
+            raise ValueError('widths is a list of at least one width.')
+        for width in widths:  # refuse now what cannot run later
+            with at_width(runner.model, width):
+                pass
+        self.evaluators: Dict[float, Evaluator] = {
+            width: deepcopy(self.evaluator) for width in widths}
+
+    def _default_widths(self) -> List[float]:
+        model = get_ori_model(self.runner.model)
+        widths = getattr(model.head, 'widths', None)
+        if widths is None and model.backbone.width is not None:
+            widths = [model.backbone.width]
+        if widths is None:
+            raise ValueError(
+                f'{type(self).__name__} needs to know the widths: the model '
+                f'has no list of them. Set {self.stage}_cfg.widths=[...].')
+        return widths
+
+    def run(self) -> dict:
+        """Predict everything, and return the metrics of all widths."""
+        call = self.runner.call_hook
+        call(f'before_{self.stage}')
+        call(f'before_{self.stage}_epoch')
+        self.runner.model.eval()
+        for index, data_batch in enumerate(self.dataloader):
+            self.run_iter(index, data_batch)
+        size = len(self.dataloader.dataset)
+        metrics = {name_at(name, width): value
+                   for width, evaluator in self.evaluators.items()
+                   for name, value in evaluator.evaluate(size).items()}
+        call(f'after_{self.stage}_epoch', metrics=metrics)
+        call(f'after_{self.stage}')
+        return metrics
+
+    @torch.no_grad()
+    def run_iter(self, idx: int, data_batch: dict) -> None:
+        """Predict one batch at every width."""
+        batch = dict(batch_idx=idx, data_batch=data_batch)
+        self.runner.call_hook(f'before_{self.stage}_iter', **batch)
+        first = None
+        for width, evaluator in self.evaluators.items():
+            with at_width(self.runner.model, width), autocast(
+                    enabled=self.fp16):
+                outputs = getattr(self.runner.model,
+                                  f'{self.stage}_step')(data_batch)
+            # Kept as they are: the next width writes new ones.
+            first = [sample.clone() for sample in outputs
+                     ] if first is None else first
+            evaluator.process(data_samples=outputs, data_batch=data_batch)
+        self.runner.call_hook(f'after_{self.stage}_iter', **batch,
+                              outputs=first)
+
+
+@LOOPS.register_module()
+class WidthTestLoop(WidthValLoop):
+    """:class:`WidthValLoop` for testing: calls the hooks of a test."""
+
+    stage = 'test'
