@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -364,19 +365,21 @@ def test_the_test_tool_gives_the_metrics_of_validation(trained, tmp_path):
     runner.cfg.dump(str(tmp_path / 'config.py'))
     weights = str(tmp_path / 'trained.pth')
     torch.save(dict(state_dict=runner.model.state_dict()), weights)
-    command = [sys.executable, str(ROOT / 'tools/test.py'),
-               str(tmp_path / 'config.py')]
-
-    def test(*flags):
-        return subprocess.run(
-            [*command, *flags, '--work-dir', str(tmp_path / 'tested')],
-            capture_output=True, text=True, cwd=tmp_path,
-            env={**os.environ, 'OMP_NUM_THREADS': '1'})
-
     out = tmp_path / 'metrics.json'
-    done = test(weights, '--out', str(out), '--out-item', 'metrics')
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tools/test.py'),
+         str(tmp_path / 'config.py'), weights, '--out', str(out),
+         '--out-item', 'metrics', '--work-dir', str(tmp_path / 'tested')],
+        capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(out.read_text()) == pytest.approx(metrics)
-    wrong = test(runner.cfg.model.backbone.init_cfg.checkpoint)
-    assert wrong.returncode == 1
-    assert 'lacks 8 of the parameters' in wrong.stderr
+
+
+def test_the_test_tool_refuses_weights_without_a_head(
+        trained, checkpoint, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    tool = runpy.run_path(str(ROOT / 'tools/test.py'))
+    with pytest.raises(SystemExit, match='lacks 8 of the parameters'):
+        tool['check_weights'](trained[0], checkpoint)
+    sys.modules.pop('train')

@@ -29,6 +29,8 @@ DISTRIBUTIONS = {
     'PIL': 'pillow',
     'sklearn': 'scikit-learn',
 }
+# A tool may use the one beside it.
+TOOLS = {path.stem for path in (ROOT / 'tools').rglob('*.py')}
 needs_make = pytest.mark.skipif(shutil.which('make') is None,
                                 reason='make is not installed')
 
@@ -59,7 +61,7 @@ def imported_distributions(nodes):
             names.update(alias.name.split('.')[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module.split('.')[0])
-    names -= {*sys.stdlib_module_names, 'us3l_mm'}
+    names -= {*sys.stdlib_module_names, 'us3l_mm', *TOOLS}
     return {DISTRIBUTIONS.get(name, name) for name in names}
 
 

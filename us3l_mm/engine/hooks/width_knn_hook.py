@@ -14,6 +14,7 @@ from mmpretrain.utils import get_ori_model
 from us3l_mm.evaluation import calibrate, extract_features, knn_accuracy
 from us3l_mm.evaluation.data import (build_loader, image_batches,
                                      labelled_batches, shuffled)
+from us3l_mm.models.heads import name_at
 from us3l_mm.models.layers import check_width
 from us3l_mm.registry import HOOKS
 
@@ -121,9 +122,7 @@ class WidthKNNHook(Hook):
 
 def scalar_name(width: float) -> str:
     """``knn/top1_w0.50``, with more digits only where the width has them."""
-    digits = f'{width:.2f}'
-    return 'knn/top1_w' + (digits if float(digits) == width else
-                           f'{width:.6g}')
+    return name_at('knn/top1', width)
 
 
 @contextmanager

@@ -54,8 +54,7 @@ class SubnetClassifier(ImageClassifier):
 
 
 def check_checkpoint(backbone: nn.Module) -> None:
-    """Refuse a backbone that would stay random and is not trained, or whose
-    checkpoint was left empty."""
+    """Refuse an empty checkpoint, and a frozen backbone without any."""
     cfg = getattr(backbone, 'init_cfg', None)
     pretrained = isinstance(cfg, dict) and cfg.get('type') == 'Pretrained'
     frozen = not any(p.requires_grad for p in backbone.parameters())
