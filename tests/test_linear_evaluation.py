@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -169,7 +170,7 @@ def test_config_is_what_its_name_says(path):
                             cifar100=('CIFAR100', 100))[data]
     assert {cfg[f'{name}_dataloader'].dataset.type
             for name in ('train', 'val', 'test')} == {dataset}
-    assert cfg.model_wrapper_cfg is None
+    assert cfg.model_wrapper_cfg.type == 'MMDistributedDataParallel'
     assert f'resnet{cfg.model.backbone.depth}' == network
     model = built(cfg)
     assert model.head.num_classes == classes
@@ -359,19 +360,23 @@ def test_fine_tuning_trains_every_layer(checkpoint, tmp_path):
     assert not any(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_test_tool_gives_the_metrics_of_validation(trained, tmp_path):
+def test_the_test_launcher_gives_the_metrics_of_validation(trained, tmp_path):
     runner, *_ = trained
     metrics = runner.val_loop.run()
     runner.cfg.dump(str(tmp_path / 'config.py'))
     weights = str(tmp_path / 'trained.pth')
     torch.save(dict(state_dict=runner.model.state_dict()), weights)
     out = tmp_path / 'metrics.json'
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
     done = subprocess.run(
-        [sys.executable, str(ROOT / 'tools/test.py'),
-         str(tmp_path / 'config.py'), weights, '--out', str(out),
+        ['bash', str(ROOT / 'tools/dist_test.sh'),
+         str(tmp_path / 'config.py'), weights, '1', '--out', str(out),
          '--out-item', 'metrics', '--work-dir', str(tmp_path / 'tested')],
         capture_output=True, text=True, cwd=tmp_path,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PORT': str(port),
+             'PYTHON': sys.executable})
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(out.read_text()) == pytest.approx(metrics)
 

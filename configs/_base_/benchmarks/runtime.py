@@ -3,5 +3,10 @@
 # shapes, several have a few, so the tuner pays.
 _base_ = '../default_runtime.py'
 
-model_wrapper_cfg = None  # MMEngine's own
+# MMEngine's own; without a list of devices it runs on CPUs too.
+model_wrapper_cfg = dict(
+    _delete_=True,
+    type='MMDistributedDataParallel',
+    device_ids=None,
+    broadcast_buffers=False)
 env_cfg = dict(cudnn_benchmark=True)
