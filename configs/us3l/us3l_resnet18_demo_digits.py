@@ -81,7 +81,7 @@ knn_query_dataloader = dict(
         num_images=1000,
         pipeline=test_pipeline))
 
-train_cfg = dict(by_epoch=True, max_epochs=70)
+train_cfg = dict(by_epoch=True, max_epochs=60)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(
