@@ -264,7 +264,9 @@ def trained(checkpoint, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Runner, 'call_hook', counted)
         runner, before = run(small(
-            ALL, tmp_path_factory.mktemp('all'), checkpoint))
+            ALL, tmp_path_factory.mktemp('all'), checkpoint,
+            **{'default_hooks.checkpoint.save_best': [
+                'accuracy/top1_w1.00', 'accuracy/top1_w0.50']}))
     return runner, before, calls
 
 
@@ -289,8 +291,9 @@ def test_all_widths_train_and_the_backbone_does_not(trained):
 def test_metrics_are_named_and_kept_per_width(trained):
     runner, *_ = trained
     work_dir = Path(runner.work_dir)
-    for width in ('1.00', '0.75', '0.50', '0.25'):
+    for width in ('1.00', '0.50'):
         assert list(work_dir.glob(f'best_accuracy_top1_w{width}_epoch_1.pth'))
+    for width in ('1.00', '0.75', '0.50', '0.25'):
         assert runner.message_hub.get_scalar(f'val/accuracy/top5_w{width}')
     [file] = work_dir.glob('*/vis_data/scalars.json')
     logged = [json.loads(line) for line in file.read_text().splitlines()]
@@ -315,6 +318,20 @@ def test_the_metric_of_a_width_is_that_of_the_sliced_network(trained, full):
         expected = 100 * torch.cat(hits).float().mean().item()
         assert metrics[name_at('accuracy/top1', width)] == pytest.approx(
             expected)
+
+
+def test_names_that_no_validation_gives_are_refused(checkpoint, tmp_path):
+    for name, widths in (('accuracy/top1', WIDTHS),
+                         ('accuracy/top1_w0.75', [1.0, 0.5])):
+        runner = Runner.from_cfg(small(ALL, tmp_path, checkpoint, **{
+            'default_hooks.checkpoint.save_best': name,
+            'model.head.widths': widths}))
+        with pytest.raises(ValueError, match=(
+                f"save_best='{name}' names no metric.*'_w1.00'")):
+            runner.train()
+    with pytest.raises(ValueError, match='0.3 has no linear layer'):
+        Runner.from_cfg(small(ALL, tmp_path, checkpoint, **{
+            'val_cfg.widths': [0.3]})).train()
 
 
 def test_a_failing_width_leaves_the_network_as_it_was(trained, monkeypatch):

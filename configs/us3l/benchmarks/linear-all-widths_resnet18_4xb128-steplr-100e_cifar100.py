@@ -13,8 +13,5 @@ model = dict(
 # Metrics are called accuracy/top1_w0.50 and so on.
 val_cfg = dict(type='us3l_mm.WidthValLoop')
 test_cfg = dict(type='us3l_mm.WidthTestLoop')
-default_hooks = dict(
-    checkpoint=dict(save_best=[
-        'accuracy/top1_w1.00', 'accuracy/top1_w0.75', 'accuracy/top1_w0.50',
-        'accuracy/top1_w0.25'
-    ]))
+# Of the first, the widest; or accuracy/top1_w0.50 and so on
+default_hooks = dict(checkpoint=dict(save_best='auto'))

@@ -48,6 +48,7 @@ class WidthValLoop(ValLoop):
                 pass
         self.evaluators: Dict[float, Evaluator] = {
             width: deepcopy(self.evaluator) for width in widths}
+        self._check_save_best()
 
     def _default_widths(self) -> List[float]:
         model = get_ori_model(self.runner.model)
@@ -59,6 +60,18 @@ class WidthValLoop(ValLoop):
                 f'{type(self).__name__} needs to know the widths: the model '
                 f'has no list of them. Set {self.stage}_cfg.widths=[...].')
         return widths
+
+    def _check_save_best(self) -> None:
+        """Refuse a metric that would be looked for after the first epochs."""
+        endings = tuple(name_at('', width) for width in self.evaluators)
+        for hook in self.runner.hooks:
+            for name in getattr(hook, 'save_best', None) or ():
+                if name != 'auto' and not name.endswith(endings):
+                    raise ValueError(
+                        f'save_best={name!r} names no metric of this '
+                        'validation: their names end in one of '
+                        f'{list(endings)}, such as '
+                        f'accuracy/top1{endings[0]}.')
 
     def run(self) -> dict:
         """Predict everything, and return the metrics of all widths."""

@@ -36,7 +36,8 @@ class AllWidthsClassifier(ImageClassifier):
         if not isinstance(backbone, nn.Module):
             backbone = MODELS.build(backbone)
         head = dict(head, in_channels=[
-            backbone.feature_channels(width)[-1] for width in head['widths']])
+            backbone.feature_channels(width)[-1]
+            for width in head.get('widths', ())])
         super().__init__(backbone, neck, head, **kwargs)
         self.backbone.requires_grad_(False)
 
