@@ -83,6 +83,8 @@ $(VENV)/.installed-lint: $(CONSTRAINTS) | $(IN_VENV)
 
 # --- the verbs ---------------------------------------------------------------
 
+# mmcv warns about ops that pre-training does not use.
+demo: export PYTHONWARNINGS := ignore:Fail to import
 demo: $(VENV)/.installed
 	@test -f '$(DEMO_CONFIG)' || { echo 'There is no config "$(DEMO)". DEMO' \
 	  'is the name of a file in configs/*/ without .py, or a path.'; exit 1; }
