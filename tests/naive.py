@@ -251,7 +251,8 @@ def small_algorithm(base_method='byol', **kwargs):
                       out_indices=(0, 1, 2, 3)),
         neck=dict(hid_channels=24, out_channels=12),
         predictor=None if simclr else dict(hid_channels=20),
-        distill_predictor=dict(hid_channels=28),
+        distill_predictor=(None if kwargs.get('share_head') else
+                           dict(hid_channels=28)),
         data_preprocessor=dict(mean=[120.] * 3, std=[60.] * 3))
     algorithm = MODELS.build({**cfg, **kwargs}).double().train()
     generator = torch.Generator().manual_seed(1)

@@ -34,8 +34,8 @@ def train_and_evaluate(config, folder):
 def test_cosine_against_its_own_output_collapses_and_us3l_does_not(tmp_path):
     us3l, sound = train_and_evaluate('us3l_resnet18_demo_digits',
                                      tmp_path / 'us3l')
-    cosine, collapsed = train_and_evaluate('us3l_resnet18_demo-collapse_digits',
-                                           tmp_path / 'collapse')
+    cosine, collapsed = train_and_evaluate(
+        'us3l_resnet18_demo-collapse_digits', tmp_path / 'collapse')
     for log, rows in ((us3l, sound), (cosine, collapsed)):
         print({key: round(value, 3) for key, value in log.items()
                if key.startswith(('spread', 'loss'))},

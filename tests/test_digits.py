@@ -27,7 +27,7 @@ def test_images_are_a_function_of_the_arguments():
 
 def test_no_digit_is_in_both_splits():
     parts = [load(split=split, render=False) for split in ('train', 'test')]
-    digits, labels = load_digits(return_X_y=True)
+    digits = load_digits().data
     assert sum(len(images) for images, _ in parts) == len(digits) == 1797
     train, test = ({image.tobytes() for image in images}
                    for images, _ in parts)

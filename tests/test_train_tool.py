@@ -250,3 +250,21 @@ def test_a_useless_data_folder_is_refused_before_training(
     with pytest.raises(error, match=says):
         tool.main()
     assert not [*tmp_path.glob('out/*.pth')]
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_executed(
+        tool, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+
+    class Code:
+        def __reduce__(self):
+            return open, (str(tmp_path / 'executed'), 'w')
+
+    torch.save(dict(state_dict=dict(weight=torch.ones(1)), more=Code()),
+               tmp_path / 'a.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'a.pth'))
+    for cfg in (dict(load_from=str(tmp_path / 'a.pth')),
+                dict(resume=True, work_dir=str(tmp_path))):
+        with pytest.raises(SystemExit, match='would execute code'):
+            tool.check_checkpoint(Config(cfg))
+    assert not (tmp_path / 'executed').exists()

@@ -13,7 +13,8 @@ from mmengine.evaluator import DumpResults
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 # The tool beside this one; Python looks in the folder of a script first.
-from train import join_processes, load_config, merge_loader
+from train import (check_checkpoint, join_processes, load_config,
+                   merge_loader)
 
 from us3l_mm.models.heads import name_at
 
@@ -118,6 +119,7 @@ def main() -> None:
     if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
         sys.exit(f'There is no checkpoint {args.checkpoint}.')
     cfg = merge_args(load_config(args.config, args.cfg_options or {}), args)
+    check_checkpoint(cfg)
     join_processes(cfg)
     if 'runner_type' in cfg:
         runner = RUNNERS.build(cfg)

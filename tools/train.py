@@ -14,6 +14,9 @@ from mmengine.device import (is_cuda_available, is_mlu_available,
                              is_musa_available, is_npu_available)
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import find_latest_checkpoint
+
+from us3l_mm.export.checkpoint_io import load_weights
 
 # What a Runner reads of its config besides its own arguments
 RUNNER_EXTRAS = {
@@ -185,6 +188,25 @@ def has_accelerator() -> bool:
             or is_musa_available())
 
 
+def check_checkpoint(cfg: Config) -> None:
+    """Refuse to begin from a file that holds more than weights.
+
+    MMEngine warns of such a file and then executes the code in it. Whoever
+    trusts a file sets TORCH_FORCE_WEIGHTS_ONLY_LOAD=0.
+    """
+    if os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1') == '0':
+        return
+    path = cfg.get('load_from')
+    if path is None and cfg.get('resume'):
+        path = find_latest_checkpoint(cfg.work_dir)
+    if path is not None and osp.isfile(path):
+        try:
+            load_weights(path)
+        except ValueError as error:
+            sys.exit(f'{error} In this tool: TORCH_FORCE_WEIGHTS_ONLY_LOAD=0.'
+                     if 'would execute' in str(error) else str(error))
+
+
 def join_processes(cfg: Config) -> None:
     """Connect the processes of a distributed run on CPUs.
 
@@ -219,6 +241,7 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options or {})
     cfg = merge_args(cfg, args)
+    check_checkpoint(cfg)
     join_processes(cfg)
     if 'runner_type' in cfg:
         runner = RUNNERS.build(cfg)

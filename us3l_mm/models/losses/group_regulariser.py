@@ -1,4 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from copy import copy
+from itertools import compress
 from typing import Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import torch
@@ -50,11 +52,11 @@ class GroupRegulariser:
         named = list(parameters)
         self.lam, self.alpha, self.mode = lam, alpha, mode
         group_dims = {1: 0, 4: 0} if group_dims is None else group_dims
-        kept = [(name, p) for name, p in named
-                if not set(name.split('.')) & set(base_pass_skip)]
-        self._passes = {
-            is_base: _Pass([p for _, p in chosen], groups, group_dims)
-            for is_base, chosen in ((False, named), (True, kept))}
+        everything = _Parameters([p for _, p in named], groups, group_dims)
+        kept = [not set(name.split('.')) & set(base_pass_skip)
+                for name, _ in named]
+        self._all, self._squares = everything, None
+        self._passes = {False: everything, True: everything.only(kept)}
         self.set_ramp(0.0)
 
     def set_ramp(self, ramp: float) -> None:
@@ -62,24 +64,34 @@ class GroupRegulariser:
 
         It takes alpha from 0 in 'linear', and from 1 in 'exp'.
         """
-        for pass_ in self._passes.values():
-            pass_.set_coefficients(lambda g: self.lam * (
+        for parameters in self._passes.values():
+            parameters.set_coefficients(lambda g: self.lam * (
                 1 - ramp * self.alpha * g if self.mode == 'linear' else
                 (1 - ramp * (1 - self.alpha))**g))
 
     def loss(self, is_base: bool) -> Tensor:
-        """The loss term of one pass, a scalar, to be added to its loss."""
+        """The loss term of one pass, a scalar, to be added to its loss.
+
+        Norms are taken in the base pass, and those of the weights at that
+        moment serve the passes after it: the value is there to be logged, the
+        gradient does not need it.
+        """
+        if is_base or self._squares is None:
+            self._squares = self._all.squares()
         self._current = self._passes[is_base]
         # A leaf: the backward pass tells it by what the loss was scaled.
-        self._value = self._current.value().requires_grad_()
+        self._value = self._current.value(self._squares).requires_grad_()
         return self._value
 
     def add_gradients(self) -> None:
-        """Add the gradient of the last :meth:`loss`, after its backward."""
+        """Add the gradient of the last :meth:`loss`, after its backward.
+
+        It is exact: that of the weights as they are now.
+        """
         self._current.add_gradients(self._value.grad)
 
 
-class _Pass:
+class _Parameters:
     """Value and gradient of sum(c * p**2), each in one fused call."""
 
     def __init__(self, parameters: List[nn.Parameter], groups: int,
@@ -96,16 +108,31 @@ class _Pass:
             self.chunks += (values.split(counts.tolist(), dim)
                             if len(indices) > 1 else [values])
             self.chunk_group.append(indices)
-        self.chunk_group = torch.cat(self.chunk_group)
+        self.counted = torch.ones(len(self.chunks))
+
+    def only(self, kept: List[bool]) -> '_Parameters':
+        """Those of the parameters that are ``kept``; the others count 0."""
+        part = copy(self)
+        part.parameters, part.values, part.group = (
+            list(compress(items, kept))
+            for items in (self.parameters, self.values, self.group))
+        part.counted = torch.cat([
+            torch.full((len(groups), ), float(keep))
+            for groups, keep in zip(self.chunk_group, kept)])
+        return part
 
     def set_coefficients(self, of_group) -> None:
-        like = self.values[0]
-        self.coefficients = of_group(self.chunk_group).to(like)
+        like = self.chunks[0]
+        self.coefficients = (of_group(torch.cat(self.chunk_group))
+                             * self.counted).to(like)
         self.slopes = [2 * of_group(group).to(like) for group in self.group]
 
-    def value(self) -> Tensor:
-        norms = torch.stack(torch._foreach_norm(self.chunks))
-        return self.coefficients @ norms.square()
+    def squares(self) -> Tensor:
+        """Squared norm of each chunk."""
+        return torch.stack(torch._foreach_norm(self.chunks)).square()
+
+    def value(self, squares: Tensor) -> Tensor:
+        return self.coefficients @ squares
 
     def add_gradients(self, scale: Tensor) -> None:
         slopes = torch._foreach_mul(self.slopes, scale)
