@@ -49,7 +49,8 @@ class GroupRegulariser:
                  base_pass_skip: Sequence[str] = ('predictor', )):
         if mode not in MODES:
             raise ValueError(f'mode is one of {MODES}, got {mode!r}.')
-        named = list(parameters)
+        # Vectors last: they are short and many, and summed as one.
+        named = sorted(parameters, key=lambda item: item[1].dim() == 1)
         self.lam, self.alpha, self.mode = lam, alpha, mode
         group_dims = {1: 0, 4: 0} if group_dims is None else group_dims
         everything = _Parameters([p for _, p in named], groups, group_dims)
@@ -99,16 +100,22 @@ class _Parameters:
         self.parameters = parameters
         self.values = [p.detach() for p in parameters]
         self.group = [group_index(p, groups, group_dims) for p in parameters]
-        # Views of the channels of one group each, and which group that is.
-        self.chunks, self.chunk_group = [], []
+        # Views of the channels of one group each, and which group that is;
+        # of a vector each channel counts by itself.
+        self.chunks, self.vectors, self.chunk_group = [], [], []
         for values, group in zip(self.values, self.group):
-            dim = group_dims.get(values.dim(), 0)
             indices, counts = group.flatten().unique_consecutive(
                 return_counts=True)
-            self.chunks += (values.split(counts.tolist(), dim)
-                            if len(indices) > 1 else [values])
+            if values.dim() == 1:
+                self.vectors.append(values)
+                indices = group.expand_as(values)
+            elif len(indices) == 1:
+                self.chunks.append(values)
+            else:
+                self.chunks += values.split(counts.tolist(),
+                                            group_dims[values.dim()])
             self.chunk_group.append(indices)
-        self.counted = torch.ones(len(self.chunks))
+        self.counted = torch.ones(len(torch.cat(self.chunk_group)))
 
     def only(self, kept: List[bool]) -> '_Parameters':
         """Those of the parameters that are ``kept``; the others count 0."""
@@ -122,14 +129,15 @@ class _Parameters:
         return part
 
     def set_coefficients(self, of_group) -> None:
-        like = self.chunks[0]
+        like = self.values[0]
         self.coefficients = (of_group(torch.cat(self.chunk_group))
                              * self.counted).to(like)
         self.slopes = [2 * of_group(group).to(like) for group in self.group]
 
     def squares(self) -> Tensor:
-        """Squared norm of each chunk."""
-        return torch.stack(torch._foreach_norm(self.chunks)).square()
+        """Squared norm of each chunk, then squares of the vectors."""
+        norms = torch._foreach_norm(self.chunks) if self.chunks else []
+        return torch.cat([*(n.view(1) for n in norms), *self.vectors]).square()
 
     def value(self, squares: Tensor) -> Tensor:
         return self.coefficients @ squares
