@@ -87,6 +87,22 @@ def test_value_and_gradient_equal_a_loop_over_groups(
             p.grad = None
 
 
+def test_the_value_is_taken_anew_at_intervals_and_the_gradient_always():
+    p = nn.Parameter(torch.ones(4, dtype=torch.float64))
+    regulariser = GroupRegulariser([('p', p)], lam=1.0, groups=1,
+                                   value_interval=3)
+    values = []
+    for step in range(1, 8):
+        p.data.fill_(step)
+        p.grad = None
+        loss = regulariser.loss(is_base=True)
+        loss.backward()
+        regulariser.add_gradients()
+        values.append(float(loss) / 4)
+        assert torch.equal(p.grad, torch.full_like(p, 2 * step))
+    assert values == [1, 1, 1, 16, 16, 16, 49]
+
+
 def test_twenty_channels_leave_the_remainder_to_the_last_group():
     p = nn.Parameter(torch.ones(20, dtype=torch.float64))
     regulariser = GroupRegulariser([('p', p)], lam=1.0, alpha=0.1)
@@ -135,6 +151,7 @@ def check_training(hook, reg, iterations, wrap=OptimWrapper, clip_norm=None,
         optimizer, clip_grad=dict(max_norm=clip_norm))
     runner = stub_runner(algorithm, wrapper, epochs)
     hook.before_train(runner)
+    algorithm.regulariser.value_interval = 1
     algorithm.plan = Plan.of([1.0, 0.5, 0.25])
     for iteration in iterations:
         runner.iter = iteration

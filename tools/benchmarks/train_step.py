@@ -24,7 +24,6 @@ from rich.table import Table
 
 from us3l_mm.export import slice_network
 from us3l_mm.models import GroupRegulariser, Plan, at_width
-from us3l_mm.models.losses.group_regulariser import group_index
 from us3l_mm.models.selfsup import encode
 from us3l_mm.registry import MODELS
 
@@ -102,10 +101,13 @@ def float64_mask_loss(named, lam, alpha, groups=8):
     """Group regularisation with a new float64 mask for every parameter."""
     loss = 0.0
     for _, p in named:
-        mask = torch.ones(p.shape, dtype=torch.float64, device=p.device)
-        group = group_index(p, groups, {1: 0, 4: 0}).to(p.device)
-        mask = mask * lam * (1 - alpha * group)
-        loss = loss + (mask * p**2).sum()
+        mask = torch.full(p.shape, lam, dtype=torch.float64, device=p.device)
+        if p.dim() in (1, 4):
+            size = len(p) // groups
+            for g in range(groups):
+                end = len(p) if g == groups - 1 else (g + 1) * size
+                mask[g * size:end] = lam * (1 - alpha * g)
+        loss = loss + (mask * p.square()).sum()
     return loss
 
 

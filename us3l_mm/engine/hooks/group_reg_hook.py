@@ -42,6 +42,9 @@ class GroupRegHook(Hook):
         clear_weight_decay (bool): Whether to set the optimizer's weight decay
             of these parameters to 0, saying so, instead of refusing to run
             beside it. Defaults to False.
+        value_interval (int): The logged ``loss_reg`` is computed from norms
+            that are taken anew every so many iterations; the gradient is
+            always exact. Defaults to 10.
     """
 
     def __init__(self, lam: float = 5e-5, alpha: float = 0.05,
@@ -50,13 +53,16 @@ class GroupRegHook(Hook):
                  group_dims: Optional[Dict[int, int]] = None,
                  skip: Sequence[str] = ('feature_distiller', ),
                  base_pass_skip: Sequence[str] = ('predictor', ),
-                 clear_weight_decay: bool = False):
+                 clear_weight_decay: bool = False,
+                 value_interval: int = 10):
         if mode not in MODES:
             raise ValueError(f'mode is one of {MODES}, got {mode!r}.')
         if lam < 0:
             raise ValueError(f'lam is not negative, got {lam}.')
-        if groups < 1:
-            raise ValueError(f'groups is at least 1, got {groups}.')
+        for name, value in (('groups', groups),
+                            ('value_interval', value_interval)):
+            if value < 1:
+                raise ValueError(f'{name} is at least 1, got {value}.')
         most = 1 / max(groups - 1, 1) if mode == 'linear' else 1.0
         if not 0 <= alpha <= most:
             raise ValueError(
@@ -66,7 +72,8 @@ class GroupRegHook(Hook):
         self.skip, self.clear_weight_decay = tuple(skip), clear_weight_decay
         self._kwargs = dict(lam=lam, alpha=alpha, mode=mode, groups=groups,
                             group_dims=group_dims or {1: 0, 4: 0},
-                            base_pass_skip=base_pass_skip)
+                            base_pass_skip=base_pass_skip,
+                            value_interval=value_interval)
 
     def before_train(self, runner: Runner) -> None:
         """Build the regulariser; look for weight decay beside it."""

@@ -40,13 +40,17 @@ class GroupRegulariser:
             plain lam in all their channels. Defaults to {1: 0, 4: 0}.
         base_pass_skip (sequence[str]): Parameters whose name has one of these
             parts are left alone in the base pass.
+        value_interval (int): The norms behind the logged value are taken in
+            every so many base passes; the gradient does not need them.
+            Defaults to 10.
     """
 
     def __init__(self, parameters: Iterable[Tuple[str, nn.Parameter]],
                  lam: float = 5e-5, alpha: float = 0.05, mode: str = 'linear',
                  groups: int = 8,
                  group_dims: Optional[Mapping[int, int]] = None,
-                 base_pass_skip: Sequence[str] = ('predictor', )):
+                 base_pass_skip: Sequence[str] = ('predictor', ),
+                 value_interval: int = 10):
         if mode not in MODES:
             raise ValueError(f'mode is one of {MODES}, got {mode!r}.')
         # Vectors last: they are short and many, and summed as one.
@@ -57,6 +61,7 @@ class GroupRegulariser:
         kept = [not set(name.split('.')) & set(base_pass_skip)
                 for name, _ in named]
         self._all, self._squares = everything, None
+        self._base_passes, self.value_interval = 0, value_interval
         self._passes = {False: everything, True: everything.only(kept)}
         self.set_ramp(0.0)
 
@@ -73,11 +78,14 @@ class GroupRegulariser:
     def loss(self, is_base: bool) -> Tensor:
         """The loss term of one pass, a scalar, to be added to its loss.
 
-        Norms are taken in the base pass, and those of the weights at that
-        moment serve the passes after it: the value is there to be logged, the
-        gradient does not need it.
+        Its value is there to be logged, and moves slowly: the norms are those
+        of the weights at most ``value_interval`` iterations ago.
         """
-        if is_base or self._squares is None:
+        if is_base:
+            if self._base_passes % self.value_interval == 0:
+                self._squares = None
+            self._base_passes += 1
+        if self._squares is None:
             self._squares = self._all.squares()
         self._current = self._passes[is_base]
         # A leaf: the backward pass tells it by what the loss was scaled.
