@@ -67,7 +67,7 @@ $(VENV)/.installed: setup.py $(CONSTRAINTS) | $(IN_VENV)
 	  echo '== OpenCV lacks libGL here, taking its headless build'; \
 	  $(PIP) install -c $(CONSTRAINTS) --no-deps --force-reinstall \
 	    opencv-python-headless; }
-	$(IN_VENV) -c 'import us3l_mm, mmpretrain, torchvision'
+	$(IN_VENV) -W ignore -c 'import us3l_mm, mmpretrain, torchvision'
 	@touch $@
 
 $(VENV)/.installed-tests: $(VENV)/.installed tools/setup/mmcv_ops.py
