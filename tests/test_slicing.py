@@ -147,3 +147,14 @@ def test_a_stock_network_is_named_exactly_where_there_is_one(
                               divisor=divisor)
     arguments = plain_arguments(network, width)
     assert (arguments and arguments['base_channels']) == expected
+
+
+def test_a_network_of_three_stages_is_a_stock_resnet_too():
+    network = SlimmableResNet_CIFAR(
+        depth=18, base_channels=16, stem_channels=16, num_stages=3,
+        strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2, ))
+    arguments = plain_arguments(network, 0.5)
+    assert arguments['num_stages'] == 3 and arguments['out_indices'] == (2, )
+    stock = ResNet_CIFAR(**arguments)
+    plain = slice_network(network, 0.5, without_statistics=True)
+    stock.load_state_dict(plain.state_dict(), strict=True)

@@ -30,6 +30,8 @@ def backbone_arguments(backbone: nn.Module) -> dict:
             value = tuple(value)
         if value != default:
             arguments[name] = value
+    if 'num_stages' in arguments:  # the default asks for the fourth
+        arguments['out_indices'] = (backbone.num_stages - 1, )
     if backbone.expansion != get_expansion(backbone.block):
         arguments['expansion'] = backbone.expansion
     first = next(layer for layer in backbone.modules()

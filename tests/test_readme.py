@@ -1,0 +1,68 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""What the README tells people to type does what it says."""
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
+
+
+def blocks(language):
+    return re.findall(rf'```{language}\n(.*?)```', README, re.S)
+
+
+def commands():
+    """Every command of the README, a list of words each."""
+    text = '\n'.join(blocks('shell')).replace('\\\n', ' ')
+    return [shlex.split(line, comments=True) for line in text.splitlines()
+            if line.strip()]
+
+
+def test_the_two_commands_and_every_file_exist():
+    verbs = [words[1] for words in commands() if words[0] == 'make']
+    assert verbs == ['demo', 'test']
+    makefile = (ROOT / 'Makefile').read_text()
+    for verb in verbs:
+        assert re.search(rf'^{verb}:', makefile, re.M)
+    paths = re.findall(r'(?:configs|tools|docs|requirements)/[\w./-]+', README)
+    assert len(paths) > 10
+    for path in paths:
+        assert (ROOT / path.rstrip('.')).exists(), path
+
+
+def test_commands_and_python_run(tmp_path):
+    """All of them in turn, after one epoch of training instead of 60."""
+    short = ['--cfg-options', 'train_cfg.max_epochs=1',
+             'default_hooks.checkpoint.interval=1']
+    ran = []
+    for words in commands():
+        if words[0] == 'make':
+            continue
+        words = [word.replace('work_dirs/demo', str(tmp_path)).replace(
+            'epoch_60', 'epoch_1') for word in words]
+        assert words[0] == 'python'
+        words[0] = sys.executable
+        extra = short if words[1] == 'tools/train.py' else []
+        done = subprocess.run(words + extra, cwd=ROOT, capture_output=True,
+                              text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        ran.append(words[1])
+    assert ran == ['tools/train.py', 'tools/evaluate_widths.py',
+                   'tools/slice_checkpoint.py', 'tools/slice_checkpoint.py']
+    assert (tmp_path / 'w050.pth').exists()
+    assert (tmp_path / 'small.onnx').exists()
+
+    code, = blocks('python')
+    images = torch.randn(4, 3, 32, 32)
+    scope = dict(batches=[images], images=images)
+    exec(code.replace('work_dirs/demo/epoch_60', str(tmp_path / 'epoch_1')),
+         scope)
+    assert scope['features'].shape == (4, 64)
+    torch.testing.assert_close(
+        scope['narrow'].eval()(images)[-1].mean(dim=(2, 3)),
+        scope['features'])
