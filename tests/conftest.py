@@ -10,8 +10,10 @@ os.environ.setdefault('OMP_NUM_THREADS', '2')
 
 @pytest.fixture(autouse=True)
 def _no_leftovers_of_a_runner():
-    """MMEngine keeps its current scope, logger and message hub globally."""
+    """MMEngine keeps its current scope, logger and message hub globally; the
+    tools set an environment variable for their process."""
     yield
+    os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
     from mmengine.logging import MessageHub, MMLogger
     from mmengine.registry import DefaultScope
     from mmengine.visualization import Visualizer
