@@ -7,7 +7,6 @@ from typing import Dict, Optional, Tuple, Union
 
 from mmengine.config import Config
 from mmengine.runner import set_random_seed
-from mmpretrain.models import ResNet_CIFAR
 from torch import nn
 
 from us3l_mm.evaluation.calibration import calibrate
@@ -17,9 +16,8 @@ from us3l_mm.evaluation.data import (BANK, TRAIN, build_loader, image_batches,
 from us3l_mm.evaluation.latency import width_latency
 from us3l_mm.export.checkpoint_io import (check_writable, save_atomically,
                                           sha256)
+from us3l_mm.export.families import family_of, output_channels
 from us3l_mm.export.formats import FORMATS, SubNetwork, verify
-from us3l_mm.export.geometry import (backbone_arguments, output_channels,
-                                     stock_class)
 from us3l_mm.export.select import (Choice, format_amount, format_seconds,
                                    parse_amount, parse_seconds,
                                    selectable_widths, widest_within)
@@ -121,7 +119,7 @@ def slice_checkpoint(checkpoint: str, out: str,
         num_images (int): How many images to calibrate with. Defaults to
             10000.
         input_size (int): Side of a square image in pixels, to count, time
-            and verify with. Defaults to 224, or 32 for a ResNet_CIFAR.
+            and verify with. Defaults to what the backbone is meant for.
         device (str): Where to calibrate and to time. Defaults to 'cpu'.
         trust_pickle (bool): As of :func:`load_backbone`.
 
@@ -138,7 +136,7 @@ def slice_checkpoint(checkpoint: str, out: str,
     source = load_source(checkpoint, config, trust_pickle)
     backbone, choice = source.backbone, None
     if input_size is None:
-        input_size = 32 if stock_class(backbone) is ResNet_CIFAR else 224
+        input_size = family_of(backbone).input_size(backbone)
     if isinstance(width, Budget):
         choice = width.choose(backbone.to(device), input_size)
         width = choice.width
@@ -197,10 +195,12 @@ def _describe(checkpoint: str, source: Source, width: float, format: str,
               input_size: int) -> Dict[str, object]:
     """What the file will say about itself; plain types only."""
     backbone = source.backbone
-    arguments = backbone_arguments(backbone)
+    family = family_of(backbone)
+    arguments = family.arguments(backbone)
     return dict(
         us3l_mm_version=__version__, format=format, width=width,
-        architecture=dict(type=stock_class(backbone).__name__, **arguments),
+        architecture=dict(
+            type=family.stock_class(backbone).__name__, **arguments),
         feature_channels=list(backbone.feature_channels(width)),
         input_channels=arguments.get('in_channels', 3),
         input_size=input_size,

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from .geometry import plain_arguments
+from .families import plain_arguments
 from .slicing import (check_statistics, has_statistics, slice_backbone,
                       slice_network)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from us3l_mm.models.backbones import SlimmableResNet, SlimmableResNet_CIFAR
 from us3l_mm.models.layers import SlimmableBatchNorm, check_width
 from us3l_mm.version import __version__
-from .geometry import stock_class
+from .families import family_of
 
 State = Dict[str, Tensor]
 US3L_PREFIX = 'module.encoder_q.'
@@ -209,7 +209,7 @@ def _take_statistics(network: nn.Module, own: State, width: float) -> None:
 def _compare(converted: Converted, own: State) -> None:
     """Raise unless the full width computes what the plain network does."""
     network = converted.network
-    plain = stock_class(network)(**{
+    plain = family_of(network).stock_class(network)(**{
         key: value for key, value in converted.arguments.items()
         if key != 'type'})
     plain.load_state_dict(own, strict=False)

@@ -50,10 +50,9 @@ def slice_network(network: nn.Module, width: float,
 def slice_backbone(backbone: nn.Module, width: float) -> Dict[str, Tensor]:
     """The state dict of ``backbone`` at ``width``: an ordinary network's keys.
 
-    Where :func:`~us3l_mm.export.geometry.plain_arguments` names a stock
-    ResNet, it loads there with ``strict=True``; at any width it loads into
-    ``SlimmableResNet(width=...)``. Errors are those of
-    :func:`slice_network`.
+    Where :func:`~us3l_mm.export.plain_arguments` names arguments of the stock
+    class, it loads there with ``strict=True``; at any width it loads into
+    ours with ``width=...``. Errors are those of :func:`slice_network`.
     """
     return slice_network(backbone, width).state_dict()
 

@@ -1,15 +1,36 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Files for other libraries: one module each, or one per kind of backbone."""
+from typing import Callable
+
 from .artifact import Artifact, SubNetwork, verify
 from .onnx import onnx_model
 from .openmmlab import mmdet, mmpretrain
-from .timm import timm_network
-from .torchvision import torchvision_resnet
+from .timm_resnet import timm_resnet
+from .torchvision_resnet import torchvision_resnet
+
+Format = Callable[[SubNetwork], Artifact]
+
+
+def by_family(library: str, **formats: Format) -> Format:
+    """The one of ``formats``, by name of the family, that a network needs."""
+
+    def artifact(network: SubNetwork) -> Artifact:
+        name = network.family.name
+        if name not in formats:
+            raise ValueError(
+                f'{library} cannot hold a {name} of ours, only '
+                f'{" and ".join(sorted(formats))}. Use --format mmpretrain or '
+                'onnx.')
+        return formats[name](network)
+
+    return artifact
+
 
 FORMATS = {
     'mmpretrain': mmpretrain,
     'mmdet': mmdet,
-    'torchvision': torchvision_resnet,
-    'timm': timm_network,
+    'torchvision': by_family('torchvision', ResNet=torchvision_resnet),
+    'timm': by_family('timm', ResNet=timm_resnet),
     'onnx': onnx_model,
 }
 

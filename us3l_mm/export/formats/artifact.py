@@ -8,6 +8,7 @@ from typing import Any, Callable, List, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from us3l_mm.export.families import Family, family_of
 from us3l_mm.models.layers import at_width
 
 TOLERANCE = 1e-5  # of the largest output
@@ -36,10 +37,14 @@ class SubNetwork:
     meta: dict
 
     @property
-    def stage_channels(self) -> Tuple[int, ...]:
-        """Channels of the maps of all stages."""
-        return tuple(getattr(self.plain, name)[-1].out_channels
-                     for name in self.plain.res_layers)
+    def family(self) -> Family:
+        """What is known of this kind of backbone."""
+        return family_of(self.backbone)
+
+    @property
+    def map_channels(self) -> Tuple[int, ...]:
+        """Channels of all maps, those of the features last."""
+        return self.family.map_channels(self.plain)
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,13 @@ class Artifact:
     usage: str
 
 
-def pooled(maps: Sequence[Tensor]) -> Tensor:
-    """The features of the last map, (N, c, H, W) to (N, c)."""
-    return maps[-1].mean(dim=(2, 3))
+def pooled(outputs: Sequence[Tensor]) -> Tensor:
+    """The features (N, c) of a backbone: those of its last output.
+
+    A map (N, c, H, W) is averaged; what is (N, c) already stays.
+    """
+    last = outputs[-1]
+    return last.mean(dim=(2, 3)) if last.ndim == 4 else last
 
 
 def read_back(content: bytes) -> Any:

@@ -57,7 +57,7 @@ session = onnxruntime.InferenceSession({network.out!r})
 images = np.zeros((1, {network.meta["input_channels"]}, \
 {network.input_size}, {network.input_size}), np.float32)  # any number of them
 features, = session.run([{FEATURES!r}], {{{INPUT!r}: images}})  \
-# (1, {network.stage_channels[-1]})
+# (1, {network.map_channels[-1]})
 """)
 
 

@@ -9,8 +9,6 @@ from typing import Any, Tuple
 from torch import nn
 
 from us3l_mm.export.checkpoint_io import to_bytes
-from us3l_mm.export.geometry import (backbone_arguments, plain_arguments,
-                                     stock_class)
 from us3l_mm.registry import MODELS
 from .artifact import Artifact, SubNetwork, read_back
 
@@ -23,20 +21,20 @@ def mmpretrain(network: SubNetwork) -> Artifact:
     backbone, is_stock = consumer_arguments(network)
     config = dict(
         backbone=_with_weights(backbone, network.out),
-        head=dict(in_channels=network.stage_channels[-1]))
+        head=dict(in_channels=network.map_channels[-1]))
     return _artifact(network, 'mmpretrain', config, is_stock)
 
 
 def mmdet(network: SubNetwork) -> Artifact:
     """For a detector of MMDetection, with its feature pyramid."""
     backbone, is_stock = consumer_arguments(network)
-    if backbone['type'] == 'ResNet_CIFAR':  # MMDetection has none
-        backbone['type'] = 'mmpretrain.ResNet_CIFAR'
-    channels = network.stage_channels
-    backbone['out_indices'] = tuple(range(len(channels)))
+    family = network.family
+    if is_stock and backbone['type'] not in family.mmdet_names:
+        backbone['type'] = f'mmpretrain.{backbone["type"]}'
+    backbone['out_indices'] = family.map_indices(network.plain)
     config = dict(
         backbone=_with_weights(backbone, network.out),
-        neck=dict(in_channels=list(channels)))
+        neck=dict(in_channels=list(network.map_channels)))
     return _artifact(network, 'mmdet', config, is_stock)
 
 
@@ -45,19 +43,20 @@ def consumer_arguments(network: SubNetwork) -> Tuple[dict, bool]:
 
     Returns:
         tuple: The config, and whether it is a stock class, which is so
-        wherever there is a stock ResNet of these channels.
+        wherever there is a stock network of these channels.
     """
-    slimmable, width = network.backbone, network.width
-    arguments = plain_arguments(slimmable, width)
+    slimmable, width, family = network.backbone, network.width, network.family
+    arguments = family.plain_arguments(slimmable, width)
     if arguments is not None:
-        return dict(type=stock_class(slimmable).__name__, **arguments), True
-    arguments = backbone_arguments(slimmable)
+        name = family.stock_class(slimmable).__name__
+        return dict(type=name, **arguments), True
+    arguments = family.arguments(slimmable)
     if slimmable.divisor != DIVISOR:
         arguments['divisor'] = slimmable.divisor
     if not WIDTH_RANGE[0] <= width <= WIDTH_RANGE[1]:
         arguments['width_range'] = slimmable.width_range
-    name = f'us3l_mm.Slimmable{stock_class(slimmable).__name__}'
-    return dict(type=name, **arguments, width=width), False
+    name = type(slimmable).__name__
+    return dict(type=f'us3l_mm.{name}', **arguments, width=width), False
 
 
 def _with_weights(backbone: dict, out: str) -> dict:

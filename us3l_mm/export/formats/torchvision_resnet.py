@@ -4,7 +4,7 @@ import torchvision.models
 from torch import nn
 
 from us3l_mm.export.checkpoint_io import to_bytes
-from us3l_mm.export.geometry import plain_arguments, stock_class
+from us3l_mm.export.families import family_of, plain_arguments
 from .artifact import Artifact, SubNetwork, read_back
 
 FULL = dict(stem_channels=64, base_channels=64)
@@ -38,7 +38,7 @@ network = torchvision.models.{name}()
 network.fc = torch.nn.Identity()
 network.load_state_dict(
     torch.load({network.out!r}, weights_only=True)['state_dict'])
-features = network.eval()(images)  # (N, {network.stage_channels[-1]})
+features = network.eval()(images)  # (N, {network.map_channels[-1]})
 """)
 
 
@@ -52,7 +52,8 @@ def unusual_arguments(network: SubNetwork) -> list:
     """What this ResNet does otherwise than torchvision's, channels apart."""
     arguments = plain_arguments(network.backbone, network.width) or {}
     names = [name for name in arguments if name not in ('depth', *FULL)]
-    if stock_class(network.backbone).__name__ == 'ResNet_CIFAR':
+    if family_of(network.backbone).stock_class(
+            network.backbone).__name__ == 'ResNet_CIFAR':
         names.append('the 3x3 stem of ResNet_CIFAR')
     return names
 
@@ -65,7 +66,7 @@ def check_full_resnet(network: SubNetwork, library: str, why: str) -> None:
     reason = (f'its ResNet knows no {", ".join(unusual)}' if unusual else
               f'{why}, and width {network.width:g} has '
               f'{network.plain.conv1.out_channels} and '
-              f'{list(network.stage_channels)}')
+              f'{list(network.map_channels)}')
     raise ValueError(
         f'{library} cannot hold this network: {reason}. Use --format '
         'mmpretrain, mmdet or onnx.')

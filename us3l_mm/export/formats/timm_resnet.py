@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from us3l_mm.export.checkpoint_io import to_bytes
 from .artifact import Artifact, SubNetwork, read_back
-from .torchvision import is_full_resnet, unusual_arguments
+from .torchvision_resnet import is_full_resnet, unusual_arguments
 
 # ByobNet's names of the convolutions of a block.
 BLOCKS = {
@@ -23,7 +23,7 @@ BLOCKS = {
 ROUNDING = 8
 
 
-def timm_network(network: SubNetwork) -> Artifact:
+def timm_resnet(network: SubNetwork) -> Artifact:
     """Weights under timm's keys.
 
     Raises:
@@ -107,7 +107,7 @@ import torch
 {usage}\
 network.load_state_dict(
     torch.load({network.out!r}, weights_only=True)['state_dict'])
-features = network.eval()(images)  # (N, {network.stage_channels[-1]})
+features = network.eval()(images)  # (N, {network.map_channels[-1]})
 """)
 
 

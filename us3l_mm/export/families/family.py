@@ -1,0 +1,110 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""What the export knows of a kind of backbone."""
+import inspect
+from abc import ABC, abstractmethod
+from typing import Dict, Optional, Sequence, Tuple
+
+from torch import nn
+
+from us3l_mm.models.layers import SlimmableLayer
+
+
+class Family(ABC):
+    """A kind of slimmable backbone, and what it is cut into.
+
+    Attributes:
+        name (str): To be read.
+        slimmable (tuple[type, ...]): The classes of ours.
+        mmdet_names (tuple[str, ...]): Stock classes that MMDetection has under
+            the same name, with the same layers and keys.
+    """
+
+    name: str
+    slimmable: Tuple[type, ...]
+    mmdet_names: Tuple[str, ...] = ()
+
+    @abstractmethod
+    def stock_class(self, backbone: nn.Module) -> type:
+        """MMPretrain's class that ``backbone`` extends."""
+
+    @abstractmethod
+    def arguments(self, backbone: nn.Module) -> dict:
+        """The arguments that shape ``backbone``, defaults left out."""
+
+    @abstractmethod
+    def plain_arguments(self, backbone: nn.Module,
+                        width: float) -> Optional[dict]:
+        """Arguments of the stock class that ``backbone`` is at ``width``.
+
+        None where that class cannot have these channels.
+        """
+
+    @abstractmethod
+    def map_channels(self, plain: nn.Module) -> Tuple[int, ...]:
+        """Channels of all maps for a detector, those of the features last.
+        """
+
+    @abstractmethod
+    def map_indices(self, plain: nn.Module) -> Tuple[int, ...]:
+        """The ``out_indices`` of these maps."""
+
+    def input_size(self, backbone: nn.Module) -> int:
+        """Side in pixels of the square images that it is meant for."""
+        return 32 if 'CIFAR' in type(backbone).__name__ else 224
+
+
+def non_default(arguments: dict, cls: type) -> dict:
+    """Those of ``arguments`` that differ from the defaults of ``cls``."""
+    defaults = inspect.signature(cls.__init__).parameters
+    shaping = {}
+    for name, value in arguments.items():
+        default = defaults[name].default
+        if isinstance(default, tuple):
+            value = tuple(value)
+        if value != default:
+            shaping[name] = value
+    return shaping
+
+
+def same_channels(backbone: nn.Module, width: float,
+                  stock: nn.Module) -> bool:
+    """Whether ``backbone`` at ``width`` has the layer sizes of ``stock``."""
+    there = output_and_input_channels(stock)
+    here = {name: layer.active(width)
+            for name, layer in backbone.named_modules()
+            if isinstance(layer, (nn.Conv2d, nn.Linear))
+            and isinstance(layer, SlimmableLayer)}
+    return {name: there.get(name) for name in here} == here
+
+
+def output_and_input_channels(network: nn.Module
+                              ) -> Dict[str, Tuple[int, int]]:
+    """(input, output) channels of convolutions and linear layers, by name."""
+    sizes: Dict[str, Tuple[int, int]] = {}
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            sizes[name] = layer.in_channels, layer.out_channels
+        elif isinstance(layer, nn.Linear):
+            sizes[name] = layer.in_features, layer.out_features
+    return sizes
+
+
+def output_channels(network: nn.Module) -> Dict[str, int]:
+    """Output channels of every convolution and linear layer, by name."""
+    return {name: size[1]
+            for name, size in output_and_input_channels(network).items()}
+
+
+def choose(families: Sequence[Family], backbone: nn.Module) -> Family:
+    """The one of ``families`` that ``backbone`` belongs to.
+
+    Raises:
+        TypeError: if none.
+    """
+    for family in families:
+        if isinstance(backbone, family.slimmable):
+            return family
+    known = sorted(cls.__name__ for family in families
+                   for cls in family.slimmable)
+    raise TypeError(f'A {type(backbone).__name__} cannot be exported; these '
+                    f'backbones can: {known}.')
