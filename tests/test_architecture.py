@@ -12,7 +12,7 @@ FLOORS = [
     ['models/layers'],
     ['models/necks', 'models/losses', 'models/backbones'],
     ['models/heads'],
-    ['models/selfsup', 'models/classifiers'],
+    ['models/selfsup', 'models/classifiers', 'models/detectors'],
     ['models'],
     ['datasets'],
     ['export'],

@@ -1,6 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from .backbones import SlimmableResNet, SlimmableResNet_CIFAR
 from .classifiers import AllWidthsClassifier, SubnetClassifier
+from .detectors import subnet_detector
 from .heads import FeatureDistiller, SwitchableLinearHead
 from .layers import (SlimmableBatchNorm1d, SlimmableBatchNorm2d,
                      SlimmableConv2d, SlimmableLinear, SwitchableBatchNorm1d,
@@ -16,5 +17,6 @@ __all__ = [
     'SlimmableConv2d', 'SlimmableLinear', 'SlimmableProjector',
     'SlimmableResNet', 'SlimmableResNet_CIFAR', 'Subnet', 'SubnetClassifier',
     'SwitchableBatchNorm1d', 'SwitchableBatchNorm2d', 'SwitchableLinearHead',
-    'US3LAlgorithm', 'at_width', 'make_divisible', 'set_width'
+    'US3LAlgorithm', 'at_width', 'make_divisible', 'set_width',
+    'subnet_detector'
 ]

@@ -21,6 +21,15 @@ NORMS = {
 }
 
 
+def check_sync(width: Optional[float]) -> None:
+    """Refuse SyncBN without a width: statistics would mix several."""
+    if width is None:
+        raise ValueError(
+            "norm_cfg.type='SyncBN' is for a network of a single width: set "
+            'width=0.5, say. Pre-training synchronises its norms by '
+            'model.sync_norms=True.')
+
+
 class _SlimmableResNet(ChecksItsWeights):
     """What :class:`SlimmableResNet` and :class:`SlimmableResNet_CIFAR` share.
     """
@@ -43,6 +52,10 @@ class _SlimmableResNet(ChecksItsWeights):
                 f'{type(self).__name__} brings its own convolutions, got '
                 f'conv_cfg={conv_cfg!r}; leave it out.')
         norm_cfg = dict(norm_cfg or dict(type='BN'))
+        sync = norm_cfg['type'] == 'SyncBN'
+        if sync:
+            check_sync(width)
+            norm_cfg['type'] = 'BN'
         if norm_cfg['type'] not in {*NORMS, *NORMS.values()}:
             raise ValueError(
                 f'norm_cfg.type is one of {sorted(NORMS)}, got '
@@ -62,6 +75,8 @@ class _SlimmableResNet(ChecksItsWeights):
         if width is not None:
             self._narrow(check_width(width, self.width_range),
                          missing_statistics)
+            if sync:
+                nn.SyncBatchNorm.convert_sync_batchnorm(self)
         elif missing_statistics != 'error':
             raise ValueError('missing_statistics is for a network of a single '
                              'width, got it without a width.')
@@ -154,7 +169,8 @@ class SlimmableResNet(_SlimmableResNet, ResNet):
         norm_cfg (dict, optional): ``type='BN'`` for
             :class:`~us3l_mm.models.layers.SlimmableBatchNorm2d`, or
             ``type='SwitchableBN', widths=[...]`` for one private batch norm
-            per width. Defaults to dict(type='BN').
+            per width; with a ``width`` also ``type='SyncBN'``, for statistics
+            over all processes. Defaults to dict(type='BN').
         width (float, optional): Build an ordinary network of this width: plain
             convolutions, and batch norms with running statistics, to
             fine-tune, to train a detector on, or to hold a sliced checkpoint.
