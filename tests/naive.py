@@ -104,15 +104,26 @@ def info_nce(p, t, temperature=0.5):
     return total / (2 * n)
 
 
-LOSSES = dict(cosine=cosine, mse=mse, info_nce=info_nce)
+def moco_v3(p, t, temperature=0.2):
+    """Each prediction against all targets, times twice the temperature."""
+    p, t = [v / v.norm() for v in p], [v / v.norm() for v in t]
+    total = 0
+    for i, row in enumerate(p):
+        scores = [torch.exp(row @ other / temperature) for other in t]
+        total = total - torch.log(scores[i] / sum(scores))
+    return 2 * temperature * total / len(p)
+
+
+LOSSES = dict(cosine=cosine, mse=mse, info_nce=info_nce, moco_v3=moco_v3)
 
 # Of each base method: base loss, whether the base pass has a predictor, a
-# momentum teacher, and whether the projector ends in a norm.
+# momentum teacher, and whether projector and predictors end in a norm.
 METHODS = dict(
-    simclr_momentum=('info_nce', False, True, False),
-    byol=('cosine', True, True, False),
-    simsiam=('cosine', True, False, True),
-    simsiam_momentum=('cosine', True, True, True))
+    simclr_momentum=('info_nce', False, True, False, False),
+    byol=('cosine', True, True, False, False),
+    simsiam=('cosine', True, False, True, False),
+    simsiam_momentum=('cosine', True, True, True, False),
+    moco_v3=('moco_v3', True, True, True, True))
 
 
 # Training --------------------------------------------------------------------
@@ -122,11 +133,12 @@ class NaiveTrainer:
     """A student, its teacher and an SGD with momentum, in dictionaries.
 
     ``reg`` maps (parameters, is_base) to a loss term, ``keep`` is the share
-    of itself that the teacher keeps per update (a paper's m).
+    of itself that the teacher keeps per update (a paper's m), a number or a
+    function of the progress that :meth:`step` is told.
     """
 
     def __init__(self, params, base_method, base_loss=None,
-                 distill_loss='cosine', share_head=False,
+                 distill_loss=None, share_head=False,
                  distill_from='default', update_mode='sequential', keep=0.99,
                  features=None, reg=None, lr=0.1, momentum=0.9,
                  clip_norm=None):
@@ -134,10 +146,11 @@ class NaiveTrainer:
         # It starts as a copy of the student.
         self.teacher = {k: v.clone() for k, v in self.params.items()
                         if k.startswith(('backbone.', 'neck.'))}
-        loss, self.predicts, self.has_teacher, self.last_norm = METHODS[
-            base_method]
+        (loss, self.predicts, self.has_teacher, self.last_norm,
+         self.last_predictor_norm) = METHODS[base_method]
         self.base_loss = LOSSES[base_loss or loss]
-        self.distill_loss = LOSSES[distill_loss]
+        self.distill_loss = LOSSES[distill_loss or (
+            'moco_v3' if base_method == 'moco_v3' else 'cosine')]
         self.share_head = share_head
         self.source = distill_from
         if distill_from == 'default':
@@ -155,9 +168,11 @@ class NaiveTrainer:
 
     def head(self, params, z, distils):
         """The prediction that is compared with the target."""
+        last = self.last_predictor_norm
         if distils and not self.share_head:
-            return mlp(z, params, 'distill_head.predictor.', 2)
-        return mlp(z, params, 'head.predictor.', 2) if self.predicts else z
+            return mlp(z, params, 'distill_head.predictor.', 2, last)
+        return (mlp(z, params, 'head.predictor.', 2, last) if self.predicts
+                else z)
 
     def match_features(self, params, maps, target_maps):
         """Lift each map by a 1x1 convolution, compare with the teacher's."""
@@ -172,8 +187,9 @@ class NaiveTrainer:
             total = total + ((lifted - target_maps[output])**2).mean()
         return total / len(self.features)
 
-    def step(self, views, widths):
+    def step(self, views, widths, progress=0.0):
         """One batch; a list of (width, losses, gradients) of each pass."""
+        keep = self.keep(progress) if callable(self.keep) else self.keep
         passes, summed, fixed = [], {}, {}
         for width in sorted(widths, reverse=True):
             is_base = not passes
@@ -185,8 +201,8 @@ class NaiveTrainer:
                    for maps, z in ((maps1, z1), (maps2, z2))]
             if is_base:
                 for k, v in self.teacher.items():
-                    self.teacher[k] = (self.keep * v
-                                       + (1 - self.keep) * self.params[k])
+                    self.teacher[k] = (keep * v
+                                       + (1 - keep) * self.params[k])
                 fixed = dict(online=own, teacher=self.teach(views, width))
                 targets = fixed['teacher'] if self.has_teacher else own
             elif self.source is not None:

@@ -119,7 +119,7 @@ def test_a_fixed_list_and_a_single_width():
         assert [(s.width, s.name, s.is_base)
                 for s in fixed.plan(i, 100, RANGE).subnets] == [
             (1.0, 'max', True), (0.5, 'rand', False), (0.25, 'min', False)]
-        assert single.plan(i, 100, RANGE) == Plan.of([0.5])
+        assert single.plan(i, 100, RANGE) == Plan.of([0.5], progress=i / 100)
 
 
 def test_sandwich_without_dynamic_sampling():

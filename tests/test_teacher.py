@@ -87,9 +87,9 @@ def test_one_update_an_iteration_before_the_targets_and_at_full_width(
     calls, teacher = [], algorithm.teacher
     update, forward = teacher.update, teacher.forward
 
-    def spy_update():
+    def spy_update(progress):
         calls.append('update')
-        update()
+        update(progress)
 
     def spy_forward(views, width):
         calls.append(width)
@@ -141,7 +141,23 @@ def test_the_student_is_saved_once():
     assert twins == {k for k in keys if k.startswith(('backbone.', 'neck.'))}
 
 
+def test_the_momentum_of_a_paper_rises_to_one_along_half_a_cosine():
+    net = student()
+    teacher = Teacher(*net, momentum=0.01, final_momentum=0.0).double()
+    teacher.update()
+    for progress, kept in ((0.0, 0.99), (1 / 3, 0.9925), (0.5, 0.995),
+                           (2 / 3, 0.9975), (1.0, 1.0)):
+        before = [p.clone() for p in teacher.parameters()]
+        move(net, int(100 * progress))
+        teacher.update(progress)
+        for p, q, s in zip(teacher.parameters(), before, net.parameters()):
+            torch.testing.assert_close(p.data, kept * q + (1 - kept) * s,
+                                       rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize('momentum', [0.99, 1.0, -0.1, float('nan')])
 def test_a_momentum_in_the_other_sense_is_refused(momentum):
     with pytest.raises(ValueError, match='share of the student that enters'):
         Teacher(*student(), momentum=momentum)
+    with pytest.raises(ValueError, match='^final_teacher_momentum is the sha'):
+        Teacher(*student(), final_momentum=momentum)

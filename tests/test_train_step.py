@@ -1,5 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """``train_step`` against US3L written out by hand, in float64."""
+import math
+
 import naive
 import pytest
 import torch
@@ -34,6 +36,9 @@ def both(base_method, share_head=False, distill_from='default',
     algorithm = naive.small_algorithm(
         base_method, teacher_momentum=1 - keep,
         feature_distill=dict(outputs=features) if features else None, **kwargs)
+    if base_method == 'moco_v3':  # half a cosine to 1
+        def keep(progress, start=keep):
+            return 1 - (1 - start) * (1 + math.cos(math.pi * progress)) / 2
     named = naive.student_parameters(algorithm)
     trainer = naive.NaiveTrainer(
         named, base_method, share_head=share_head, distill_from=distill_from,
@@ -73,8 +78,9 @@ def check_iterations(algorithm, optimizer, trainer, plans=WIDTHS):
     wrapper = OptimWrapper(optimizer)
     for seed, widths in enumerate(plans):
         data, views = naive.batch(seed)
-        passes = trainer.step(views, widths)
-        algorithm.plan = Plan.of(widths)
+        progress = seed / len(plans)
+        passes = trainer.step(views, widths, progress)
+        algorithm.plan = Plan.of(widths, progress=progress)
         optimizer.steps.clear()
         log = algorithm.train_step(data, wrapper)
         check_log(log, passes)

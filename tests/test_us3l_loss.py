@@ -6,8 +6,8 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper
 
-from us3l_mm.models import (FeatureDistiller, InfoNCELoss, Plan, Subnet,
-                            US3LAlgorithm, at_width)
+from us3l_mm.models import (FeatureDistiller, InfoNCELoss, MoCoV3Loss, Plan,
+                            Subnet, US3LAlgorithm, at_width)
 from us3l_mm.models.backbones import SlimmableResNet_CIFAR
 from us3l_mm.models.selfsup import spread
 from us3l_mm.registry import MODELS
@@ -54,10 +54,44 @@ def test_info_nce_in_half_precision_is_that_of_single_precision():
         pred.double(), target.double(), 0.05), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('loss, name', [(InfoNCELoss, 'InfoNCE'),
+                                        (MoCoV3Loss, 'MoCo v3')])
 @pytest.mark.parametrize('temperature', [0, -1.0, float('nan')])
-def test_a_temperature_that_cannot_work_is_refused(temperature):
-    with pytest.raises(ValueError, match='temperature of InfoNCE is above 0'):
-        InfoNCELoss(temperature)
+def test_a_temperature_that_cannot_work_is_refused(loss, name, temperature):
+    with pytest.raises(ValueError, match=f'temperature of {name} is above 0'):
+        loss(temperature)
+
+
+@pytest.mark.parametrize('temperature', [0.2, 1.0])
+@pytest.mark.parametrize('images', [1, 2, 7])
+def test_moco_v3_equals_a_loop_over_pairs(temperature, images):
+    pred, target = pair(images)
+    loss = MoCoV3Loss(temperature)(pred, target)
+    loss.backward()
+    expected = naive.moco_v3(pred, target.detach(), temperature)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+    grad, = torch.autograd.grad(expected, pred)
+    torch.testing.assert_close(pred.grad, grad, rtol=0, atol=1e-12)
+    assert target.grad is None
+
+
+def test_moco_v3_is_the_loss_of_mmpretrains_head():
+    pred, target = pair(dtype=torch.float32)
+    head = MODELS.build(dict(
+        type='mmpretrain.MoCoV3Head', temperature=0.3,
+        predictor=dict(type='us3l_mm.Identity'),
+        loss=dict(type='mmpretrain.CrossEntropyLoss', loss_weight=2 * 0.3)))
+    torch.testing.assert_close(MoCoV3Loss(0.3)(pred, target),
+                               head.loss(pred, target))
+
+
+def test_moco_v3_in_half_precision_is_that_of_single_precision():
+    pred, target = (x.detach().bfloat16() for x in pair(dtype=torch.float32))
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = MoCoV3Loss(0.05)(pred, target)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), naive.moco_v3(
+        pred.double(), target.double(), 0.05), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', naive.LOSSES)
@@ -135,14 +169,16 @@ def test_modules_are_those_of_the_table_of_the_specification(base_method):
                 if hasattr(m, 'num_features')]
 
     simclr, siam = base_method.startswith('simclr'), 'siam' in base_method
-    out, hidden = (256 if simclr else 2048), (512 if siam else 2048)
+    moco = base_method == 'moco_v3'
+    out, hidden = 256 if simclr or moco else 2048, 512 if siam else 2048
     assert layers(algorithm.neck) == [(128, 2048), (2048, 2048), (2048, out)]
     assert norms(algorithm.neck) == [(2048, True)] * 2 + (
-        [(2048, False)] if siam else [])
+        [(out, False)] if siam or moco else [])
     two = [(out, hidden), (hidden, out)]
     assert layers(algorithm.head) == ([] if simclr else two)
     assert layers(algorithm.distill_head) == two
-    assert norms(algorithm.distill_head) == [(hidden, True)]
+    assert norms(algorithm.distill_head) == [(hidden, True)] + (
+        [(out, False)] if moco else [])
     assert (algorithm.teacher is None) == (base_method == 'simsiam')
 
 
@@ -210,10 +246,10 @@ def test_spread_tells_collapse_from_directions_all_over():
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(base_method='moco'), r"base_method is one of \['byol', 'simclr_mome"
-     r"ntum', 'simsiam', 'simsiam_momentum'\], got 'moco'"),
-    (dict(base_loss='triplet'), r"one of \['cosine', 'info_nce', 'mse'\] or a "
-     r"config dict, got 'triplet'"),
+    (dict(base_method='moco'), r"base_method is one of \['byol', 'moco_v3', 's"
+     r"imclr_momentum', 'simsiam', 'simsiam_momentum'\], got 'moco'"),
+    (dict(base_loss='triplet'), r"of \['cosine', 'info_nce', 'moco_v3', "
+     r"'mse'\] or a config dict, got 'triplet'"),
     (dict(distill_loss='kl'), "or a config dict, got 'kl'"),
     (dict(update_mode='joint'), r"\('sequential', 'accumulate'\), got 'joint'"
      ),

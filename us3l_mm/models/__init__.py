@@ -7,15 +7,16 @@ from .layers import (SlimmableBatchNorm1d, SlimmableBatchNorm2d,
                      SlimmableConv2d, SlimmableLinear, SwitchableBatchNorm1d,
                      SwitchableBatchNorm2d, at_width, make_divisible,
                      set_width)
-from .losses import GroupRegulariser, InfoNCELoss
+from .losses import GroupRegulariser, InfoNCELoss, MoCoV3Loss
 from .necks import SlimmableProjector
 from .selfsup import Plan, Subnet, US3LAlgorithm
 
 __all__ = [
     'AllWidthsClassifier', 'FeatureDistiller', 'GroupRegulariser',
-    'InfoNCELoss', 'Plan', 'SlimmableBatchNorm1d', 'SlimmableBatchNorm2d',
-    'SlimmableConv2d', 'SlimmableLinear', 'SlimmableProjector',
-    'SlimmableResNet', 'SlimmableResNet_CIFAR', 'Subnet', 'SubnetClassifier',
+    'InfoNCELoss', 'MoCoV3Loss', 'Plan', 'SlimmableBatchNorm1d',
+    'SlimmableBatchNorm2d', 'SlimmableConv2d', 'SlimmableLinear',
+    'SlimmableProjector', 'SlimmableResNet', 'SlimmableResNet_CIFAR',
+    'Subnet', 'SubnetClassifier',
     'SwitchableBatchNorm1d', 'SwitchableBatchNorm2d', 'SwitchableLinearHead',
     'US3LAlgorithm', 'at_width', 'make_divisible', 'set_width',
     'subnet_detector'

@@ -66,12 +66,14 @@ class DynamicSamplerHook(Hook):
     def plan(self, iteration: int, max_iterations: int,
              width_range: Tuple[float, float]) -> Plan:
         """The plan of one iteration."""
+        progress = iteration / max(max_iterations, 1)
         if self.widths is not None:
-            return Plan.of(self.widths)
+            return Plan.of(self.widths, progress=progress)
         stage = stage_of(iteration, max_iterations, self.num_stages)
         lowest = lowest_width(stage, width_range, self.num_stages)
         return Plan.of(sandwich(lowest, width_range[1], self.num_samples,
-                                self.seed, iteration, self.grid), stage)
+                                self.seed, iteration, self.grid), stage,
+                       progress)
 
     def before_train(self, runner: Runner) -> None:
         """Refuse widths that the network cannot run at."""

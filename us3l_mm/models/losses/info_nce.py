@@ -1,10 +1,11 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 import torch
 import torch.nn.functional as F
-from mmengine.dist import all_gather, get_rank, get_world_size
+from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
 from us3l_mm.registry import MODELS
+from .gather import at_least_single, gather_rows, gather_with_gradient
 
 
 @MODELS.register_module()
@@ -35,10 +36,11 @@ class InfoNCELoss(nn.Module):
         """The loss, a scalar, of ``pred`` and ``target``, both (N, d)."""
         # In half precision exp(1 / T) of the sums would lose the negatives.
         with torch.autocast(pred.device.type, enabled=False):
-            pred = F.normalize(_float(pred), dim=1)
-            target = F.normalize(_float(target.detach()), dim=1)
+            pred = F.normalize(at_least_single(pred), dim=1)
+            target = F.normalize(at_least_single(target.detach()), dim=1)
             if self.gather and get_world_size() > 1:
-                pred, target = _GatherRows.apply(pred), _gather(target)
+                pred = gather_with_gradient(pred)
+                target = gather_rows(target)
             both = torch.cat([pred, target])
             logits = both @ both.T / self.temperature  # (2N, 2N)
             logits.fill_diagonal_(float('-inf'))
@@ -46,33 +48,3 @@ class InfoNCELoss(nn.Module):
             partner = torch.arange(len(both), device=both.device).roll(
                 len(pred))
             return F.cross_entropy(logits, partner)
-
-
-def _float(x: Tensor) -> Tensor:
-    """``x`` in at least single precision."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _gather(x: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks."""
-    return torch.cat(all_gather(x.contiguous()))
-
-
-class _GatherRows(torch.autograd.Function):
-    """Rows of all processes; the gradient goes to one's own.
-
-    Every process computes the joint loss, so the gradient of its own rows is
-    complete without a second exchange. Averaging over processes, as data
-    parallel training does, then leaves 1 / world size of it: the factor here
-    takes that back.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.rows = len(x)
-        return _gather(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        start = get_rank() * ctx.rows
-        return get_world_size() * grad[start:start + ctx.rows]

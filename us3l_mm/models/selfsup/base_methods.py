@@ -15,6 +15,7 @@ LOSSES = {
     # mean squared error over all elements
     'mse': dict(type='mmpretrain.PixelReconstructionLoss', criterion='L2'),
     'info_nce': dict(type='us3l_mm.InfoNCELoss', temperature=0.5),
+    'moco_v3': dict(type='us3l_mm.MoCoV3Loss', temperature=0.2),
 }
 
 
@@ -30,6 +31,9 @@ class BaseMethod:
         loss (str): Base loss, a key of ``LOSSES``.
         has_teacher (bool): Whether base targets come from a momentum teacher,
             or from the student itself (stop-gradient).
+        distill_loss (str): Of the distillation passes, a key of ``LOSSES``.
+        final_momentum (float, optional): What the teacher's momentum, in
+            MMEngine's sense, falls to; None where it stays.
     """
 
     neck: dict
@@ -37,6 +41,8 @@ class BaseMethod:
     distill_predictor: dict
     loss: str
     has_teacher: bool
+    distill_loss: str = 'cosine'
+    final_momentum: Optional[float] = None
 
 
 _NECK = dict(num_layers=3, hid_channels=2048, with_last_bn=False)
@@ -47,6 +53,10 @@ _SIMSIAM_NECK = dict(num_layers=3, hid_channels=2048, out_channels=2048,
                      with_last_bn=True, with_last_bn_affine=False)
 _SIMSIAM_PREDICTOR = dict(hid_channels=512, with_last_bn=False,
                           with_last_bias=True)
+# MoCo v3, arXiv 2104.02057, with the sizes of US3L's run: all multi-layer
+# perceptrons end in a norm without affine parameters.
+_MOCO_V3_NORM = dict(with_last_bn=True, with_last_bn_affine=False)
+_MOCO_V3_PREDICTOR = dict(hid_channels=2048, **_MOCO_V3_NORM)
 
 BASE_METHODS = {
     'simclr_momentum': BaseMethod(
@@ -60,6 +70,10 @@ BASE_METHODS = {
         False),
     'simsiam_momentum': BaseMethod(
         _SIMSIAM_NECK, _SIMSIAM_PREDICTOR, _SIMSIAM_PREDICTOR, 'cosine', True),
+    'moco_v3': BaseMethod(
+        dict(num_layers=3, hid_channels=2048, out_channels=256,
+             **_MOCO_V3_NORM), _MOCO_V3_PREDICTOR, _MOCO_V3_PREDICTOR,
+        'moco_v3', True, distill_loss='moco_v3', final_momentum=0.0),
 }
 
 

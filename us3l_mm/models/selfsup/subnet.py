@@ -29,13 +29,16 @@ class Plan:
     Attributes:
         subnets (tuple[Subnet, ...]): The passes, the base pass first.
         stage (int): Stage of dynamic sampling, from 0.
+        progress (float): Share of training that is behind, in [0, 1).
     """
 
     subnets: Tuple[Subnet, ...] = (Subnet(FULL_WIDTH), )
     stage: int = 0
+    progress: float = 0.0
 
     @classmethod
-    def of(cls, widths: Sequence[float], stage: int = 0) -> 'Plan':
+    def of(cls, widths: Sequence[float], stage: int = 0,
+           progress: float = 0.0) -> 'Plan':
         """The plan that runs ``widths``, sorted from wide to narrow here."""
         wide, *narrow = sorted(widths, reverse=True)
         names = [f'rand{i}' for i in range(len(narrow) - 1)] + ['min']
@@ -43,7 +46,7 @@ class Plan:
             names[0] = 'rand'
         return cls((Subnet(wide), *(Subnet(width, name, is_base=False)
                                     for width, name in zip(narrow, names))),
-                   stage)
+                   stage, progress)
 
     @property
     def base(self) -> Subnet:

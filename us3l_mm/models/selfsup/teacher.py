@@ -1,6 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+import math
 from copy import deepcopy
-from typing import List
+from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -43,17 +44,24 @@ class Teacher(KeepsOwnWidth, nn.Module):
         neck (nn.Module): The student's projector; copied.
         momentum (float): The share of the student that enters per update
             (MMEngine's sense): 0.01 is a paper's m = 0.99.
+        final_momentum (float, optional): What the share comes to at the end
+            of training, along half a cosine; 0.0 is a paper's m -> 1.
+            Defaults to None: it stays.
     """
 
     def __init__(self, backbone: nn.Module, neck: nn.Module,
-                 momentum: float = 0.01):
+                 momentum: float = 0.01,
+                 final_momentum: Optional[float] = None):
         super().__init__()
-        if not 0.0 <= momentum <= 0.5:
-            raise ValueError(
-                'teacher_momentum is the share of the student that enters the '
-                f"teacher per update (MMEngine's sense), got {momentum}; a "
-                f"paper's m={momentum} is {1 - momentum:.4g} here.")
-        self.momentum = momentum
+        final_momentum = momentum if final_momentum is None else final_momentum
+        for name, value in (('teacher_momentum', momentum),
+                            ('final_teacher_momentum', final_momentum)):
+            if not 0.0 <= value <= 0.5:
+                raise ValueError(
+                    f'{name} is the share of the student that enters the '
+                    f"teacher per update (MMEngine's sense), got {value}; a "
+                    f"paper's m={value} is {1 - value:.4g} here.")
+        self.momentum, self.final_momentum = momentum, final_momentum
         self.backbone = deepcopy(backbone)
         self.neck = deepcopy(neck)
         self.backbone.weights_required = False
@@ -64,11 +72,22 @@ class Teacher(KeepsOwnWidth, nn.Module):
         # The copies above were made before the student's initial weights.
         self._is_copy = False
 
+    def momentum_at(self, progress: float) -> float:
+        """The share that enters when ``progress`` (0 to 1) is behind.
+
+        Half a cosine from ``momentum`` to ``final_momentum``, as in BYOL
+        (arXiv 2006.07733) and MoCo v3 (2104.02057).
+        """
+        remaining = (1 + math.cos(math.pi * progress)) / 2
+        return self.final_momentum + remaining * (self.momentum
+                                                  - self.final_momentum)
+
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, progress: float = 0.0) -> None:
         """Let the student enter; the first update copies it."""
-        torch._foreach_lerp_(self._own, self._student,
-                             self.momentum if self._is_copy else 1.0)
+        torch._foreach_lerp_(
+            self._own, self._student,
+            self.momentum_at(progress) if self._is_copy else 1.0)
         self._is_copy = True
 
     @torch.no_grad()

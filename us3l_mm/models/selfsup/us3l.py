@@ -1,14 +1,17 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from typing import Dict, List, Optional, Union
 
+import torch
 import torch.nn.functional as F
 from mmpretrain.models import BaseSelfSupervisor
 from torch import Tensor, nn
 
 from us3l_mm.models.layers import SlimmableBatchNorm
+from us3l_mm.models.losses.gather import at_least_single
 from us3l_mm.registry import MODELS
 from .base_methods import get_base_method, head_cfg
-from .passes import UPDATE_MODES, run_passes
+from .checkpointing import use_plain_checkpoints
+from .passes import UPDATE_MODES, joint_losses, run_passes
 from .subnet import Plan, Subnet
 from .teacher import Teacher, encode
 
@@ -30,17 +33,17 @@ class US3LAlgorithm(BaseSelfSupervisor):
 
     Args:
         backbone (dict or nn.Module): A slimmable backbone.
-        base_method (str): 'simclr_momentum', 'byol', 'simsiam' or
-            'simsiam_momentum': projector, predictors, base loss and targets,
-            see ``base_methods.py``. Defaults to 'byol'.
+        base_method (str): 'simclr_momentum', 'byol', 'simsiam',
+            'simsiam_momentum' or 'moco_v3': projector, predictors, losses and
+            targets, see ``base_methods.py``. Defaults to 'byol'.
         neck (dict, optional): Changes to the method's projector, such as
             ``dict(hid_channels=512, out_channels=128)``.
         predictor (dict, optional): Changes to the predictor of the base pass;
             ``dict(type='us3l_mm.Identity')`` for none.
         distill_predictor (dict, optional): The same for the distillation head.
-        base_loss (str or dict, optional): 'info_nce', 'cosine', 'mse' or a
-            config. Defaults to the method's.
-        distill_loss (str or dict): Likewise. Defaults to 'cosine'.
+        base_loss (str or dict, optional): 'info_nce', 'cosine', 'mse',
+            'moco_v3' or a config. Defaults to the method's.
+        distill_loss (str or dict, optional): Likewise.
         share_head (bool): Whether distillation goes through the predictor of
             the base pass (against guideline 3). Defaults to False.
         distill_from (str, optional): 'teacher'; 'online', the base pass's own
@@ -51,10 +54,18 @@ class US3LAlgorithm(BaseSelfSupervisor):
             :class:`~us3l_mm.models.FeatureDistiller`. Defaults to None.
         teacher_momentum (float): The share of the student that enters the
             teacher per update: 0.01 is a paper's 0.99. Defaults to 0.01.
-        update_mode (str): 'sequential', an optimizer step per pass (US3L), or
-            'accumulate', one per batch (US-Nets). Defaults to 'sequential'.
+        final_teacher_momentum (float, optional): What it comes to by the end
+            of training, along half a cosine. Defaults to the method's: 0.0
+            for 'moco_v3', else it stays.
+        update_mode (str): 'sequential', an optimizer step per pass (US3L);
+            'accumulate', one per batch (US-Nets); or 'joint', the same by one
+            backward through all passes, which needs the memory of all.
+            Defaults to 'sequential'.
         sync_norms (bool): Whether the batch norms of student and teacher use
             the statistics of all processes together. Defaults to False.
+        channels_last (bool): Whether images and convolutions lie in memory
+            channels last, which GPUs prefer in half precision. Defaults to
+            False.
         data_preprocessor (dict, optional): Defaults to MMPretrain's
             ``SelfSupDataPreprocessor``.
         init_cfg (dict, optional): As of any MMEngine module.
@@ -65,12 +76,14 @@ class US3LAlgorithm(BaseSelfSupervisor):
                  predictor: Optional[dict] = None,
                  distill_predictor: Optional[dict] = None,
                  base_loss: Union[str, dict, None] = None,
-                 distill_loss: Union[str, dict] = 'cosine',
+                 distill_loss: Union[str, dict, None] = None,
                  share_head: bool = False,
                  distill_from: Optional[str] = 'default',
                  feature_distill: Optional[dict] = None,
                  teacher_momentum: float = 0.01,
+                 final_teacher_momentum: Optional[float] = None,
                  update_mode: str = 'sequential', sync_norms: bool = False,
+                 channels_last: bool = False,
                  data_preprocessor: Optional[dict] = None,
                  init_cfg: Optional[dict] = None):
         method = get_base_method(base_method)
@@ -88,6 +101,12 @@ class US3LAlgorithm(BaseSelfSupervisor):
                 f'pass, got distill_predictor={distill_predictor!r}.')
         if not isinstance(backbone, nn.Module):
             backbone = MODELS.build(backbone)
+        if use_plain_checkpoints(backbone) and update_mode == 'joint':
+            raise ValueError(
+                "update_mode='joint' runs its backward pass when the widths "
+                'of all passes are over, and with_cp=True would compute again '
+                "at the wrong one. Use update_mode='accumulate', the same "
+                'update in the memory of one pass.')
         channels = backbone.feature_channels()  # of the whole network
         neck = {'type': 'us3l_mm.SlimmableProjector',
                 'in_channels': channels[-1], **method.neck, **(neck or {})}
@@ -101,7 +120,7 @@ class US3LAlgorithm(BaseSelfSupervisor):
             self.distill_head = MODELS.build(head_cfg(
                 None if share_head else _changed(
                     method.distill_predictor, distill_predictor), embedding,
-                distill_loss))
+                distill_loss or method.distill_loss))
             if share_head:
                 self.distill_head.predictor = self.head.predictor
         self.feature_distiller = None
@@ -114,15 +133,25 @@ class US3LAlgorithm(BaseSelfSupervisor):
                      **feature_distill))
         self.teacher = None
         if method.has_teacher or distill_from == 'teacher':
-            self.teacher = Teacher(self.backbone, self.neck, teacher_momentum)
+            if final_teacher_momentum is None:
+                final_teacher_momentum = method.final_momentum
+            self.teacher = Teacher(self.backbone, self.neck, teacher_momentum,
+                                   final_teacher_momentum)
         for module in self.modules():
             if isinstance(module, SlimmableBatchNorm):
                 module.sync = sync_norms
+        for head in filter(None, (self.head, self.distill_head)):
+            # Predictors run in half precision, losses do not.
+            head.loss_module.register_forward_pre_hook(_in_single_precision)
+        self.channels_last = channels_last
+        if channels_last:  # now, as a distributed wrapper keeps the layout
+            self.to(memory_format=torch.channels_last)
         self.base_from_teacher = method.has_teacher
         self.distill_from = distill_from
         self.update_mode = update_mode
         self.plan = Plan()
         self.regulariser = None  # set by GroupRegHook
+        self.guard = None  # set by NonFiniteHook
 
     def train_step(self, data: dict, optim_wrapper) -> Dict[str, Tensor]:
         """Train on one batch; see :func:`run_passes`."""
@@ -140,6 +169,8 @@ class US3LAlgorithm(BaseSelfSupervisor):
                 'sub-network, as a stock wrapper does, which would train the '
                 'full width alone. Set model_wrapper_cfg=dict(type='
                 "'us3l_mm.US3LDistributedDataParallel').")
+        if isinstance(subnet, Plan):
+            return joint_losses(self, inputs, subnet, targets)
         return self.loss(inputs, subnet, targets)
 
     def loss(self, inputs: List[Tensor], subnet: Subnet,
@@ -182,6 +213,9 @@ class US3LAlgorithm(BaseSelfSupervisor):
         """The two preprocessed views of a batch."""
         views = self.data_preprocessor(data, training=True)['inputs']
         check_views(views)
+        if self.channels_last:
+            views = [view.contiguous(memory_format=torch.channels_last)
+                     for view in views]
         return views
 
     def targets(self, subnet: Subnet, views: List[Tensor],
@@ -190,11 +224,12 @@ class US3LAlgorithm(BaseSelfSupervisor):
 
         The teacher is updated and run in the base pass, before the student
         moves, and at no other time. ``cache`` holds the targets of this batch
-        by source.
+        by source, and whether the ``student_moved`` since the batch before.
         """
         if subnet.is_base:
             if self.teacher is not None:
-                self.teacher.update()
+                if cache.get('student_moved', True):
+                    self.teacher.update(self.plan.progress)
                 cache['teacher'] = self._taught(views, subnet.width)
             return cache['teacher'] if self.base_from_teacher else None
         if self.distill_from is None:
@@ -234,6 +269,10 @@ def _changed(cfg: Optional[dict], changes: Optional[dict]) -> Optional[dict]:
     if 'type' in changes:  # another module altogether
         return None if changes['type'] == 'us3l_mm.Identity' else changes
     return {**(cfg or {}), **changes}
+
+
+def _in_single_precision(module: nn.Module, args: tuple) -> tuple:
+    return tuple(map(at_least_single, args))
 
 
 def _detached(maps) -> tuple:

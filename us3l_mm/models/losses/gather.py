@@ -1,0 +1,51 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Embeddings of all processes, for losses that compare images."""
+import torch
+from mmengine.dist import all_gather, get_rank, get_world_size
+from torch import Tensor
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """``x`` in at least single precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """The rows of all processes, in the order of their ranks; no gradient.
+
+    Args:
+        x (Tensor): (N, d), N the same on every process.
+
+    Returns:
+        Tensor: (world size * N, d).
+    """
+    return torch.cat(all_gather(x.detach().contiguous()))
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """:func:`gather_rows` with the gradient of one's own rows.
+
+    It is right for a loss that every process computes over all rows, with
+    gradients averaged over processes as data parallel training does: that of
+    one process with all the rows.
+    """
+    return _GatherRows.apply(x)
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all processes; the gradient goes to one's own.
+
+    Every process computes the joint loss, so the gradient of its own rows is
+    complete without a second exchange. Averaging over processes then leaves
+    1 / world size of it: the factor here takes that back.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        return gather_rows(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        start = get_rank() * ctx.rows
+        return get_world_size() * grad[start:start + ctx.rows]
