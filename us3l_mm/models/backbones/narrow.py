@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from us3l_mm.models.layers import (KeepsOwnWidth, SwitchableBatchNorm,
-                                   slimmable_layers)
+from us3l_mm.models.layers import (KeepsOwnWidth, SlimmableLayer,
+                                   SwitchableBatchNorm, slimmable_layers)
 from us3l_mm.models.layers.norm import statistics_suffix
 
 MISSING_STATISTICS = ('error', 'reset')
@@ -75,6 +75,13 @@ class Cut:
         self.full_shapes: Dict[str, Tuple[int, ...]] = {
             name: tuple(parameter.shape)
             for name, parameter in network.named_parameters()}
+        # Of parameters that are not cut to their leading rows.
+        self.row_blocks = {
+            f'{name}.{leaf}': layer.row_blocks(width)
+            for name, layer in network.named_modules()
+            if isinstance(layer, SlimmableLayer)
+            and layer.row_blocks(width) is not None
+            for leaf, _ in layer.named_parameters(recurse=False)}
         # Which of a switchable norm's private norms is the one of this width.
         self.private_norms: Dict[str, int] = {
             name: layer._index(width)
@@ -94,6 +101,9 @@ class Cut:
             weights, shape = state_dict.get(prefix + name), parameter.shape
             if (weights is not None and weights.shape != shape
                     and tuple(weights.shape) == self.full_shapes.get(name)):
+                if name in self.row_blocks:
+                    weights = torch.cat([weights[slice(*rows)] for rows in
+                                         self.row_blocks[name]])
                 leading = tuple(slice(size) for size in shape)
                 state_dict[prefix + name] = weights[leading].contiguous()
                 self._is_full = True

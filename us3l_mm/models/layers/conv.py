@@ -1,10 +1,12 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from us3l_mm.registry import MODELS
-from .width import SlimmableLayer, active_channels
+from .width import SlimmableLayer, active_channels, active_steps
 
 
 @MODELS.register_module()
@@ -22,6 +24,8 @@ class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
         slice_out (bool): Whether the output narrows. Defaults to True.
         ratio (int): Expand ratio to round by. Defaults to 1.
         divisor (int): Channels are rounded to multiples of it. Defaults to 8.
+        steps (int, optional): Instead, both sides narrow in so many equal
+            steps. Defaults to None.
         *args, **kwargs: Those of :class:`torch.nn.Conv2d`. ``groups`` is 1 or
             ``in_channels`` (depthwise), ``padding_mode`` is 'zeros'.
 
@@ -29,7 +33,8 @@ class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
     """
 
     def __init__(self, *args, slice_in: bool = True, slice_out: bool = True,
-                 ratio: int = 1, divisor: int = 8, **kwargs):
+                 ratio: int = 1, divisor: int = 8,
+                 steps: Optional[int] = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.depthwise = self.groups == self.in_channels and self.groups > 1
         if self.groups > 1 and not (
@@ -44,17 +49,23 @@ class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
                 "A slimmable convolution pads with 'zeros', got "
                 f'padding_mode={self.padding_mode!r}.')
         self.slice_in, self.slice_out = slice_in, slice_out
-        self.ratio, self.divisor = ratio, divisor
+        self.ratio, self.divisor, self.steps = ratio, divisor, steps
         self.on_width()
 
     def active(self, width: float) -> tuple:
         """(input channels, output channels) at ``width``."""
         c_in, c_out = self.in_channels, self.out_channels
         if self.slice_in:
-            c_in = active_channels(c_in, width, self.divisor, self.ratio)
+            c_in = self.round(c_in, width)
         if self.slice_out:
-            c_out = active_channels(c_out, width, self.divisor, self.ratio)
+            c_out = self.round(c_out, width)
         return c_in, c_out
+
+    def round(self, channels: int, width: float) -> int:
+        """How many of ``channels`` are active at ``width``."""
+        if self.steps is not None:
+            return active_steps(channels, width, self.steps)
+        return active_channels(channels, width, self.divisor, self.ratio)
 
     def on_width(self) -> None:
         self.active_in, self.active_out = self.active(self.width)

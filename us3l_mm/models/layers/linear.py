@@ -1,10 +1,22 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from us3l_mm.registry import MODELS
-from .width import SlimmableLayer, active_channels
+from .width import SlimmableLayer, active_channels, active_steps
+
+
+class LeadingLinear(nn.Linear):
+    """An ordinary linear layer on the leading features of its input.
+
+    Shapes: (..., at least in_features) to (..., out_features).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[..., :self.in_features])
 
 
 @MODELS.register_module()
@@ -21,32 +33,47 @@ class SlimmableLinear(SlimmableLayer, nn.Linear):
             layer of US3L's projector, whose embedding is the same space at
             every width. Defaults to True.
         divisor (int): Features are rounded to multiples of it. Defaults to 8.
+        steps (int, optional): Instead, both sides narrow in so many equal
+            steps, such as the heads of an attention. Defaults to None.
+        cut_input (bool): The input arrives with all features, of which the
+            leading ones are taken, as in US3L's vision transformer; else it
+            must have been narrowed. Defaults to False.
         *args, **kwargs: Those of :class:`torch.nn.Linear`.
 
-    Shapes: (..., c_in) to (..., c_out).
+    Shapes: (..., c_in) to (..., c_out); (..., C_in) with ``cut_input``.
     """
 
     def __init__(self, *args, slice_in: bool = True, slice_out: bool = True,
-                 divisor: int = 8, **kwargs):
+                 divisor: int = 8, steps: Optional[int] = None,
+                 cut_input: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
         self.slice_in, self.slice_out = slice_in, slice_out
-        self.divisor = divisor
+        self.divisor, self.steps = divisor, steps
+        self.cut_input = cut_input
         self.on_width()
 
     def active(self, width: float) -> tuple:
         """(input features, output features) at ``width``."""
         c_in, c_out = self.in_features, self.out_features
         if self.slice_in:
-            c_in = active_channels(c_in, width, self.divisor)
+            c_in = self.round(c_in, width)
         if self.slice_out:
-            c_out = active_channels(c_out, width, self.divisor)
+            c_out = self.round(c_out, width)
         return c_in, c_out
+
+    def round(self, features: int, width: float) -> int:
+        """How many of ``features`` are active at ``width``."""
+        if self.steps is not None:
+            return active_steps(features, width, self.steps)
+        return active_channels(features, width, self.divisor)
 
     def on_width(self) -> None:
         self.active_in, self.active_out = self.active(self.width)
 
     def forward(self, x: Tensor) -> Tensor:
         c_in, c_out = self.active_in, self.active_out
+        if self.cut_input:
+            x = x[..., :c_in]
         bias = None if self.bias is None else self.bias[:c_out]
         return F.linear(x, self.weight[:c_out, :c_in], bias)
 
@@ -54,7 +81,8 @@ class SlimmableLinear(SlimmableLayer, nn.Linear):
     def plain(self, width: float) -> nn.Linear:
         """An ordinary linear layer with a copy of the weights at ``width``."""
         c_in, c_out = self.active(width)
-        linear = nn.Linear(
+        cuts = self.cut_input and c_in < self.in_features
+        linear = (LeadingLinear if cuts else nn.Linear)(
             c_in, c_out, self.bias is not None, device=self.weight.device,
             dtype=self.weight.dtype)
         linear.weight.copy_(self.weight[:c_out, :c_in])

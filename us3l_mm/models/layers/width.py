@@ -3,7 +3,7 @@
 import math
 from contextlib import contextmanager
 from numbers import Real
-from typing import Iterable, Iterator, List, Tuple, Union
+from typing import Iterable, Iterator, List, Optional, Tuple, Union
 
 from torch import nn
 
@@ -37,6 +37,16 @@ def active_channels(channels: int, width: float, divisor: int = 8,
     rounded = ratio * make_divisible(channels * width / ratio, divisor,
                                      min_value=divisor)
     return min(channels, rounded)
+
+
+def active_steps(channels: int, width: float, steps: int) -> int:
+    """:func:`active_channels` that narrow in ``steps`` equal steps only.
+
+    Such as the heads of an attention, of which whole ones are kept: the
+    nearest number, one more where rounding down would lose more than 10 %, at
+    least one.
+    """
+    return channels // steps * active_channels(steps, width, divisor=1)
 
 
 def check_width(width: float,
@@ -88,6 +98,14 @@ class SlimmableLayer:
     """
 
     width: float = FULL_WIDTH
+
+    def row_blocks(self, width: float) -> Optional[List[Tuple[int, int]]]:
+        """The rows (dimension 0) of its parameters that ``width`` uses.
+
+        As ``(start, stop)`` pairs, where they are not the leading ones; None
+        where they are.
+        """
+        return None
 
     def on_width(self) -> None:
         """Recompute what depends on ``self.width``."""
