@@ -6,7 +6,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 
-from us3l_mm.models.losses import GroupRegulariser
+from us3l_mm.models.losses import GroupDecay, GroupRegulariser
 from us3l_mm.models.losses.group_regulariser import MODES
 from us3l_mm.registry import HOOKS
 
@@ -20,6 +20,10 @@ class GroupRegHook(Hook):
     an epoch: plain decay up to ``warmup_epochs``, then a linear ramp that ends
     at half of training. Source: US3L, arXiv 2303.06870, group
     regularisation.
+
+    For AdamW and its like there is ``decoupled=True``: a
+    :class:`~us3l_mm.models.losses.GroupDecay` before each step instead of a
+    loss term.
 
     Args:
         lam (float): Multiplies squared norms: half of the weight decay it
@@ -45,6 +49,11 @@ class GroupRegHook(Hook):
         value_interval (int): The logged ``loss_reg`` is computed from norms
             that are taken anew every so many iterations; the gradient is
             always exact. Defaults to 10.
+        decoupled (bool): Whether to shrink the parameters before each step of
+            the optimizer, as AdamW does, instead of adding a loss term, whose
+            gradient an adaptive optimizer would rescale. A parameter without
+            a gradient is left alone then, and ``base_pass_skip`` and
+            ``value_interval`` have no meaning. Defaults to False.
     """
 
     def __init__(self, lam: float = 5e-5, alpha: float = 0.05,
@@ -54,7 +63,7 @@ class GroupRegHook(Hook):
                  skip: Sequence[str] = ('feature_distiller', ),
                  base_pass_skip: Sequence[str] = ('predictor', ),
                  clear_weight_decay: bool = False,
-                 value_interval: int = 10):
+                 value_interval: int = 10, decoupled: bool = False):
         if mode not in MODES:
             raise ValueError(f'mode is one of {MODES}, got {mode!r}.')
         if lam < 0:
@@ -71,9 +80,10 @@ class GroupRegHook(Hook):
         self.warmup_epochs = warmup_epochs
         self.skip, self.clear_weight_decay = tuple(skip), clear_weight_decay
         self._kwargs = dict(lam=lam, alpha=alpha, mode=mode, groups=groups,
-                            group_dims=group_dims or {1: 0, 4: 0},
-                            base_pass_skip=base_pass_skip,
-                            value_interval=value_interval)
+                            group_dims=group_dims or {1: 0, 4: 0})
+        self._of_loss = dict(base_pass_skip=base_pass_skip,
+                             value_interval=value_interval)
+        self.decoupled, self._handle = decoupled, None
 
     def before_train(self, runner: Runner) -> None:
         """Build the regulariser; look for weight decay beside it."""
@@ -81,7 +91,15 @@ class GroupRegHook(Hook):
         named = [(name, p) for name, p in algorithm.named_parameters()
                  if p.requires_grad and name.split('.')[0] not in self.skip]
         self._check_weight_decay(runner.optim_wrapper.optimizer, named)
-        algorithm.regulariser = GroupRegulariser(named, **self._kwargs)
+        if self.decoupled:
+            if self._handle is not None:
+                self._handle.remove()
+            self._term = GroupDecay(named, **self._kwargs)
+            self._handle = (runner.optim_wrapper.optimizer
+                            .register_step_pre_hook(self._term.before_step))
+        else:
+            self._term = algorithm.regulariser = GroupRegulariser(
+                named, **self._kwargs, **self._of_loss)
         self._epoch = None  # whose coefficients it has
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
@@ -96,8 +114,7 @@ class GroupRegHook(Hook):
         if epoch != self._epoch:
             self._epoch = epoch
             half = runner.max_iters / epoch_length / 2
-            get_ori_model(runner.model).regulariser.set_ramp(
-                ramp(epoch, self.warmup_epochs, half))
+            self._term.set_ramp(ramp(epoch, self.warmup_epochs, half))
 
     def _check_weight_decay(self, optimizer, named) -> None:
         covered = {id(p): name for name, p in named}

@@ -71,9 +71,8 @@ class GroupRegulariser:
         It takes alpha from 0 in 'linear', and from 1 in 'exp'.
         """
         for parameters in self._passes.values():
-            parameters.set_coefficients(lambda g: self.lam * (
-                1 - ramp * self.alpha * g if self.mode == 'linear' else
-                (1 - ramp * (1 - self.alpha))**g))
+            parameters.set_coefficients(lambda g: group_coefficient(
+                g, self.lam, self.alpha, self.mode, ramp))
 
     def loss(self, is_base: bool) -> Tensor:
         """The loss term of one pass, a scalar, to be added to its loss.
@@ -157,6 +156,13 @@ class _Parameters:
                 p.grad = torch.zeros_like(p)
         torch._foreach_addcmul_([p.grad for p in self.parameters],
                                 self.values, slopes)
+
+
+def group_coefficient(group: Tensor, lam: float, alpha: float, mode: str,
+                      ramp: float) -> Tensor:
+    """What each ``group`` pays: lam of group 0, less of the later ones."""
+    return lam * (1 - ramp * alpha * group if mode == 'linear' else
+                  (1 - ramp * (1 - alpha))**group)
 
 
 def group_index(parameter: Tensor, groups: int,
