@@ -1,5 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from .backbones import SlimmableResNet, SlimmableResNet_CIFAR
+from .backbones import (SlimmableResNet, SlimmableResNet_CIFAR,
+                        SlimmableViT)
 from .classifiers import AllWidthsClassifier, SubnetClassifier
 from .detectors import subnet_detector
 from .heads import FeatureDistiller, SwitchableLinearHead
@@ -16,6 +17,7 @@ __all__ = [
     'InfoNCELoss', 'MoCoV3Loss', 'Plan', 'SlimmableBatchNorm1d',
     'SlimmableBatchNorm2d', 'SlimmableConv2d', 'SlimmableLinear',
     'SlimmableProjector', 'SlimmableResNet', 'SlimmableResNet_CIFAR',
+    'SlimmableViT',
     'Subnet', 'SubnetClassifier',
     'SwitchableBatchNorm1d', 'SwitchableBatchNorm2d', 'SwitchableLinearHead',
     'US3LAlgorithm', 'at_width', 'make_divisible', 'set_width',

@@ -125,6 +125,12 @@ class _SlimmableResNet(ChecksItsWeights):
         """What a neck asks for: :meth:`feature_channels` of this network."""
         return self.feature_channels()
 
+    @property
+    def feature_rounding(self) -> Tuple[dict, ...]:
+        """How each output narrows: arguments of a slimmable layer behind it.
+        """
+        return (dict(divisor=self.divisor), ) * len(self.out_indices)
+
     def init_weights(self) -> None:
         super().init_weights()
         if self.zero_init_residual and not self._is_pretrained:

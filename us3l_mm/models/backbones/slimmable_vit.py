@@ -238,6 +238,14 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
         """What a neck asks for: :meth:`feature_channels` of this network."""
         return self.feature_channels()
 
+    @property
+    def feature_rounding(self) -> Tuple[dict, ...]:
+        """How each output narrows: arguments of a slimmable layer behind it.
+        """
+        rounding = (dict(steps=self.num_heads) if self.slice == 'embed' else
+                    dict(slice_in=False))
+        return (rounding, ) * len(self.out_indices)
+
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Outputs of ``out_indices`` for images (N, 3, H, W)."""
         x, resolution = self.patch_embed(x)

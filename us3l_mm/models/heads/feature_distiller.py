@@ -23,11 +23,16 @@ class FeatureDistiller(nn.Module):
         outputs (sequence[int]): Which of the outputs to match. Defaults to
             all of them.
         loss_weight (float): Multiplies the loss. Defaults to 1.0.
+        divisor (int): Channels are rounded to multiples of it. Defaults to 8.
+        rounding (sequence[dict], optional): Instead, how each backbone output
+            narrows, see ``feature_rounding`` of the backbones. Defaults to
+            None.
     """
 
     def __init__(self, channels: Sequence[int],
                  outputs: Optional[Sequence[int]] = None,
-                 loss_weight: float = 1.0, divisor: int = 8):
+                 loss_weight: float = 1.0, divisor: int = 8,
+                 rounding: Optional[Sequence[dict]] = None):
         super().__init__()
         self.outputs = tuple(
             range(len(channels)) if outputs is None else outputs)
@@ -38,22 +43,31 @@ class FeatureDistiller(nn.Module):
                 f'has {len(channels)} (backbone.out_indices), got '
                 f'{list(self.outputs)}.')
         self.loss_weight = loss_weight
+        rounding = rounding or [dict(divisor=divisor)] * len(channels)
         self.projections = nn.ModuleList(
             SlimmableConv2d(channels[i], channels[i], 1, slice_out=False,
-                            divisor=divisor) for i in self.outputs)
+                            **rounding[i]) for i in self.outputs)
 
     def loss(self, maps: Sequence[Tensor], targets: Sequence[Tensor]
              ) -> Tensor:
         """The loss, a scalar, of one view's maps against another's targets.
 
         Args:
-            maps (sequence[Tensor]): The student's, each (N, c, H, W).
-            targets (sequence[Tensor]): The teacher's, each (N, C, H, W).
+            maps (sequence[Tensor]): The student's, each (N, c, H, W), or
+                features (N, c).
+            targets (sequence[Tensor]): The teacher's, each (N, C, H, W), or
+                (N, C).
         """
         losses = [
-            F.mse_loss(_float(project(maps[i])), _float(targets[i].detach()))
+            F.mse_loss(_float(project(_as_map(maps[i]))),
+                       _float(_as_map(targets[i].detach())))
             for i, project in zip(self.outputs, self.projections)]
         return self.loss_weight * sum(losses) / len(losses)
+
+
+def _as_map(x: Tensor) -> Tensor:
+    """``x`` itself, or features (N, c) as a map of one pixel."""
+    return x[..., None, None] if x.ndim == 2 else x
 
 
 def _float(x: Tensor) -> Tensor:

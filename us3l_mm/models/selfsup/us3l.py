@@ -108,8 +108,12 @@ class US3LAlgorithm(BaseSelfSupervisor):
                 "at the wrong one. Use update_mode='accumulate', the same "
                 'update in the memory of one pass.')
         channels = backbone.feature_channels()  # of the whole network
-        neck = {'type': 'us3l_mm.SlimmableProjector',
-                'in_channels': channels[-1], **method.neck, **(neck or {})}
+        rounding = backbone.feature_rounding  # how they narrow
+        neck = dict(neck or {})
+        if 'type' not in neck:
+            neck = dict(type='us3l_mm.SlimmableProjector',
+                        **{**rounding[-1], **neck})
+        neck = {'in_channels': channels[-1], **method.neck, **neck}
         embedding = neck['out_channels']
         head = head_cfg(_changed(method.predictor, predictor), embedding,
                         base_loss or method.loss)
@@ -130,7 +134,7 @@ class US3LAlgorithm(BaseSelfSupervisor):
                                  'distill_from=None.')
             self.feature_distiller = MODELS.build(
                 dict(type='us3l_mm.FeatureDistiller', channels=channels,
-                     **feature_distill))
+                     rounding=rounding, **feature_distill))
         self.teacher = None
         if method.has_teacher or distill_from == 'teacher':
             if final_teacher_momentum is None:
