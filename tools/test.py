@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Test a trained classifier, at one width or at several."""
+"""Test a trained detector, or a classifier at one width or at several."""
 import argparse
 import os
 import os.path as osp
@@ -16,12 +16,14 @@ from mmengine.runner import CheckpointLoader, Runner
 from train import (check_checkpoint, join_processes, load_config,
                    merge_loader)
 
+from us3l_mm.engine import launch
 from us3l_mm.models.heads import name_at
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        description='Test a classifier that tools/train.py trained.',
+        description='Test a classifier or a detector that tools/train.py '
+        'trained.',
         epilog='Example: python tools/test.py configs/us3l/benchmarks/'
         'linear-w050_resnet18_4xb128-steplr-100e_cifar10.py epoch_100.pth')
     parser.add_argument('config', help='config file, such as one of '
@@ -43,7 +45,8 @@ def parse_args(argv=None):
                         help='show predictions in a window')
     parser.add_argument('--show-dir', help='folder to draw predictions into')
     parser.add_argument('--interval', type=int, default=1,
-                        help='draw one of so many images; default: 1')
+                        help='draw one of so many images (a detector draws '
+                        'all); default: 1')
     parser.add_argument('--wait-time', type=float, default=2,
                         help='seconds that --show shows each; default: 2')
     parser.add_argument('--no-pin-memory', action='store_true',
@@ -79,12 +82,23 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir:
-        cfg.default_hooks.visualization = dict(
+        cfg.default_hooks.visualization = drawing_hook(cfg, args)
+    merge_loader(cfg.test_dataloader, args, launch.is_detection(cfg))
+    launch.add_checks(cfg)
+    return cfg
+
+
+def drawing_hook(cfg: Config, args: argparse.Namespace) -> dict:
+    """The hook that draws predictions, of the library of ``cfg``."""
+    if not launch.is_detection(cfg):
+        return dict(
             type='VisualizationHook', enable=True, show=args.show,
             wait_time=args.wait_time, out_dir=args.show_dir,
             interval=args.interval)
-    merge_loader(cfg.test_dataloader, args)
-    return cfg
+    # A relative folder would be put into the work dir, again at every image.
+    folder = args.show_dir and osp.abspath(args.show_dir)
+    return dict(type='DetVisualizationHook', draw=True, show=args.show,
+                wait_time=args.wait_time, test_out_dir=folder)
 
 
 def check_weights(runner: Runner, path: str) -> None:
@@ -120,6 +134,10 @@ def main() -> None:
         sys.exit(f'There is no checkpoint {args.checkpoint}.')
     cfg = merge_args(load_config(args.config, args.cfg_options or {}), args)
     check_checkpoint(cfg)
+    try:
+        launch.check_annotation_files(cfg, kinds=('test', ))
+    except FileNotFoundError as error:
+        sys.exit(str(error))
     join_processes(cfg)
     if 'runner_type' in cfg:
         runner = RUNNERS.build(cfg)

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Pre-train from a config file: MMPretrain's flags, and earlier errors."""
+"""Train from a config file: MMPretrain's flags, and earlier errors."""
 import argparse
 import inspect
 import os
@@ -16,6 +16,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
+from us3l_mm.engine import launch
 from us3l_mm.export.checkpoint_io import load_weights
 
 # What a Runner reads of its config besides its own arguments
@@ -29,7 +30,8 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        description='Pre-train a slimmable network.',
+        description='Pre-train a slimmable network, or train a classifier '
+        'or a detector on one.',
         epilog='Example, two epochs with a log line per iteration: '
         'python tools/train.py '
         'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py '
@@ -84,7 +86,10 @@ def load_config(path: str, options: dict) -> Config:
                 f'{folder}/ has the configs {sorted(names)}.' if names else
                 'Configs are in configs/us3l/.')
         sys.exit(f'There is no config file {path}. {hint}')
-    cfg = Config.fromfile(path)
+    try:
+        cfg = launch.load(path)
+    except ImportError as error:
+        sys.exit(str(error))
     if 'runner_type' not in cfg:
         check_keys(cfg, path, options)
     cfg.merge_from_dict(options)
@@ -139,7 +144,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.auto_scale_lr.enable = True
     for name in LOADERS:
         if cfg.get(name) is not None:
-            merge_loader(cfg[name], args)
+            merge_loader(cfg[name], args, launch.is_detection(cfg))
+    launch.add_checks(cfg)
     return cfg
 
 
@@ -170,11 +176,13 @@ def merge_amp(cfg: Config, amp: bool) -> None:
                  + way_out)
 
 
-def merge_loader(loader: dict, args: argparse.Namespace) -> None:
+def merge_loader(loader: dict, args: argparse.Namespace,
+                 of_detection: bool = False) -> None:
     """Set the defaults of a data loader that speed it up, where they can."""
     loader.setdefault('pin_memory', is_cuda_available())
     loader.setdefault('persistent_workers', True)
-    loader.setdefault('collate_fn', dict(type='default_collate'))
+    if not of_detection:  # MMDetection's images differ in size
+        loader.setdefault('collate_fn', dict(type='default_collate'))
     if args.no_pin_memory:
         loader.pin_memory = False
     # PyTorch refuses to keep workers that do not exist.
@@ -219,7 +227,7 @@ def join_processes(cfg: Config) -> None:
         sys.exit(f'--launcher {cfg.launcher} needs GPUs, and PyTorch finds '
                  'none here. Several processes on CPUs: --launcher pytorch, '
                  'through tools/dist_train.sh.')
-    cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+    launch.for_processes_on_cpus(cfg)
     torch_dist.init_process_group('gloo')
     if torch_dist.get_rank() == 0:
         print('No GPU: the processes train on CPUs and talk through gloo.',
@@ -228,7 +236,14 @@ def join_processes(cfg: Config) -> None:
 
 def check_batches(runner: Runner) -> None:
     """Refuse a training set that is smaller than a batch."""
-    loader = runner.train_dataloader
+    try:
+        loader = runner.train_dataloader
+    except ValueError as error:  # MMEngine joins the annotations of no image
+        if 'need at least one array to concatenate' not in str(error):
+            raise
+        sys.exit('No image is left in the training set: its annotation file '
+                 'lists none, or dataset.filter_cfg of the config removes all '
+                 '(images without instances, or smaller than min_size).')
     if len(loader) == 0:
         sys.exit(
             f'The training set has {len(loader.dataset)} images, '
@@ -242,6 +257,11 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options or {})
     cfg = merge_args(cfg, args)
     check_checkpoint(cfg)
+    try:
+        launch.check_pretrained_file(cfg)
+        launch.check_annotation_files(cfg)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(str(error))
     join_processes(cfg)
     if 'runner_type' in cfg:
         runner = RUNNERS.build(cfg)

@@ -1,5 +1,4 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-import torch
 from torch import nn
 
 from us3l_mm.registry import MODELS
@@ -24,9 +23,8 @@ def subnet_detector(detector: str, backbone: dict, neck: dict,
     Raises:
         ValueError: if the backbone runs at any width instead of at one.
     """
-    # Without memory: the channels are wanted, and the detector builds its own.
-    with torch.device('meta'):
-        plan = MODELS.build(backbone)
+    # For its channels; a detector takes a dict only and builds its own.
+    plan = MODELS.build(backbone)
     if getattr(plan, 'width', 1.0) is None:
         raise ValueError(
             'A SubnetDetector has a backbone of one width; this one runs at '

@@ -1,0 +1,270 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Do the weights of a file really sit in a backbone?
+
+MMEngine loads ``init_cfg=dict(type='Pretrained', ...)`` with ``strict=False``
+and only logs what does not fit: a narrow network that is given the file of the
+full one trains from scratch, and nobody notices.
+"""
+import os
+import re
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Tuple
+
+import torch
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from us3l_mm.export.checkpoint_io import load_weights
+
+# Backbones whose checkpoints have the keys of the network; others, such as
+# MMDetection's Swin, translate those of elsewhere while they load.
+KNOWN = {'ResNet', 'ResNet_CIFAR', 'ResNeXt', 'ResNetV1c', 'ResNetV1d',
+         'SlimmableResNet', 'SlimmableResNet_CIFAR'}
+SHOWN = 3  # tensors of each kind in a message
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """The weights of a backbone in a file.
+
+    Attributes:
+        path (str): Or URL, as ``init_cfg.checkpoint`` says it.
+        prefix (str): Of the keys, '' where there is none.
+        weights (dict[str, Tensor]): By name inside the backbone.
+        keys (list[str]): Of the whole file.
+        meta (dict): What the file says about itself.
+    """
+
+    path: str
+    prefix: str
+    weights: Dict[str, Tensor]
+    keys: List[str]
+    meta: dict
+
+
+def pretrained_cfg(backbone: nn.Module) -> Optional[dict]:
+    """The ``init_cfg`` of ``backbone`` if it names a file, else None."""
+    cfg = getattr(backbone, 'init_cfg', None)
+    is_pretrained = isinstance(cfg, dict) and getattr(
+        cfg.get('type'), '__name__', cfg.get('type')) in ('Pretrained',
+                                                          'PretrainedInit')
+    return cfg if is_pretrained else None
+
+
+def read_file(path: str, prefix: Optional[str]) -> WeightFile:
+    """The weights under ``prefix`` of a file, a URL or a model zoo's name.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_weights`.
+    """
+    if '://' in path:
+        content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        content = content if 'state_dict' in content else dict(
+            state_dict=content)
+    else:
+        content = load_weights(path, trust_pickle=os.environ.get(
+            'TORCH_FORCE_WEIGHTS_ONLY_LOAD') == '0')
+    prefix = prefix or ''
+    if prefix and not prefix.endswith('.'):
+        prefix += '.'
+    weights = {key[len(prefix):]: value
+               for key, value in content['state_dict'].items()
+               if key.startswith(prefix)}
+    if not prefix:  # as MMEngine's load_checkpoint
+        weights = {key.removeprefix('module.'): value
+                   for key, value in weights.items()}
+    meta = content.get('meta')
+    return WeightFile(path, prefix, weights, sorted(content['state_dict']),
+                      meta if isinstance(meta, dict) else {})
+
+
+def check_weights(backbone: nn.Module, file: WeightFile,
+                  values: bool = True) -> None:
+    """Compare ``backbone`` with ``file``, tensor by tensor.
+
+    Args:
+        backbone (nn.Module): One of :data:`KNOWN`.
+        file (WeightFile): What it should hold; weights of the full network
+            where it cuts them itself (``SlimmableResNet(width=...)``).
+        values (bool): Compare the numbers too; False for names and shapes
+            only, before they are loaded. Defaults to True.
+
+    Raises:
+        ValueError: with the tensors, what the file and the backbone are, and
+            what to do.
+    """
+    expected = dict(file.weights)
+    if getattr(backbone, 'cut', None) is not None:
+        backbone.cut.cut_parameters(backbone, expected, '')
+    own, optional = backbone.state_dict(), _optional(backbone)
+    needed = {name: value for name, value in own.items()
+              if name in expected or name not in optional}
+    parameters = {name for name, _ in backbone.named_parameters()}
+    missing = [name for name in needed if name not in expected
+               and name in parameters]
+    shape = [name for name, value in needed.items() if name in expected
+             and expected[name].shape != value.shape and name in parameters]
+    alien = [name for name in expected if name not in own
+             and name.endswith('.weight')
+             and name.split('.')[0] in backbone._modules]
+    if missing or shape or alien:
+        raise ValueError(_message(backbone, file, expected, missing, shape,
+                                  alien))
+    if getattr(backbone, 'cut', None) is not None:
+        backbone.cut.pick_statistics(backbone, expected, '')
+    missing = [name for name in needed if name not in expected]
+    if missing:
+        raise ValueError(
+            f'{file.path} lacks batch-norm statistics of {_identity(backbone)}'
+            f': {_few(missing)}. Take a file that tools/slice_checkpoint.py '
+            'or tools/evaluate_widths.py --save-checkpoint wrote.')
+    if not values:
+        return
+    unequal = [name for name, value in needed.items()
+               if not _equal(value, expected[name])]
+    if unequal:
+        raise ValueError(
+            f'{len(unequal)} of the {len(needed)} tensors of the '
+            f'{_identity(backbone)} that begins to train are not those of '
+            f'{file.path}, though names and shapes fit: {_few(unequal)}. They '
+            'were not loaded, or overwritten after that: is there a hook or '
+            'an init_weights() that draws new ones?')
+
+
+def _equal(value: Tensor, there: Tensor) -> bool:
+    there = there.detach().to(value.dtype).cpu()
+    return torch.equal(value.detach().cpu(), there)
+
+
+def _optional(backbone: nn.Module) -> set:
+    """Names that a file of a plain network need not have.
+
+    Counters, which old files lack; what deformable convolutions and plugins
+    add to a network; statistics of a network that runs at any width.
+    """
+    names = {name for name in backbone.state_dict()
+             if name.endswith('num_batches_tracked')
+             or '.conv_offset.' in name}
+    for stem, block in backbone.named_modules():
+        for place in ('after_conv1', 'after_conv2', 'after_conv3'):
+            for plugin in getattr(block, f'{place}_plugin_names', ()):
+                names |= {f'{stem}.{plugin}.{name}' for name in
+                          getattr(block, plugin).state_dict()}
+    if getattr(backbone, 'width', 1.0) is None:
+        names |= {name for name, _ in backbone.named_buffers()}
+    return names
+
+
+def outline(weights: Dict[str, Tensor]) -> Tuple[int, Tuple[int, ...]]:
+    """Channels of the first convolution of a ResNet, blocks of its stages."""
+    stem = next((value.shape[0] for name, value in weights.items()
+                 if name in ('conv1.weight', 'stem.0.weight')), 0)
+    blocks: Dict[int, int] = {}
+    for name in weights:
+        found = re.match(r'layer(\d+)\.(\d+)\.', name)
+        if found:
+            stage, block = map(int, found.groups())
+            blocks[stage] = max(blocks.get(stage, 0), block + 1)
+    return stem, tuple(blocks[stage] for stage in sorted(blocks))
+
+
+def _message(backbone, file, expected, missing, shape, alien) -> str:
+    own = dict(backbone.named_parameters())
+    lines = [f'{file.path} does not fit the {_identity(backbone)} of this '
+             f'config, which would train from random weights: of its '
+             f'{len(own)} parameters {len(missing)} are not in the file, '
+             f'{len(shape)} have another shape there, and {len(alien)} of the '
+             'file belong to layers that it does not have.']
+    lines += [f'  missing: {file.prefix}{name} {tuple(own[name].shape)}'
+              for name in missing[:SHOWN]]
+    lines += [f'  shape: {file.prefix}{name} is '
+              f'{tuple(expected[name].shape)} in the file, '
+              f'{tuple(own[name].shape)} in the model'
+              for name in shape[:SHOWN]]
+    lines += [f'  not in the model: {file.prefix}{name}'
+              for name in alien[:SHOWN]]
+    return '\n'.join([*lines, *_advice(backbone, file, own, missing)])
+
+
+def _advice(backbone, file, own, missing) -> List[str]:
+    if len(missing) == len(own):
+        return [f'No key fits below the prefix {file.prefix!r}; the file '
+                f'begins with {file.keys[:2]}. Set init_cfg.prefix (usually '
+                "'backbone.'), or take the file that "
+                'tools/slice_checkpoint.py wrote.']
+    (there, blocks), (here, own_blocks) = outline(file.weights), outline(own)
+    width = file.meta.get('width')
+    lines = [f'The file has {there} channels in its first convolution'
+             + (f' (width {width:g})' if width is not None else
+                f' (width {there / 64:g} of 64)')
+             + f' and blocks {blocks} in its stages; the model {here} '
+             f'(width {_width(backbone, here):g}) and {own_blocks}.']
+    if blocks != own_blocks:
+        lines.append('They are networks of different depth: set '
+                     'backbone.depth to that of the file.')
+    elif there > here:
+        ratio = here / there * (width or 1.0)
+        lines.append(
+            f'Cut the file first: tools/slice_checkpoint.py {file.path} OUT '
+            f'--width {ratio:g} --format mmdet, and name OUT as '
+            'init_cfg.checkpoint; or let us3l_mm.SlimmableResNet(width='
+            f'{ratio:g}) cut it.')
+    elif there < here:
+        lines.append(
+            'Build the model like the file: backbone.base_channels='
+            f'{there}, backbone.stem_channels={there} and the in_channels of '
+            'the neck, or take the config of that width.')
+    else:
+        lines.append('Take the file of a network with the same layers.')
+    return lines
+
+
+def _width(backbone: nn.Module, stem: int) -> float:
+    width = getattr(backbone, 'width', None)
+    return stem / 64 if width is None else width
+
+
+def _identity(backbone: nn.Module) -> str:
+    width = getattr(backbone, 'width', None)
+    return (f'{type(backbone).__name__}(depth='
+            f'{getattr(backbone, "depth", "?")}'
+            + ('' if width is None else f', width={width:g}') + ')')
+
+
+def _few(names: List[str]) -> str:
+    more = len(names) - SHOWN
+    return ', '.join(names[:SHOWN]) + (f' and {more} more' if more > 0 else '')
+
+
+def output_channels(backbone: nn.Module) -> Optional[Tuple[int, ...]]:
+    """Channels of the maps that a ResNet returns; None where unknown."""
+    if hasattr(backbone, 'out_channels'):
+        return tuple(backbone.out_channels)
+    if type(backbone).__name__ not in KNOWN:
+        return None
+    channels = []
+    for index in backbone.out_indices:
+        block = getattr(backbone, backbone.res_layers[index])[-1]
+        last = getattr(block, 'conv3', block.conv2)
+        channels.append(last.out_channels)
+    return tuple(channels)
+
+
+def check_neck(model: nn.Module) -> None:
+    """Refuse a neck that was built for maps of other widths.
+
+    Raises:
+        ValueError: with the right ``in_channels``.
+    """
+    wanted = getattr(getattr(model, 'neck', None), 'in_channels', None)
+    if not isinstance(wanted, (list, tuple)):
+        return
+    given = output_channels(model.backbone)
+    if given is not None and tuple(wanted) != given:
+        raise ValueError(
+            f'neck.in_channels={list(wanted)}, but the '
+            f'{_identity(model.backbone)} before it gives {list(given)} '
+            f'channels. Set model.neck.in_channels={list(given)}, or '
+            "model.type='us3l_mm.SubnetDetector' with detector="
+            f'{type(model).__name__!r}, where they follow the width.')
+
