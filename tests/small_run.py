@@ -39,6 +39,8 @@ def small_cfg(work_dir, **changes) -> Config:
                       dict(type='us3l_mm.GroupRegHook')],
         default_hooks=dict(
             logger=dict(type='LoggerHook', interval=1),
+            checkpoint=dict(type='us3l_mm.AtomicCheckpointHook', interval=1),
+            exact_resume=dict(type='us3l_mm.ExactResumeHook'),
             sampler_seed=dict(type='DistSamplerSeedHook')),
         randomness=dict(seed=0),
         log_level='WARNING',

@@ -1,6 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Train from a config file: MMPretrain's flags, and earlier errors."""
 import argparse
+import atexit
 import inspect
 import os
 import os.path as osp
@@ -14,9 +15,11 @@ from mmengine.device import (is_cuda_available, is_mlu_available,
                              is_musa_available, is_npu_available)
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from us3l_mm.engine import launch
+from us3l_mm.engine.faults import explain
+from us3l_mm.engine.processes import join_on_cpus
+from us3l_mm.engine.safety import make_resumable
 from us3l_mm.export.checkpoint_io import load_weights
 
 # What a Runner reads of its config besides its own arguments
@@ -42,8 +45,8 @@ def parse_args(argv=None):
                         'default: ./work_dirs/<name of the config>')
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='CKPT',
-        help='go on from this checkpoint, or without a value from the last '
-        'one in the work dir')
+        help='go on from this checkpoint, or without a value from the newest '
+        'one in the work dir that is whole')
     parser.add_argument('--amp', action='store_true',
                         help='automatic mixed precision (needs a GPU)')
     parser.add_argument('--no-validate', action='store_true',
@@ -134,6 +137,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.work_dir = osp.join('./work_dirs', Path(args.config).stem)
     if args.resume is not None:
         merge_resume(cfg, args.resume)
+    make_resumable(cfg)
     merge_amp(cfg, args.amp)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
@@ -183,6 +187,9 @@ def merge_loader(loader: dict, args: argparse.Namespace,
     loader.setdefault('persistent_workers', True)
     if not of_detection:  # MMDetection's images differ in size
         loader.setdefault('collate_fn', dict(type='default_collate'))
+    if loader.get('num_workers'):
+        # Seconds; PyTorch's own default is to wait for ever.
+        loader.setdefault('timeout', 600)
     if args.no_pin_memory:
         loader.pin_memory = False
     # PyTorch refuses to keep workers that do not exist.
@@ -200,13 +207,12 @@ def check_checkpoint(cfg: Config) -> None:
     """Refuse to begin from a file that holds more than weights.
 
     MMEngine warns of such a file and then executes the code in it. Whoever
-    trusts a file sets TORCH_FORCE_WEIGHTS_ONLY_LOAD=0.
+    trusts a file sets TORCH_FORCE_WEIGHTS_ONLY_LOAD=0. What --resume finds by
+    itself is checked when it is chosen, by AtomicCheckpointHook.
     """
     if os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1') == '0':
         return
     path = cfg.get('load_from')
-    if path is None and cfg.get('resume'):
-        path = find_latest_checkpoint(cfg.work_dir)
     if path is not None and osp.isfile(path):
         try:
             load_weights(path)
@@ -223,15 +229,11 @@ def join_processes(cfg: Config) -> None:
     """
     if cfg.launcher == 'none' or has_accelerator():
         return
-    if cfg.launcher != 'pytorch':
-        sys.exit(f'--launcher {cfg.launcher} needs GPUs, and PyTorch finds '
-                 'none here. Several processes on CPUs: --launcher pytorch, '
-                 'through tools/dist_train.sh.')
     launch.for_processes_on_cpus(cfg)
-    torch_dist.init_process_group('gloo')
-    if torch_dist.get_rank() == 0:
-        print('No GPU: the processes train on CPUs and talk through gloo.',
-              flush=True)
+    try:
+        join_on_cpus(cfg.launcher, cfg.env_cfg.dist_cfg.get('timeout'))
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 def check_batches(runner: Runner) -> None:
@@ -263,14 +265,25 @@ def main() -> None:
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
     join_processes(cfg)
+    try:
+        train(cfg)
+    except Exception as error:
+        cause = explain(error, cfg.work_dir)
+        if cause is not None:  # after the traceback, where it is seen
+            atexit.register(print, cause, file=sys.stderr)
+        raise
+    if torch_dist.is_available() and torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def train(cfg: Config) -> None:
+    """Build the Runner of ``cfg`` and train."""
     if 'runner_type' in cfg:
         runner = RUNNERS.build(cfg)
     else:
         runner = Runner.from_cfg(cfg)
     check_batches(runner)
     runner.train()
-    if torch_dist.is_available() and torch_dist.is_initialized():
-        torch_dist.destroy_process_group()
 
 
 if __name__ == '__main__':

@@ -8,7 +8,10 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=3),
+    # One more than max_keep_ckpts is there while a new one is written.
+    checkpoint=dict(type='us3l_mm.AtomicCheckpointHook', interval=10,
+                    max_keep_ckpts=3),
+    exact_resume=dict(type='us3l_mm.ExactResumeHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='VisualizationHook', enable=False))
 
@@ -20,7 +23,8 @@ env_cfg = dict(
     # the tuner would time each of them anew.
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
+    # Seconds without an answer of another process before the run gives up.
+    dist_cfg=dict(backend='nccl', timeout=1800))
 
 # For TensorBoard:
 # --cfg-options visualizer.vis_backends.0.type=TensorboardVisBackend

@@ -109,5 +109,5 @@ custom_hooks = [
 
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=11),  # every epoch
-    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=1))
+    checkpoint=dict(interval=10, max_keep_ckpts=1))
 randomness = dict(seed=0)

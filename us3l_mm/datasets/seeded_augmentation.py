@@ -8,6 +8,7 @@ sampler sends a seed along with every index, and the first transform of the
 pipeline applies it.
 """
 import random
+from copy import copy
 from typing import Iterator
 
 import numpy as np
@@ -38,8 +39,37 @@ class SeededSampler(DefaultSampler):
     :class:`SeedAugmentation`.
     """
 
+    _start = 0
+
+    def start_at(self, num_images: int) -> None:
+        """Let the next pass leave out its first ``num_images``.
+
+        So a run goes on in the middle of an epoch. Counted are the images of
+        all processes together, and since batches are dealt out of one common
+        order, the number of processes may be another one by now.
+        """
+        if num_images < 0:
+            raise ValueError('start_at counts images that are left out, got '
+                             f'{num_images}.')
+        self._start = num_images
+
+    def _indices(self) -> Iterator[int]:
+        """What this process reads in the next pass."""
+        start, self._start = self._start, 0
+        if start == 0:
+            return super().__iter__()
+        whole = copy(self)  # the order as a single process would read it
+        whole.rank, whole.world_size = 0, 1
+        whole.total_size = len(self.dataset)
+        order = list(DefaultSampler.__iter__(whole))
+        rest = order[start:]
+        if self.round_up:
+            missing = -len(rest) % self.world_size
+            rest += (order * (missing // len(order) + 1))[:missing]
+        return iter(rest[self.rank::self.world_size])
+
     def __iter__(self) -> Iterator[SampleIndex]:
-        for index in super().__iter__():
+        for index in self._indices():
             # A hash of all three: seed + epoch + index would repeat itself
             # along the epochs.
             words = np.random.SeedSequence([self.seed, self.epoch, index])

@@ -194,6 +194,16 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
     finally:
         if osp.exists(temporary):
             os.remove(temporary)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the names in ``folder`` survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_ordinary(path: str) -> None:

@@ -4,6 +4,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 
+from us3l_mm.engine.agreement import check_agreement
 from us3l_mm.engine.wrappers import US3LDistributedDataParallel
 from us3l_mm.models.selfsup import check_optim_wrapper, check_views
 from us3l_mm.registry import HOOKS
@@ -16,7 +17,8 @@ class PreflightHook(Hook):
     A distributed wrapper that trains the full width alone, a conversion to
     SyncBatchNorm that replaces the slimmable norms, frozen norms, which have
     no statistics of random widths, an accumulation over batches that mixes up
-    the passes, a pipeline without two views.
+    the passes, a pipeline without two views, processes that disagree about
+    what they train.
     """
 
     priority = 'VERY_HIGH'
@@ -34,6 +36,7 @@ class PreflightHook(Hook):
                 f'sync_bn={runner.cfg.sync_bn!r} would replace the slimmable '
                 'batch norms by plain ones. Remove it, and set '
                 'model.sync_norms=True for statistics over all processes.')
+        check_agreement(runner)
         backbone = get_ori_model(runner.model).backbone
         for name, off in (('norm_eval', False), ('frozen_stages', -1)):
             value = getattr(backbone, name, off)

@@ -1,0 +1,128 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""The checkpoint to go on from: the newest one that can really be read."""
+import os
+import os.path as osp
+import re
+import zipfile
+from typing import Callable, List, Optional, Sequence
+
+from us3l_mm.export.checkpoint_io import load_weights
+
+POINTER = 'last_checkpoint'
+TEMPLATES = ('epoch_{}.pth', 'iter_{}.pth')
+
+
+def find_checkpoint(work_dir: str, folders: Sequence[str] = (),
+                    templates: Sequence[str] = TEMPLATES,
+                    trust_pickle: bool = False,
+                    say: Callable[[str], None] = print) -> Optional[str]:
+    """The newest checkpoint of a run that is whole.
+
+    First the one that ``last_checkpoint`` names, then the others from new to
+    old. Each is read to its last byte, with checksums, before it is chosen.
+
+    Args:
+        work_dir (str): Of the run; ``last_checkpoint`` is in it.
+        folders (sequence[str]): More folders that it wrote checkpoints to.
+        templates (sequence[str]): Names of its checkpoints, with ``{}`` for
+            the number.
+        trust_pickle (bool): Read files that execute code when they are read.
+            Defaults to False.
+        say (callable): Is told of every file that is passed over, and why.
+
+    Returns:
+        str, optional: The file; None if the run has written none.
+
+    Raises:
+        ValueError: if there are checkpoints and none can be read, or if one
+            would have to execute code: it is not broken, and passing over it
+            would lose what was trained.
+    """
+    candidates = _newest_first([work_dir, *folders], templates)
+    named = _named_by_pointer(work_dir)
+    if named is not None:
+        if not osp.isfile(named):  # perhaps the folder was moved as a whole
+            moved = osp.join(work_dir, osp.basename(named))
+            if not osp.isfile(moved):
+                say(f'{osp.join(work_dir, POINTER)} names {named}, and there '
+                    'is no such file.')
+            named = moved
+        candidates = [path for path in candidates
+                      if osp.abspath(path) != osp.abspath(named)]
+        if osp.isfile(named):
+            candidates.insert(0, named)
+    for path in candidates:
+        reason = _defect(path, trust_pickle)
+        if reason is None:
+            return path
+        say(f'Passed over: {reason}')
+    if candidates:
+        raise ValueError(
+            f'None of the {len(candidates)} checkpoints in {work_dir} can be '
+            'read, so there is nothing to resume from. To start from scratch, '
+            'leave out --resume or take another work dir.')
+    return None
+
+
+def _named_by_pointer(work_dir: str) -> Optional[str]:
+    pointer = osp.join(work_dir, POINTER)
+    if not osp.isfile(pointer):
+        return None
+    with open(pointer, errors='replace') as file:
+        # Empty after a crash of a file system, where MMEngine wrote it.
+        return file.read().strip('\0 \n') or None
+
+
+def _newest_first(folders: Sequence[str],
+                  templates: Sequence[str]) -> List[str]:
+    """All checkpoints; by number where these are of one kind, else by time."""
+    patterns = [re.compile(re.escape(t).replace(r'\{\}', r'(\d+)'))
+                for t in dict.fromkeys(templates)]
+    found = {}
+    for folder in dict.fromkeys(map(osp.abspath, folders)):
+        for name in os.listdir(folder) if osp.isdir(folder) else ():
+            for pattern in patterns:
+                match = pattern.fullmatch(name)
+                if match and osp.isfile(osp.join(folder, name)):
+                    found[osp.join(folder, name)] = (
+                        pattern, int(match.group(1)))
+    several = len({pattern for pattern, _ in found.values()}) > 1
+
+    def age(path: str):
+        number = found[path][1]
+        return (os.stat(path).st_mtime_ns, number) if several else number
+
+    return sorted(found, key=age, reverse=True)
+
+
+def _defect(path: str, trust_pickle: bool) -> Optional[str]:
+    """What is wrong with the file at ``path``; None if it is whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # PyTorch does not compare checksums when it reads.
+            bad = archive.testzip()
+        if bad is not None:
+            return (f'{path} is damaged: the checksum of its part {bad} is '
+                    'wrong.')
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+        broken_archive = f'{path} is damaged: {error}.'
+    else:
+        broken_archive = None
+    try:
+        content = load_weights(path, trust_pickle)
+    except (ValueError, OSError) as error:
+        if 'would execute code' in str(error):
+            raise
+        return str(error)
+    if broken_archive and not _is_old_format(path):
+        return broken_archive
+    if 'iter' not in content.get('meta', {}):
+        return (f'{path} has weights but does not say at which iteration '
+                'they were saved, so training cannot go on from it.')
+    return None
+
+
+def _is_old_format(path: str) -> bool:
+    """Whether the file is of before PyTorch 1.6, which is no archive."""
+    with open(path, 'rb') as file:
+        return file.read(1) == b'\x80'

@@ -1,0 +1,82 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Joining the processes that a launcher started, also where there is no GPU.
+
+MMEngine joins them on GPUs, and there its own way is kept. It begins by
+choosing a GPU and fails without one.
+"""
+import os
+import subprocess
+from datetime import timedelta
+from typing import Dict, Optional
+
+import torch.distributed as torch_dist
+
+# Seconds that a process waits for another one before it gives up.
+TIMEOUT = 1800
+PORT = '29500'
+# What each launcher calls rank, number of processes and rank on its machine.
+NAMES = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE',
+            'OMPI_COMM_WORLD_LOCAL_RANK'),
+}
+STARTED_BY = {
+    'pytorch': 'tools/dist_train.sh, tools/dist_test.sh or torchrun',
+    'slurm': 'tools/slurm_train.sh, tools/slurm_test.sh or srun',
+    'mpi': "Open MPI's mpirun",
+}
+
+
+def environment(launcher: str) -> Dict[str, str]:
+    """PyTorch's variables, from those that ``launcher`` has set.
+
+    Raises:
+        ValueError: if a variable of the launcher is not there.
+    """
+    found = {}
+    for name, theirs in zip(NAMES['pytorch'], NAMES[launcher]):
+        if theirs not in os.environ:
+            raise ValueError(
+                f'--launcher {launcher} expects the environment variable '
+                f'{theirs}, which is not set: start the processes with '
+                f'{STARTED_BY[launcher]}.')
+        found[name] = os.environ[theirs]
+    address = os.environ.get('MASTER_ADDR') or _first_host(launcher)
+    if address is None:
+        raise ValueError(
+            f'--launcher {launcher} expects the environment variable '
+            'MASTER_ADDR: the name of the machine of rank 0.')
+    return dict(found, MASTER_ADDR=address,
+                MASTER_PORT=os.environ.get('MASTER_PORT', PORT))
+
+
+def _first_host(launcher: str) -> Optional[str]:
+    """The machine of rank 0, as far as the launcher tells."""
+    if launcher == 'slurm' and 'SLURM_NODELIST' in os.environ:
+        done = subprocess.run(
+            ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']],
+            capture_output=True, text=True, check=True)
+        return done.stdout.split()[0]
+    one_machine = os.environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') == (
+        os.environ.get('OMPI_COMM_WORLD_SIZE'))
+    return '127.0.0.1' if launcher == 'mpi' and one_machine else None
+
+
+def join_on_cpus(launcher: str, timeout: Optional[float] = None) -> None:
+    """Connect the processes of ``launcher`` through gloo.
+
+    Args:
+        launcher (str): 'pytorch', 'slurm' or 'mpi'.
+        timeout (float, optional): Seconds that a process waits for another
+            one. Defaults to half an hour.
+
+    Raises:
+        ValueError: if the launcher has not started this process.
+    """
+    os.environ.update(environment(launcher))
+    torch_dist.init_process_group('gloo', timeout=timedelta(
+        seconds=timeout or TIMEOUT))
+    if torch_dist.get_rank() == 0:
+        print(f'No GPU: {torch_dist.get_world_size()} processes work on CPUs '
+              'and talk through gloo.', flush=True)
