@@ -1,5 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from .curve import Line, draw_curve
+from .instances import Instances, draw_grid, draw_instances
 from .report import plot_measures, plot_reports
 
-__all__ = ['Line', 'draw_curve', 'plot_measures', 'plot_reports']
+__all__ = [
+    'Instances', 'Line', 'draw_curve', 'draw_grid', 'draw_instances',
+    'plot_measures', 'plot_reports'
+]

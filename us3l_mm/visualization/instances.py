@@ -1,0 +1,100 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Images with the masks of what was found in them."""
+from dataclasses import dataclass
+from typing import Sequence, Tuple
+
+import cv2
+import numpy as np
+from matplotlib import colormaps
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+PAPER, INK = (255, 255, 255), (40, 40, 40)
+
+
+@dataclass(frozen=True)
+class Instances:
+    """What is, or was found, in an image of (H, W) pixels.
+
+    Attributes:
+        masks (np.ndarray): bool, (N, H, W).
+        labels (np.ndarray): int, (N, ): class of each.
+        names (tuple[str, ...]): Of the classes.
+        scores (np.ndarray, optional): (N, ); None for the truth.
+    """
+
+    masks: np.ndarray
+    labels: np.ndarray
+    names: Tuple[str, ...]
+    scores: np.ndarray = None
+
+
+def colour_of(label: int) -> Tuple[int, int, int]:
+    """BGR, the same for a class in every picture."""
+    red, green, blue, _ = colormaps['tab10'](label % 10)
+    return tuple(int(255 * part) for part in (blue, green, red))
+
+
+def draw_instances(image: np.ndarray, instances: Instances,
+                   scale: int = 4) -> np.ndarray:
+    """``image``, (H, W, 3) BGR, enlarged, with tinted and outlined masks.
+
+    Each mask has the name of its class beside it, and its score in per cent
+    where there is one.
+
+    Returns:
+        np.ndarray: uint8, (scale * H, scale * W, 3).
+    """
+    size = (image.shape[1] * scale, image.shape[0] * scale)
+    canvas = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+    tags = []
+    for i, mask in enumerate(instances.masks):
+        if not mask.any():
+            continue
+        # Enlarged as a soft surface, so that the outline has no steps.
+        soft = cv2.resize(mask.astype(np.float32), size,
+                          interpolation=cv2.INTER_CUBIC)
+        inside = (soft > 0.5).astype(np.uint8)
+        colour = colour_of(int(instances.labels[i]))
+        tint = inside.astype(bool)
+        canvas[tint] = (0.55 * canvas[tint]
+                        + 0.45 * np.array(colour)).astype(np.uint8)
+        outlines, _ = cv2.findContours(inside, cv2.RETR_CCOMP,
+                                       cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(canvas, outlines, -1, colour, 1, cv2.LINE_AA)
+        rows, columns = np.nonzero(inside)
+        text = instances.names[int(instances.labels[i])]
+        if instances.scores is not None:
+            text += f' {100 * instances.scores[i]:.0f}'
+        tags.append((text, int(columns.min()), int(rows.min()), colour))
+    for tag in tags:  # above all masks
+        _draw_tag(canvas, *tag)
+    return canvas
+
+
+def _draw_tag(canvas: np.ndarray, text: str, x: int, y: int,
+              colour: Tuple[int, int, int]) -> None:
+    (width, height), _ = cv2.getTextSize(text, FONT, 0.38, 1)
+    x = min(max(x, 0), max(canvas.shape[1] - width - 4, 0))
+    y = max(y - 3, height + 4)
+    cv2.rectangle(canvas, (x, y - height - 4), (x + width + 3, y + 1), colour,
+                  -1)
+    cv2.putText(canvas, text, (x + 2, y - 2), FONT, 0.38, PAPER, 1,
+                cv2.LINE_AA)
+
+
+def draw_grid(rows: Sequence[Tuple[str, Sequence[np.ndarray]]],
+              gap: int = 8) -> np.ndarray:
+    """Rows of pictures of one size, each row with its name above it."""
+    height, width = rows[0][1][0].shape[:2]
+    columns = max(len(pictures) for _, pictures in rows)
+    head = 24
+    grid = np.full((len(rows) * (height + gap + head) + gap,
+                    columns * (width + gap) + gap, 3), PAPER, np.uint8)
+    for r, (name, pictures) in enumerate(rows):
+        top = gap + r * (height + gap + head)
+        cv2.putText(grid, name, (gap, top + head - 8), FONT, 0.55, INK, 1,
+                    cv2.LINE_AA)
+        for c, picture in enumerate(pictures):
+            left = gap + c * (width + gap)
+            grid[top + head:top + head + height, left:left + width] = picture
+    return grid
