@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from lives import assert_same_end, end_of, finish, ranks, start, train
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -40,7 +41,8 @@ def run(work_dir, resume=None, **changes):
     changes = copy.deepcopy(changes)  # MMEngine takes _delete_ out of it
     cfg = small_cfg(work_dir, **{
         'train_dataloader.dataset.num_images': 40,
-        'train_cfg': dict(by_epoch=True, max_epochs=2), 'default_hooks.checkpoint.by_epoch': False,
+        'train_cfg': dict(by_epoch=True, max_epochs=2),
+        'default_hooks.checkpoint.by_epoch': False,
         **DRAWING, **changes})
     if not cfg.train_dataloader.num_workers:
         # Without SeedAugmentation, from python's and NumPy's as well.
@@ -86,3 +88,136 @@ def test_any_checkpoint_continues_the_run_to_the_bit(tmp_path, loop, workers):
             assert watched_again.lr[iteration] == watched.lr[iteration]
         assert_same(whole, again)
         assert (again.epoch, again.iter) == (whole.epoch, whole.iter)
+
+
+def notes(work_dir, rank=0) -> dict:
+    return torch.load(work_dir / f'notes-{rank}.pth')
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """Runs of one and of two processes, with a checkpoint per iteration.
+
+    24 images in batches of 3: eight iterations an epoch, or four.
+    """
+    folder = tmp_path_factory.mktemp('runs')
+    changes = {'train_dataloader.batch_size': 3, 'train_cfg.max_epochs': 3,
+               'default_hooks.checkpoint.by_epoch': False}
+    assert finish(*ranks(folder, folder / 'two', [(changes, )] * 2),
+                  start(folder / 'one.log', train, str(folder / 'one'),
+                        changes)) == [0, 0, 0], read_logs(folder)
+    return folder, changes
+
+
+def read_logs(folder):
+    return '\n'.join(p.read_text()[-2000:] for p in folder.glob('*.log'))
+
+
+def from_checkpoint(runs, name, processes, checkpoint):
+    """Resume, with as many processes, what the fixture has saved."""
+    folder, changes = runs
+    changes = {**changes, 'resume': True, 'load_from': str(
+        folder / checkpoint)}
+    started = (ranks(folder, folder / name, [(changes, )] * 2)
+               if processes == 2 else [start(folder / f'{name}.log', train,
+                                             str(folder / name), changes)])
+    assert finish(*started) == [0] * processes, read_logs(folder)
+    return folder / name
+
+
+@pytest.mark.ddp
+def test_two_processes_continue_within_an_epoch_to_the_bit(runs):
+    resumed = from_checkpoint(runs, 'two-again', 2, 'two/iter_6.pth')
+    for rank in range(2):
+        assert_same_end(end_of(runs[0] / 'two', rank), end_of(resumed, rank))
+        whole, rest = notes(runs[0] / 'two', rank), notes(resumed, rank)
+        assert rest == {i: whole[i] for i in range(6, 12)}
+    # Each process had random states of its own.
+    states = load_weights(str(runs[0] / 'two/iter_6.pth'))['exact_resume'][
+        'random_states']
+    assert not torch.equal(states[0]['torch'], states[1]['torch'])
+
+
+def images_of(work_dir, iterations, processes) -> list:
+    return sorted(image for rank in range(processes) for i in iterations
+                  for image in notes(work_dir, rank)[i]['images'])
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize('before, after, step, first, lengths', [
+    (2, 1, 6, 12, (4, 8)), (1, 2, 10, 5, (8, 4))])
+def test_another_number_of_processes_continues_correctly(
+        runs, before, after, step, first, lengths):
+    """From within the second of three epochs."""
+    names = {1: 'one', 2: 'two'}
+    old = runs[0] / names[before]
+    new = from_checkpoint(runs, f'{names[before]}-to-{names[after]}', after,
+                          f'{names[before]}/iter_{step}.pth')
+    here, whole = notes(new), notes(runs[0] / names[after])
+    old_length, length = lengths
+    assert [*here] == [*range(first, 3 * length)]
+    # No image of the epoch was left out, none was seen twice.
+    assert sorted(images_of(old, range(old_length, step), before)
+                  + images_of(new, range(first, 2 * length), after)
+                  ) == [*range(24)]
+    for i, noted in here.items():
+        # As if it had had this many processes from the start.
+        assert noted['lr'] == pytest.approx(whole[i]['lr'], rel=1e-12)
+        assert noted['widths'] == whole[i]['widths']
+    if after == 2:
+        assert_same_end(end_of(new, 0), end_of(new, 1))
+    trained = end_of(new)[0]
+    assert all(value.isfinite().all() for value in trained.values())
+
+
+@pytest.mark.parametrize('images, batch, drop_last', [
+    (24, 3, False), (23, 4, True), (23, 4, False), (5, 2, False)])
+@pytest.mark.parametrize('world', [1, 2, 3])
+def test_a_pass_can_begin_anywhere(images, batch, drop_last, world):
+    """Against MMEngine's sampler and PyTorch's own count of batches."""
+    def sampler(rank, kind=SeededSampler):
+        made = kind(range(images), shuffle=True, seed=4)
+        made.rank, made.world_size = rank, world
+        made.num_samples = -(-images // world)
+        made.total_size = made.num_samples * world
+        made.set_epoch(2)
+        return made
+
+    layout = Layout(images, batch, world, drop_last)
+    for steps in range(layout.steps_left() + 1):
+        start_at = steps * layout.step
+        for rank in range(world):
+            ours, stock = sampler(rank), sampler(rank, DefaultSampler)
+            ours.start_at(start_at)
+            batches = list(torch.utils.data.BatchSampler(
+                ours, batch, drop_last))
+            assert batches == list(torch.utils.data.BatchSampler(
+                stock, batch, drop_last))[steps:]
+            assert len(batches) == layout.steps_left(start_at)
+            assert list(ours) == list(stock)  # the next pass is a whole one
+
+
+def test_a_pass_of_other_processes_deals_the_rest_of_the_order():
+    whole = SeededSampler(range(23), shuffle=True, seed=4)
+    order, rest = list(whole), []
+    for rank in range(3):
+        share = SeededSampler(range(23), shuffle=True, seed=4)
+        share.rank, share.world_size = rank, 3
+        share.start_at(10)
+        rest.append(list(share))
+    assert {len(part) for part in rest} == {5}  # thirteen and two repeated
+    assert [i for row in zip(*rest) for i in row] == order[10:] + order[:2]
+
+
+def test_a_sampler_without_positions_is_refused_within_an_epoch(tmp_path):
+    changes = {'train_dataloader.sampler.type': 'DefaultSampler',
+               'train_cfg': dict(by_epoch=True, max_epochs=1)}
+    cfg = small_cfg(tmp_path, **{'default_hooks.checkpoint.by_epoch': False,
+                                 **changes})
+    cfg.train_dataloader.dataset.pipeline.pop(0)
+    cfg.custom_hooks.pop(0)
+    Runner.from_cfg(cfg).train()
+    cfg.update(resume=True, load_from=str(tmp_path / 'iter_2.pth'))
+    with pytest.raises(ValueError, match='at iteration 2, and DefaultSampler'
+                       r".*sampler.type='us3l_mm.SeededSampler'"):
+        Runner.from_cfg(cfg).train()

@@ -57,14 +57,13 @@ class ExactResumeHook(Hook):
         layout, saved = self._layout(runner), checkpoint.get(KEY, {})
         meta = checkpoint['meta']
         if isinstance(runner.train_loop, IterBasedTrainLoop):
-            length = layout.steps_left()
+            length = max(layout.steps_left(), 1)
             epoch, samples = saved.get('position', (
                 meta['iter'] // length, meta['iter'] % length * layout.step))
         else:
             epoch = meta['epoch']
             samples = self._samples_of(saved, meta, layout)
-        self._check_sampler(runner, samples, meta)
-        if not isinstance(runner.train_loop, IterBasedTrainLoop):
+            self._check_sampler(runner, samples, meta)
             self._translate(runner, checkpoint, saved, layout, samples)
         self._resumed = dict(epoch=epoch, samples=samples, iter=meta['iter'],
                              states=saved.get('random_states'))
