@@ -21,6 +21,7 @@ CONFIGS = sorted(p for p in (ROOT / 'configs/us3l').rglob('*.py')
                  if p.parent.name != 'benchmarks')
 BASELINES = sorted((ROOT / 'configs/us3l/baselines').glob('*.py'))
 DATA = sorted((ROOT / 'configs/_base_/datasets').glob('*.py'))
+ASYMMETRIC = [path for path in DATA if path.stem.endswith('_vit')]
 RECIPE = (ROOT / 'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py')
 
 
@@ -75,8 +76,13 @@ def test_config_is_what_its_name_says(path):
     assert cfg.train_dataloader.batch_size == per_gpu
     assert cfg.auto_scale_lr.base_batch_size == gpus * per_gpu
     assert cfg.auto_scale_lr.enable is False
-    depth = int(re.search(r'(?:resnet|r)(\d+)_', path.stem).group(1))
-    assert cfg.model.backbone.depth == depth
+    depth = re.search(r'(?:resnet|r)(\d+)_', path.stem)
+    if depth is not None:
+        assert cfg.model.backbone.depth == int(depth.group(1))
+    arch = re.search(r'_vit-([a-z]+)_', path.stem)
+    if arch is not None:
+        assert cfg.model.backbone.type == 'us3l_mm.SlimmableViT'
+        assert cfg.model.backbone.arch == arch.group(1)
     if path.stem.count('_') >= 3:  # not a short name
         _, recipe, data = path.stem.rsplit('_', 2)
         epochs = int(re.search(r'-(\d+)e$', recipe).group(1))
@@ -179,14 +185,16 @@ def augmented(tmp_path, cfg, rgb, count) -> torch.Tensor:
     first = sample(tmp_path, cfg, rgb)
     views = [view for seed in range(count) for view in pipeline(
         dict(first, sample_idx=SampleIndex(0, seed)))['inputs']]
-    size = 224 if cfg.train_dataloader.dataset.type == 'ImageNet' else 32
+    size = max(t.get('scale', 0) for t in cfg.get(
+        'view_pipeline1', cfg.get('view_pipeline')))
     assert {view.shape for view in views} == {(3, size, size)}
     assert {view.dtype for view in views} == {torch.uint8}
     colours = torch.stack([view.flatten(1).float().mean(1) for view in views])
     return colours.flip(1) if cfg.data_preprocessor.to_rgb else colours
 
 
-@pytest.mark.parametrize('path', DATA, ids=name_of)
+@pytest.mark.parametrize('path', [
+    path for path in DATA if path not in ASYMMETRIC], ids=name_of)
 def test_augmentation_has_the_shares_of_the_paper(path, tmp_path):
     cfg = config_of(path)
     in1k = cfg.train_dataloader.dataset.type == 'ImageNet'
@@ -204,6 +212,27 @@ def test_augmentation_has_the_shares_of_the_paper(path, tmp_path):
     assert (colours[grey][:, 0] - luminance).abs().min() <= 1
     blurs = [t.prob for t in cfg.view_pipeline if t.type == 'GaussianBlur']
     assert blurs == ([0.5] if in1k else [])
+
+
+@pytest.mark.parametrize('path', ASYMMETRIC, ids=name_of)
+def test_views_of_transformers_are_the_asymmetric_pair(path, tmp_path):
+    """BYOL's: the first view is always blurred, the second solarised."""
+    cfg = config_of(path)
+    pipelines = cfg.view_pipeline1, cfg.view_pipeline2
+    for kind, probabilities in (('GaussianBlur', (1.0, 0.1)),
+                                ('Solarize', (0.0, 0.2))):
+        assert tuple(t.prob for pipeline in pipelines for t in pipeline
+                     if t.type == kind) == probabilities
+    colours = augmented(tmp_path, cfg, (200, 90, 40), 300)
+    # Solarising takes a light channel to the dark: 200 to 55.
+    solarised = ((colours - torch.tensor([55., 90., 40.])).abs() < 2).all(1)
+    assert not solarised[::2].any()
+    expected = 0.2 * 0.2 * 0.8  # neither jittered nor grey
+    assert solarised[1::2].float().mean() == pytest.approx(expected, abs=0.04)
+    grey = (colours.max(1).values - colours.min(1).values) < 1
+    assert grey.float().mean() == pytest.approx(0.2, abs=0.065)
+    luminance = 0.2989 * 200 + 0.587 * 90 + 0.114 * 40
+    assert (colours[::2][grey[::2]][:, 0] - luminance).abs().min() <= 1
 
 
 @pytest.mark.parametrize('path', DATA, ids=name_of)
