@@ -15,8 +15,9 @@ def make_resumable(cfg: Config) -> None:
     arguments; :class:`~us3l_mm.engine.ExactResumeHook` is added. A config
     without any checkpoint hook (``checkpoint=None``) stays without.
     """
-    hooks = cfg.setdefault('default_hooks', ConfigDict()) or ConfigDict()
-    cfg.default_hooks = hooks
+    if not cfg.get('default_hooks'):
+        cfg.default_hooks = ConfigDict()
+    hooks = cfg.default_hooks
     # What MMEngine itself would add.
     hooks.setdefault('checkpoint', ConfigDict(type=STOCK[0], interval=1))
     custom = list(cfg.get('custom_hooks') or [])
