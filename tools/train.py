@@ -80,7 +80,10 @@ def parse_args(argv=None):
 
 
 def load_config(path: str, options: dict) -> Config:
-    """The config at ``path``, changed by ``options`` (dotted keys)."""
+    """The config at ``path``, changed by ``options`` (dotted keys).
+
+    ``data_root`` moves every path below the ``data_root`` of the config file.
+    """
     if not osp.isfile(path):
         folder = Path(path).parent
         names = [p.name for p in folder.glob('*.py')]
@@ -93,6 +96,9 @@ def load_config(path: str, options: dict) -> Config:
         cfg = launch.load(path)
     except ImportError as error:
         sys.exit(str(error))
+    if 'data_root' in options and cfg.get('data_root'):
+        options = dict(options)
+        launch.move_data_root(cfg, options.pop('data_root'))
     if 'runner_type' not in cfg:
         check_keys(cfg, path, options)
     cfg.merge_from_dict(options)

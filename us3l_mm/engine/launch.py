@@ -35,6 +35,28 @@ def load(path: str) -> Config:
     return cfg
 
 
+def move_data_root(cfg: Config, folder: str) -> None:
+    """Let the data sets and metrics of ``cfg`` read ``folder``.
+
+    Instead of the ``data_root`` that its file sets, or of a path below that.
+    """
+    old, new = cfg.data_root.rstrip('/'), str(folder).rstrip('/')
+
+    def moved(value):
+        if isinstance(value, dict):
+            for key, child in value.items():
+                value[key] = moved(child)
+        elif isinstance(value, (list, tuple)):
+            return type(value)(map(moved, value))
+        elif isinstance(value, str) and f'{value}/'.startswith(f'{old}/'):
+            return new + value[len(old):]
+        return value
+
+    for key in (*LOADERS, *EVALUATORS):
+        moved(cfg.get(key))
+    cfg.data_root = new
+
+
 def is_pretrained(cfg: Config) -> bool:
     """Whether the backbone of ``cfg`` asks for weights of a file."""
     backbone = (cfg.get('model') or {}).get('backbone') or {}
