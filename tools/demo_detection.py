@@ -125,8 +125,6 @@ def detector_config(args, slice_file: str, start: str, name: str) -> Config:
     for loader in (cfg.train_dataloader, cfg.val_dataloader,
                    cfg.test_dataloader):
         loader.dataset.update(data_root=folder, scenes=scenes)
-    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
-        evaluator.ann_file = f'{folder}/annotations/instances_val.json'
     # Evaluated once, at the end, where the only checkpoint is written too.
     cfg.train_cfg.val_interval = cfg.train_cfg.max_iters
     cfg.default_hooks.checkpoint.interval = cfg.train_cfg.max_iters

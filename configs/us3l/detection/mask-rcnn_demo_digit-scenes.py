@@ -37,13 +37,13 @@ model = dict(
     neck=dict(
         type='FPN',
         in_channels=[32, 64, 128],
-        out_channels=64,
+        out_channels=48,
         norm_cfg=norm_cfg,
         num_outs=3),
     rpn_head=dict(
         type='RPNHead',
-        in_channels=64,
-        feat_channels=64,
+        in_channels=48,
+        feat_channels=48,
         # Digits are 7 to 28 pixels high and narrower than that.
         anchor_generator=dict(
             type='AnchorGenerator',
@@ -61,13 +61,13 @@ model = dict(
         type='StandardRoIHead',
         bbox_roi_extractor=dict(
             type='SingleRoIExtractor',
-            roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=2),
-            out_channels=64,
+            roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=1),
+            out_channels=48,
             finest_scale=28,  # nearly all digits, on the finest map
             featmap_strides=[4, 8, 16]),
         bbox_head=dict(
             type='Shared2FCBBoxHead',
-            in_channels=64,
+            in_channels=48,
             fc_out_channels=128,
             roi_feat_size=7,
             num_classes=10,
@@ -78,14 +78,14 @@ model = dict(
             loss_bbox=dict(type='L1Loss', loss_weight=1.0)),
         mask_roi_extractor=dict(
             type='SingleRoIExtractor',
-            roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=2),
-            out_channels=64,
+            roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=1),
+            out_channels=48,
             finest_scale=28,
             featmap_strides=[4, 8, 16]),
         mask_head=dict(
             type='FCNMaskHead',
             num_convs=2,
-            in_channels=64,
+            in_channels=48,
             conv_out_channels=32,
             num_classes=10,
             class_agnostic=True,
@@ -144,8 +144,10 @@ test_pipeline = [
     dict(type='Resize', scale=(96, 96), keep_ratio=True),
     dict(
         type='PackDetInputs',
+        # The metric takes the truth from the data set (`instances`), so that
+        # scenes need not be there before the data set has rendered them.
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                   'scale_factor'))
+                   'scale_factor', 'instances'))
 ]
 train_dataloader = dict(
     batch_size=8,
@@ -163,7 +165,7 @@ train_dataloader = dict(
             dict(type='PackDetInputs')
         ]))
 val_dataloader = dict(
-    batch_size=1,
+    batch_size=10,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
@@ -174,10 +176,7 @@ val_dataloader = dict(
         test_mode=True,
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(
-    type='CocoMetric',
-    ann_file=f'{data_root}/annotations/instances_val.json',
-    metric=['bbox', 'segm'])
+val_evaluator = dict(type='CocoMetric', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=200, val_interval=1000)
