@@ -1,0 +1,127 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Boxes and masks in images of one's own; needs MMDetection."""
+from contextlib import nullcontext
+from typing import List, Optional, Union
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import VISUALIZERS
+from torch import nn
+
+from us3l_mm.evaluation.loading import set_scope
+from us3l_mm.export.checkpoint_io import load_weights
+from us3l_mm.models.layers import at_width, check_width, slimmable_layers
+from us3l_mm.registry import MODELS
+from us3l_mm.stack import check_detection
+
+
+def load_detector(config: Union[str, Config], checkpoint: str,
+                  device: str = 'cpu', trust_pickle: bool = False
+                  ) -> nn.Module:
+    """A trained detector, with the names of its classes.
+
+    Args:
+        config (str or Config): What it was trained with.
+        checkpoint (str): What the training wrote.
+        device (str): Defaults to 'cpu'.
+        trust_pickle (bool): Read a file that executes code when it is read.
+            Defaults to False.
+
+    Returns:
+        nn.Module: In evaluation mode; ``dataset_meta['classes']`` are names.
+
+    Raises:
+        ImportError: where MMDetection cannot be used.
+        FileNotFoundError, ValueError: with what is wrong and what to do.
+    """
+    check_detection()
+    if isinstance(config, str):
+        config = Config.fromfile(config)
+    content = load_weights(checkpoint, trust_pickle)
+    meta = content.get('meta') or {}
+    if 'classes' not in {key.lower() for key in meta.get('dataset_meta', {})}:
+        raise ValueError(
+            f'{checkpoint} does not name the classes that it detects '
+            "(meta.dataset_meta), so it is no checkpoint of a detector's "
+            'training. Take what tools/train.py wrote.')
+    set_scope(config)
+    detector = revert_sync_batchnorm(MODELS.build(config.model))
+    _load(detector, content['state_dict'], checkpoint)
+    detector.dataset_meta = {key.lower(): value for key, value in
+                             meta['dataset_meta'].items()}
+    detector.cfg = config  # MMDetection takes the test pipeline from it
+    return detector.to(device).eval()
+
+
+def _load(detector: nn.Module, weights: dict, checkpoint: str) -> None:
+    own = detector.state_dict()
+    missing = [name for name in own if name not in weights]
+    shape = [name for name in own if name in weights
+             and own[name].shape != weights[name].shape]
+    if missing or shape:
+        name = (missing + shape)[0]
+        there = (f'is {tuple(weights[name].shape)} there and '
+                 f'{tuple(own[name].shape)} here' if not missing else
+                 'is not there')
+        raise ValueError(
+            f'{checkpoint} is of another detector than this config: '
+            f'{len(missing)} tensors are missing and {len(shape)} have '
+            f'another shape; {name} {there}. Give the config of its training, '
+            'with the same --cfg-options: the work dir has it.')
+    detector.load_state_dict(weights, strict=False)
+
+
+@torch.no_grad()
+def detect(detector: nn.Module, images: List[Union[str, np.ndarray]],
+           width: Optional[float] = None) -> list:
+    """Predict on image files, or on arrays (H, W, 3) in BGR order.
+
+    Args:
+        detector (nn.Module): Of :func:`load_detector`.
+        images (list[str or np.ndarray]): At least one.
+        width (float, optional): For a detector that runs at several; it must
+            hold statistics of this one. Defaults to its full width.
+
+    Returns:
+        list[DetDataSample]: ``pred_instances`` have ``bboxes`` (n, 4) in
+        pixels of the image, ``scores`` (n,), ``labels`` (n,), and ``masks``
+        (n, H, W) where the detector predicts them.
+    """
+    from mmdet.apis import inference_detector
+    context = nullcontext()
+    if width is not None:
+        check_runs_at(detector, width)
+        context = at_width(detector, width)
+    with context:
+        return [inference_detector(detector, image) for image in images]
+
+
+def check_runs_at(detector: nn.Module, width: float) -> None:
+    """Refuse a width for a detector of another one."""
+    if not any(slimmable_layers(detector)):
+        raise ValueError(
+            f'This detector has one width, so it cannot run at {width:g}. '
+            'Leave out --width, or train one for several widths.')
+    check_width(width, getattr(detector.backbone, 'width_range', (0.0, 1.0)))
+
+
+def draw(detector: nn.Module, image: np.ndarray, sample, out: str,
+         threshold: float = 0.3) -> None:
+    """Write ``image`` (H, W, 3), RGB, with what was found, to file ``out``.
+
+    Args:
+        detector (nn.Module): Whose config says how to draw.
+        image (np.ndarray): The image in RGB order.
+        sample (DetDataSample): Of :func:`detect`.
+        out (str): A picture file.
+        threshold (float): Boxes with a lower score are left out. Defaults to
+            0.3.
+    """
+    visualizer = VISUALIZERS.build(dict(
+        type='mmdet.DetLocalVisualizer', name=f'us3l_mm_{out}',
+        vis_backends=None, save_dir=None))
+    visualizer.dataset_meta = detector.dataset_meta
+    visualizer.add_datasample('', image, sample, draw_gt=False, out_file=out,
+                              pred_score_thr=threshold)
