@@ -52,8 +52,9 @@ def move_data_root(cfg: Config, folder: str) -> None:
             return new + value[len(old):]
         return value
 
-    for key in (*LOADERS, *EVALUATORS):
-        moved(cfg.get(key))
+    for key in cfg.keys():
+        if key.endswith(('_dataloader', '_evaluator')):
+            moved(cfg[key])
     cfg.data_root = new
 
 
