@@ -16,9 +16,10 @@ from us3l_mm.datasets.seeded_augmentation import SampleIndex
 from us3l_mm.registry import HOOKS, MODELS
 
 ROOT = Path(__file__).parents[1]
-# Those of benchmarks train classifiers: test_linear_evaluation.py
+# The others train classifiers and detectors: test_linear_evaluation.py,
+# test_detection_configs.py
 CONFIGS = sorted(p for p in (ROOT / 'configs/us3l').rglob('*.py')
-                 if p.parent.name != 'benchmarks')
+                 if p.parent.name not in ('benchmarks', 'detection'))
 BASELINES = sorted((ROOT / 'configs/us3l/baselines').glob('*.py'))
 DATA = sorted((ROOT / 'configs/_base_/datasets').glob('*.py'))
 ASYMMETRIC = [path for path in DATA if path.stem.endswith('_vit')]

@@ -1,0 +1,178 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""The detection configs are what their names and comments say."""
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from detection_stack import need_detection
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from us3l_mm.engine.launch import for_processes_on_cpus
+from us3l_mm.models import SlimmableResNet
+from us3l_mm.registry import HOOKS, MODELS
+
+need_detection()
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / 'configs/us3l/detection'
+# Those for many widths at once, and of other data, have tests of their own.
+CONFIGS = sorted(path for path in FOLDER.glob('*_fpn_ms-1x_coco.py')
+                 if re.search(r'_r50-(w\d+|any-width)_', path.stem))
+SLICES = [path for path in CONFIGS if re.search(r'-w\d+_', path.stem)]
+KINDS = {'mask-rcnn': 'MaskRCNN', 'faster-rcnn': 'FasterRCNN'}
+
+
+def config_of(path, **options) -> Config:
+    init_default_scope('mmdet')
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(options)
+    return cfg
+
+
+def width_of(path) -> float:
+    found = re.search(r'-w(\d{3})_', path.stem)
+    return int(found.group(1)) / 100 if found else 0.5
+
+
+def leaves(value, prefix='') -> dict:
+    if not isinstance(value, (dict, Config)):
+        return {prefix: value}
+    return {key: leaf for name, child in value.items() for key, leaf in
+            leaves(child, f'{prefix}.{name}'.strip('.')).items()}
+
+
+def test_two_detectors_at_four_widths_and_at_any():
+    assert {path.stem for path in CONFIGS} == {
+        f'{kind}_r50-{which}_fpn_ms-1x_coco' for kind in KINDS
+        for which in ('w100', 'w075', 'w050', 'w025', 'any-width')}
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_it_builds_what_its_name_says(path):
+    cfg = config_of(path)
+    model, kind = MODELS.build(cfg.model), path.stem.split('_')[0]
+    assert type(model).__name__ == KINDS[kind]
+    assert type(model).__module__.startswith('mmdet.')
+    assert type(model.backbone).__module__.startswith(
+        'mmdet.' if path in SLICES else 'us3l_mm.')
+    with torch.no_grad():
+        maps = model.eval().backbone(torch.zeros(1, 3, 64, 64))
+    # Spec sizes of a ResNet-50 pyramid, times the width
+    expected = [int(c * width_of(path)) for c in (256, 512, 1024, 2048)]
+    assert [m.shape[1] for m in maps] == expected == model.neck.in_channels
+    assert len(model.neck(maps)) == 5
+    assert [m.shape[-1] for m in maps] == [16, 8, 4, 2]
+    for hook in cfg.custom_hooks:
+        HOOKS.build(hook)
+    check_transfer_settings(model.train(), 'mask' in path.stem)
+
+
+def check_transfer_settings(model, with_masks):
+    # Everything learns, and every norm is one over all processes.
+    assert all(p.requires_grad for p in model.parameters())
+    norms = [m for m in model.modules()
+             if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert all(isinstance(norm, nn.SyncBatchNorm) and norm.training
+               for norm in norms)
+    # Backbone, pyramid (lateral and output), box head, mask head
+    assert len(norms) == 53 + 2 * 4 + 4 + 4 * with_masks
+    # In a single process MMEngine makes them plain ones, ours as well.
+    plain = revert_sync_batchnorm(model)
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in plain.modules())
+    # The stride is where pre-training has it.
+    block = plain.backbone.layer2[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_schedule_and_images(path):
+    cfg = config_of(path)
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    assert [step.type for step in pipeline] == [
+        'LoadImageFromFile', 'LoadAnnotations', 'RandomChoiceResize',
+        'RandomFlip', 'PackDetInputs']
+    assert [min(s) for s in pipeline[2].scales] == [*range(640, 801, 32)]
+    assert pipeline[1].get('with_mask', False) is ('mask' in path.stem)
+    assert cfg.val_dataloader.dataset.pipeline[1].scale == (1333, 800)
+    assert cfg.train_cfg.max_epochs == 12
+    assert cfg.optim_wrapper.optimizer.lr == 0.02
+    assert cfg.train_dataloader.batch_size * 8 == 16
+    assert cfg.auto_scale_lr.base_batch_size == 16
+    # Pixels reach the network as they did in pre-training.
+    before = config_of(ROOT / 'configs/_base_/datasets/imagenet_us3l.py')
+    here, there = cfg.model.data_preprocessor, before.data_preprocessor
+    assert (here.mean, here.std) == (there.mean, there.std)
+    assert here.bgr_to_rgb is there.to_rgb is True
+    images = torch.arange(2 * 3 * 32 * 32).reshape(2, 3, 32, 32) % 251
+    with_boxes = MODELS.build(here).forward(dict(inputs=list(images),
+                                                 data_samples=None))
+    views = MODELS.build(dict(there, type='mmpretrain.'
+                              + there.type)).forward(
+        dict(inputs=[images.to(torch.uint8)], data_samples=[]))
+    torch.testing.assert_close(with_boxes['inputs'], views['inputs'][0])
+
+
+@pytest.mark.parametrize('path', [p for p in SLICES if 'w100' not in p.name],
+                         ids=lambda path: path.stem)
+def test_widths_differ_in_channels_alone(path):
+    full = leaves(config_of(re.sub(r'-w\d+_', '-w100_', str(path))))
+    narrow = leaves(config_of(path))
+    channels = int(64 * width_of(path))
+    assert {key: narrow[key] for key in narrow
+            if key not in full or narrow[key] != full[key]} == {
+        'model.backbone.base_channels': channels,
+        'model.backbone.stem_channels': channels,
+        'model.neck.in_channels': [channels * 4 * 2**i for i in range(4)]}
+
+
+@pytest.mark.parametrize('width', [0.25, 0.3, 0.7, 1.0])
+def test_the_neck_follows_any_width(width):
+    path = FOLDER / 'mask-rcnn_r50-any-width_fpn_ms-1x_coco.py'
+    model = MODELS.build(config_of(
+        path, **{'model.backbone.width': width}).model)
+    with torch.no_grad():
+        maps = model.eval().backbone(torch.zeros(1, 3, 32, 32))
+        assert {m.shape[1] for m in model.neck(maps)} == {256}
+    assert model.neck.in_channels == [m.shape[1] for m in maps]
+
+
+def test_a_detector_of_one_width_needs_a_width():
+    cfg = config_of(FOLDER / 'mask-rcnn_r50-any-width_fpn_ms-1x_coco.py')
+    cfg.model.backbone.update(width=None, norm_cfg=dict(type='BN'))
+    with pytest.raises(ValueError, match='runs at any.*backbone.width=0.5'):
+        MODELS.build(cfg.model)
+
+
+def test_synchronised_norms_need_a_width():
+    sync = dict(type='SyncBN', requires_grad=True)
+    network = SlimmableResNet(18, width=0.5, norm_cfg=sync)
+    assert isinstance(network.bn1, nn.SyncBatchNorm)
+    plain = SlimmableResNet(18, width=0.5)
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    frozen = SlimmableResNet(18, width=0.5, norm_cfg=sync, frozen_stages=1)
+    assert not frozen.layer1[0].bn1.weight.requires_grad
+    assert frozen.layer2[0].bn1.weight.requires_grad
+    with pytest.raises(ValueError, match='single width.*sync_norms=True'):
+        SlimmableResNet(18, norm_cfg=sync)
+
+
+def test_processes_on_cpus_have_plain_norms():
+    cfg = config_of(FOLDER / 'mask-rcnn_r50-w025_fpn_ms-1x_coco.py')
+    for_processes_on_cpus(cfg)
+    assert 'SyncBN' not in str(cfg.model)
+    assert cfg.model.neck.norm_cfg == dict(type='BN', requires_grad=True)
+    assert cfg.env_cfg.dist_cfg.backend == 'gloo'
+    assert cfg.model_wrapper_cfg.device_ids is None
+
+
+def test_readme_lists_every_config_and_every_source_is_named():
+    text = (FOLDER / 'README.md').read_text()
+    links = {FOLDER / link for link in
+             re.findall(r'\]\((?!http)(.+?\.py)\)', text)}
+    assert {*CONFIGS} <= {path.resolve() for path in links}
+    assert all(path.exists() for path in links)
+    for name in re.findall(r'(?:tools|configs)/[\w./-]+\.(?:py|sh)', text):
+        assert (ROOT / name).exists(), name
