@@ -275,7 +275,8 @@ def small_algorithm(base_method='byol', **kwargs):
     for name, p in algorithm.named_parameters():
         noise = torch.randn(p.shape, generator=generator, dtype=p.dtype)
         scale = (2 / p[0].numel())**0.5 if p.dim() > 1 else 0.2
-        p.data = noise * scale + (p.dim() == 1 and name.endswith('weight'))
+        p.data.copy_(noise * scale
+                     + (p.dim() == 1 and name.endswith('weight')))
     return algorithm
 
 

@@ -28,6 +28,7 @@ RUNNER_EXTRAS = {
     'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg',
     'runner_type', 'sync_bn'
 }
+CPU_AMP = 'us3l_mm.CpuAmpOptimWrapper'
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -48,7 +49,9 @@ def parse_args(argv=None):
         help='go on from this checkpoint, or without a value from the newest '
         'one in the work dir that is whole')
     parser.add_argument('--amp', action='store_true',
-                        help='automatic mixed precision (needs a GPU)')
+                        help='automatic mixed precision: float16, on a '
+                        'GPU; --cfg-options optim_wrapper.dtype=bfloat16 for '
+                        'bfloat16, on CPUs too')
     parser.add_argument('--no-validate', action='store_true',
                         help='leave out evaluation during training, kNN '
                         'included')
@@ -172,18 +175,25 @@ def merge_resume(cfg: Config, checkpoint: str) -> None:
 
 def merge_amp(cfg: Config, amp: bool) -> None:
     """Turn mixed precision on if ``amp``; check that it can run."""
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
     if amp and kind == 'OptimWrapper':
-        cfg.optim_wrapper.type = kind = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if amp and kind != 'AmpOptimWrapper':
+        wrapper.type = kind = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+    if amp and kind not in ('AmpOptimWrapper', CPU_AMP):
         sys.exit('--amp makes an OptimWrapper an AmpOptimWrapper; the config '
                  f'has optim_wrapper.type={kind!r}.')
-    if kind == 'AmpOptimWrapper' and not has_accelerator():
-        way_out = ('Leave out --amp.' if amp else 'Train in single precision: '
-                   '--cfg-options optim_wrapper.type=OptimWrapper')
-        sys.exit('Mixed precision needs a GPU, and PyTorch finds none here. '
-                 + way_out)
+    if kind != 'AmpOptimWrapper' or has_accelerator():
+        return
+    if wrapper.get('dtype') == 'bfloat16':
+        wrapper.type = CPU_AMP
+        wrapper.pop('loss_scale', None)  # bfloat16 has the range of float32
+        return
+    way_out = ('Leave out --amp' if amp else 'Train in single precision: '
+               '--cfg-options optim_wrapper.type=OptimWrapper')
+    sys.exit('Mixed precision in float16 needs a GPU, and PyTorch finds none '
+             f'here. {way_out}, or train in bfloat16, which CPUs have: '
+             '--cfg-options optim_wrapper.dtype=bfloat16')
 
 
 def merge_loader(loader: dict, args: argparse.Namespace,

@@ -10,6 +10,7 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODEL_WRAPPERS as MMENGINE_MODEL_WRAPPERS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -21,6 +22,9 @@ MODEL_WRAPPERS = Registry(
     locations=['us3l_mm.engine'])
 HOOKS = Registry(
     'hook', scope='us3l_mm', parent=MMENGINE_HOOKS,
+    locations=['us3l_mm.engine'])
+OPTIM_WRAPPERS = Registry(
+    'optimizer wrapper', scope='us3l_mm', parent=MMENGINE_OPTIM_WRAPPERS,
     locations=['us3l_mm.engine'])
 LOOPS = Registry(
     'loop', scope='us3l_mm', parent=MMENGINE_LOOPS,

@@ -1,14 +1,17 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from .cpu_amp import CpuAmpOptimWrapper
 from .hooks import (AtomicCheckpointHook, CheckAnnotationsHook,
-                    CheckPretrainedHook, DynamicSamplerHook, ExactResumeHook,
-                    GroupRegHook, PreflightHook, WidthKNNHook)
+                    CheckPretrainedHook, CollapseMonitorHook, CompileHook,
+                    DynamicSamplerHook, ExactResumeHook, GroupRegHook,
+                    NonFiniteHook, PreflightHook, WidthKNNHook)
 from .loops import WidthTestLoop, WidthValLoop
 from .wrappers import US3LDistributedDataParallel
 
 __all__ = [
     'AtomicCheckpointHook', 'CheckAnnotationsHook', 'CheckPretrainedHook',
-    'DynamicSamplerHook', 'ExactResumeHook',
-    'GroupRegHook', 'PreflightHook',
+    'CollapseMonitorHook', 'CompileHook', 'CpuAmpOptimWrapper',
+    'DynamicSamplerHook', 'ExactResumeHook', 'GroupRegHook', 'NonFiniteHook',
+    'PreflightHook',
     'US3LDistributedDataParallel', 'WidthKNNHook',
     'WidthTestLoop', 'WidthValLoop'
 ]

@@ -2,14 +2,18 @@
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .check_annotations_hook import CheckAnnotationsHook
 from .check_pretrained_hook import CheckPretrainedHook
+from .collapse_monitor_hook import CollapseMonitorHook
+from .compile_hook import CompileHook
 from .dynamic_sampler_hook import DynamicSamplerHook
 from .exact_resume_hook import ExactResumeHook
 from .group_reg_hook import GroupRegHook
+from .non_finite_hook import NonFiniteHook
 from .preflight_hook import PreflightHook
 from .width_knn_hook import WidthKNNHook
 
 __all__ = [
     'AtomicCheckpointHook', 'CheckAnnotationsHook', 'CheckPretrainedHook',
-    'DynamicSamplerHook', 'ExactResumeHook',
-    'GroupRegHook', 'PreflightHook', 'WidthKNNHook'
+    'CollapseMonitorHook', 'CompileHook', 'DynamicSamplerHook',
+    'ExactResumeHook', 'GroupRegHook', 'NonFiniteHook', 'PreflightHook',
+    'WidthKNNHook'
 ]

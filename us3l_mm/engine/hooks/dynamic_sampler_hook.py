@@ -75,6 +75,18 @@ class DynamicSamplerHook(Hook):
                                 self.seed, iteration, self.grid), stage,
                        progress)
 
+    def count_widths(self, width_range: Tuple[float, float]
+                     ) -> Optional[int]:
+        """How many widths training can meet; None for any number."""
+        if self.widths is not None:
+            return len(self.widths)
+        low, high = self.width_range or width_range
+        if self.num_samples > 2 and self.grid is None:
+            return None
+        on_grid = (int((high - low) / self.grid + 1e-6)
+                   if self.num_samples > 2 else 0)
+        return on_grid + self.num_stages + 1  # the ends may lie off the grid
+
     def before_train(self, runner: Runner) -> None:
         """Refuse widths that the network cannot run at."""
         algorithm = get_ori_model(runner.model)

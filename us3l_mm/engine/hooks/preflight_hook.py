@@ -8,6 +8,7 @@ from us3l_mm.engine.agreement import check_agreement
 from us3l_mm.engine.wrappers import US3LDistributedDataParallel
 from us3l_mm.models.selfsup import check_optim_wrapper, check_views
 from us3l_mm.registry import HOOKS
+from .compile_hook import CompileHook
 
 
 @HOOKS.register_module()
@@ -16,9 +17,10 @@ class PreflightHook(Hook):
 
     A distributed wrapper that trains the full width alone, a conversion to
     SyncBatchNorm that replaces the slimmable norms, frozen norms, which have
-    no statistics of random widths, an accumulation over batches that mixes up
-    the passes, a pipeline without two views, processes that disagree about
-    what they train.
+    no statistics of random widths, an accumulation over batches where each
+    pass has its step, checkpoints that lose gradients, a compilation that
+    gives up, a pipeline without two views, processes that disagree about what
+    they train.
     """
 
     priority = 'VERY_HIGH'
@@ -46,6 +48,19 @@ class PreflightHook(Hook):
                     'would need statistics of every width that is drawn. '
                     f'Pre-train with {name}={off}; freeze a network of one '
                     'width.')
-        check_optim_wrapper(runner.optim_wrapper)
+        check_optim_wrapper(runner.optim_wrapper,
+                            get_ori_model(runner.model).update_mode)
+        if runner.cfg.get('activation_checkpointing') is not None:
+            raise ValueError(
+                'activation_checkpointing makes re-entrant checkpoints, which '
+                'train nothing in a network whose input needs no gradient, '
+                'and which distributed training cannot see into. Remove it, '
+                'and set model.backbone.with_cp=True.')
+        if runner.cfg.get('compile') and not any(
+                isinstance(hook, CompileHook) for hook in runner.hooks):
+            raise ValueError(
+                'compile without CompileHook would compile the whole training '
+                'step, and give up after a few widths. Add custom_hooks: '
+                "dict(type='us3l_mm.CompileHook').")
         loader = runner.train_dataloader
         check_views(loader.dataset[next(iter(loader.sampler))].get('inputs'))

@@ -52,6 +52,8 @@ class GroupDecay:
 
         A step that a loss scaler or anybody else leaves out decays nothing.
         """
+        # Told to a fused optimizer, which finds out on the device only.
+        left_out = getattr(optimizer, 'found_inf', None)
         by_rate = defaultdict(lambda: ([], []))
         for group in optimizer.param_groups:
             values, slopes = by_rate[group['lr']]
@@ -60,5 +62,7 @@ class GroupDecay:
                     values.append(p.detach())
                     slopes.append(self._slopes[p])
         for rate, (values, slopes) in by_rate.items():
+            if values and left_out is not None:
+                slopes = torch._foreach_mul(slopes, 1 - left_out)
             if values:
                 torch._foreach_addcmul_(values, values, slopes, value=-rate)

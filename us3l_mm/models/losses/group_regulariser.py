@@ -60,7 +60,7 @@ class GroupRegulariser:
         everything = _Parameters([p for _, p in named], groups, group_dims)
         kept = [not set(name.split('.')) & set(base_pass_skip)
                 for name, _ in named]
-        self._all, self._squares = everything, None
+        self._all, self._squares, self._pending = everything, None, []
         self._base_passes, self.value_interval = 0, value_interval
         self._passes = {False: everything, True: everything.only(kept)}
         self.set_ramp(0.0)
@@ -86,17 +86,21 @@ class GroupRegulariser:
             self._base_passes += 1
         if self._squares is None:
             self._squares = self._all.squares()
-        self._current = self._passes[is_base]
+        current = self._passes[is_base]
         # A leaf: the backward pass tells it by what the loss was scaled.
-        self._value = self._current.value(self._squares).requires_grad_()
-        return self._value
+        value = current.value(self._squares).requires_grad_()
+        self._pending.append((current, value))
+        return value
 
     def add_gradients(self) -> None:
-        """Add the gradient of the last :meth:`loss`, after its backward.
+        """Add the gradients of :meth:`loss` whose backward pass is over.
 
-        It is exact: that of the weights as they are now.
+        They are exact: those of the weights as they are now.
         """
-        self._current.add_gradients(self._value.grad)
+        for current, value in self._pending:
+            if value.grad is not None:
+                current.add_gradients(value.grad)
+        self._pending.clear()
 
 
 class _Parameters:

@@ -71,6 +71,7 @@ class Teacher(KeepsOwnWidth, nn.Module):
         self._own = [*self.backbone.parameters(), *self.neck.parameters()]
         # The copies above were made before the student's initial weights.
         self._is_copy = False
+        self.encode = encode  # CompileHook compiles it
 
     def momentum_at(self, progress: float) -> float:
         """The share that enters when ``progress`` (0 to 1) is behind.
@@ -94,7 +95,7 @@ class Teacher(KeepsOwnWidth, nn.Module):
     def forward(self, views: List[Tensor], width: float) -> List[tuple]:
         """What :func:`encode` returns, at ``width``."""
         with at_width(self, width):
-            return encode(self.backbone, self.neck, views)
+            return self.encode(self.backbone, self.neck, views)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # A file without a teacher leaves us to be copied from the student.

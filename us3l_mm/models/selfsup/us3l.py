@@ -156,6 +156,7 @@ class US3LAlgorithm(BaseSelfSupervisor):
         self.plan = Plan()
         self.regulariser = None  # set by GroupRegHook
         self.guard = None  # set by NonFiniteHook
+        self.encode = encode  # CompileHook compiles it
 
     def train_step(self, data: dict, optim_wrapper) -> Dict[str, Tensor]:
         """Train on one batch; see :func:`run_passes`."""
@@ -191,7 +192,7 @@ class US3LAlgorithm(BaseSelfSupervisor):
             dict: ``losses`` to add up, ``log`` and, detached, the ``encoded``
             views.
         """
-        encoded = encode(self.backbone, self.neck, inputs)
+        encoded = self.encode(self.backbone, self.neck, inputs)
         (maps1, z1), (maps2, z2) = encoded
         kept = [(_detached(maps) if self.feature_distiller else None,
                  z.detach()) for maps, z in encoded]

@@ -1,0 +1,31 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Start a few gloo processes on this machine, cheaply."""
+import multiprocessing
+import os
+
+import torch
+import torch.multiprocessing as mp
+
+# Imported once, by the server that all processes of the suite are forked from.
+PRELOAD = ['torch', 'mmpretrain.models', 'us3l_mm.engine', 'small_run']
+
+
+def run_processes(worker, world_size, folder, *args):
+    """``worker(rank, folder, *args)`` in each of ``world_size`` processes.
+
+    Raises what any of them raises. ``folder`` is where they leave results.
+    """
+    multiprocessing.set_forkserver_preload(PRELOAD)
+    # Not a port, which somebody else may take.
+    meeting = os.path.join(str(folder), f'meeting-of-{world_size}')
+    mp.start_processes(_start, (worker, world_size, meeting, str(folder),
+                                *args), nprocs=world_size,
+                       start_method='forkserver')
+
+
+def _start(rank, worker, world_size, meeting, folder, *args):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        'gloo', f'file://{meeting}', rank=rank, world_size=world_size)
+    worker(rank, folder, *args)
+    torch.distributed.destroy_process_group()

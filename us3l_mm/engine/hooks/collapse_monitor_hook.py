@@ -1,0 +1,112 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+import logging
+from typing import Optional, Sequence
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from us3l_mm.registry import HOOKS
+
+ACTIONS = ('warn', 'stop')
+WHAT_TO_TRY = (
+    'What is known to prevent it: a base loss of relative distances '
+    "(base_method='simclr_momentum' or 'moco_v3'), or an absolute one against "
+    "a momentum teacher ('byol', 'simsiam_momentum'); distillation from the "
+    "teacher (distill_from='teacher') through a head of its own "
+    '(share_head=False); a batch norm in the predictor; a smaller '
+    'teacher_momentum or learning rate.')
+
+
+@HOOKS.register_module()
+class CollapseMonitorHook(Hook):
+    """Notice when all images get the same embedding.
+
+    Watches the spread of embeddings that the training log shows: about 1 for
+    directions all over the sphere, 0 when they have collapsed to one. Where
+    its mean over all processes and ``interval`` iterations stays under the
+    threshold for ``patience`` iterations, there is one loud warning, or the
+    end of training. A resumed run counts anew.
+
+    Args:
+        threshold (float): Of the spread. Defaults to 0.1.
+        patience (int): Iterations in succession under it. Defaults to 100.
+        begin (int): Iterations at the beginning that do not count: a new
+            network, or one that has just begun to learn, may spread little.
+            Defaults to 100.
+        interval (int): Iterations that are averaged; the device is asked for
+            the value once in as many. Defaults to 10.
+        action (str): 'warn', or 'stop' with an error. Defaults to 'warn'.
+        indicators (sequence[str]): Names in the training log. Defaults to
+            ('spread_max', 'spread_min'), of the widest and the narrowest
+            network.
+    """
+
+    def __init__(self, threshold: float = 0.1, patience: int = 100,
+                 begin: int = 100, interval: int = 10, action: str = 'warn',
+                 indicators: Sequence[str] = ('spread_max', 'spread_min')):
+        if action not in ACTIONS:
+            raise ValueError(f'action is one of {ACTIONS}, got {action!r}.')
+        if not 0 < threshold < 1:
+            raise ValueError('threshold is a spread between 0 and 1, got '
+                             f'{threshold!r}.')
+        for name, value, least in (('patience', patience, 1),
+                                   ('begin', begin, 0),
+                                   ('interval', interval, 1)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f'{name} is a number of iterations of at '
+                                 f'least {least}, got {value!r}.')
+        self.threshold, self.patience, self.begin = threshold, patience, begin
+        self.interval, self.action = interval, action
+        self.indicators = tuple(indicators)
+
+    def before_train(self, runner: Runner) -> None:
+        """Begin to watch."""
+        self._values = {name: [] for name in self.indicators}
+        self._under = dict.fromkeys(self.indicators, 0)
+        self._has_warned = False
+
+    def after_train_iter(self, runner: Runner, batch_idx: int,
+                         data_batch: Optional[dict] = None,
+                         outputs: Optional[dict] = None) -> None:
+        """Take the indicators in; look at them every ``interval`` values."""
+        if runner.iter < self.begin or self._has_warned:
+            return
+        for name in self.indicators:
+            values = self._values[name]
+            if name not in (outputs or {}):  # the full width trains alone
+                continue
+            values.append(outputs[name])
+            if len(values) == self.interval:
+                spread = _mean(values)
+                values.clear()
+                # Not a number is no collapse; NonFiniteHook looks after it.
+                self._under[name] = (self._under[name] + self.interval
+                                     if spread < self.threshold else 0)
+                if self._under[name] >= self.patience:
+                    self._has_warned = True
+                    self._tell(runner, name, spread)
+                    return
+
+    def _tell(self, runner: Runner, name: str, spread: float) -> None:
+        text = (
+            f'The embeddings have collapsed: {name} is {spread:.3g} and has '
+            f'been under {self.threshold:g} for {self._under[name]} '
+            f'iterations, up to iteration {runner.iter + 1} (1 is a spread '
+            'all over the sphere, 0 one direction for all images). Such a '
+            f'network tells no images apart. {WHAT_TO_TRY}')
+        if self.action == 'stop':
+            raise RuntimeError(text)
+        line = '!' * 79
+        print_log(f'\n{line}\n{text}\nTraining goes on; CollapseMonitorHook('
+                  f"action='stop') would end it here.\n{line}",
+                  logger='current', level=logging.WARNING)
+
+
+def _mean(values: list) -> float:
+    """The mean of the last iterations, the same on every process."""
+    mean = torch.stack(values).mean()
+    all_reduce(mean, 'mean')
+    return float(mean)

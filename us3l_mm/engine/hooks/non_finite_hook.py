@@ -1,0 +1,124 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from typing import Optional
+
+import torch
+from mmengine.dist import all_gather_object
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, find_latest_checkpoint
+from mmpretrain.utils import get_ori_model
+
+from us3l_mm.models.selfsup.step_guard import StepGuard, not_finite
+from us3l_mm.registry import HOOKS
+
+
+@HOOKS.register_module()
+class NonFiniteHook(Hook):
+    """Leave out steps that are not finite; stop when there are too many.
+
+    Gives the algorithm a :class:`~us3l_mm.models.selfsup.StepGuard`: an
+    optimizer step with a gradient or a loss that is not finite is not made,
+    on any process. The log says how many there have been, ``skipped``. The
+    student keeps its weights then, so the teacher never sees anything else.
+
+    The loss scale of float16 starts too high on purpose, and each step that
+    it loses halves it: some skipped steps at the beginning are as they should
+    be.
+
+    Args:
+        max_consecutive (int): Optimizer steps left out in succession before
+            training stops. Defaults to 30, which takes the initial loss scale
+            of 2**16 to 2**-14.
+        max_total (int, optional): Steps left out altogether before training
+            stops. Defaults to None: any number.
+    """
+
+    # Before a checkpoint is written or removed.
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self, max_consecutive: int = 30,
+                 max_total: Optional[int] = None):
+        for name, value in (('max_consecutive', max_consecutive),
+                            ('max_total', max_total)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f'{name} is a number of steps of at least '
+                                 f'1, got {value!r}.')
+        self.max_consecutive, self.max_total = max_consecutive, max_total
+
+    def before_train(self, runner: Runner) -> None:
+        """Begin to watch; a resumed run goes on counting."""
+        scalars = runner.message_hub.log_scalars
+        before = (int(scalars['train/skipped'].current())
+                  if 'train/skipped' in scalars else 0)
+        algorithm = get_ori_model(runner.model)
+        if hasattr(algorithm, 'guard'):  # else only weights are looked at
+            algorithm.guard = StepGuard(before)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int,
+                         data_batch: Optional[dict] = None,
+                         outputs: Optional[dict] = None) -> None:
+        """Stop, on all processes together, when it has been too much."""
+        # MMEngine has read all that is logged from the device by now.
+        guard = getattr(get_ori_model(runner.model), 'guard', None)
+        if guard is None:
+            return
+        total, consecutive = int(guard.total), int(guard.consecutive)
+        if total and self.max_total is not None and total >= self.max_total:
+            self._stop(runner, f'{total} optimizer steps so far were not '
+                       f'finite and left out (max_total={self.max_total})')
+        if consecutive and consecutive >= self.max_consecutive:
+            self._stop(runner, f'The last {consecutive} optimizer steps were '
+                       'not finite and left out '
+                       f'(max_consecutive={self.max_consecutive})')
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Stop before weights that are not finite replace good ones."""
+        self._check_weights(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Let no checkpoint with weights that are not finite be written."""
+        self._check_weights(runner)
+
+    def _check_weights(self, runner: Runner) -> None:
+        weights = list(runner.model.parameters())
+        if not_finite([w.detach() for w in weights]):
+            names = [name for name, w in runner.model.named_parameters()
+                     if not torch.isfinite(w).all()]
+            raise FloatingPointError(
+                f'After iteration {runner.iter}, {len(names)} parameters are '
+                f'not finite, such as {names[0]}, though every gradient was: '
+                'a step overflowed. No checkpoint of this is written; '
+                f'{_last_good(runner)} A lower learning rate may help.')
+
+    def _stop(self, runner: Runner, what: str) -> None:
+        guard = get_ori_model(runner.model).guard
+        found = [None] if guard.recent is None else all_gather_object(
+            _describe(guard.recent))
+        details = '; '.join(f'process {rank}: {text}' if len(found) > 1 else
+                            text for rank, text in enumerate(found) if text)
+        raise FloatingPointError(
+            f'Training stopped in iteration {runner.iter + 1}. {what}. '
+            f'{details + ". " if details else ""}{_last_good(runner)} Try a '
+            'lower learning rate, a longer warm-up, optim_wrapper.clip_grad='
+            'dict(max_norm=...), or bfloat16 or single precision for float16; '
+            'look for broken images.')
+
+
+def _describe(step: dict) -> Optional[str]:
+    """Which sub-networks and losses the step that was left out had."""
+    if not step['left_out']:
+        return None
+    widths = ', '.join(f'{s.name} (width {s.width:g})'
+                       for s in step['subnets'])
+    losses = {name: float(value) for name, value in step['losses'].items()}
+    bad = [f'{name}={value}' for name, value in losses.items()
+           if not torch.isfinite(torch.tensor(value))]
+    return f'in the passes {widths}, ' + (
+        'not finite: ' + ', '.join(bad) if bad else
+        'a gradient was not finite, the losses were: ' + ', '.join(
+            f'{name}={value:.4g}' for name, value in losses.items()))
+
+
+def _last_good(runner: Runner) -> str:
+    path = find_latest_checkpoint(runner.work_dir)
+    return ('There is no checkpoint yet.' if path is None else
+            f'The last good checkpoint is {path}.')
