@@ -5,8 +5,10 @@ Python's fork server imports the libraries once; each process is a fork of it,
 which has computed nothing yet.
 """
 import faulthandler
+import itertools
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.registry import TRANSFORMS
 from mmengine.runner import Runner
 from small_run import small_cfg
 
@@ -33,8 +36,12 @@ class Note(Hook):
 
     priority = 'LOWEST'
 
-    def __init__(self, die_at=None):
-        self.notes, self.die_at = {}, die_at
+    def __init__(self, die_at=None, done=None):
+        self.notes, self.die_at, self.done = {}, die_at, done
+
+    def before_train(self, runner):
+        if self.done is not None:
+            self.done.send(runner.iter)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None,
                          outputs=None):
@@ -43,8 +50,73 @@ class Note(Hook):
             widths=[s.width for s in runner.model.module.plan.subnets]
             if hasattr(runner.model, 'module') else None,
             lr=runner.optim_wrapper.get_lr()['lr'][0])
+        if self.done is not None:
+            self.done.send(runner.iter + 1)
         if runner.iter == self.die_at:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@TRANSFORMS.register_module()
+class Fails:
+    """Ends or stops the process of a data loader that works on a sample."""
+
+    def __init__(self, sample, how):
+        self.sample, self.how = sample, how
+
+    def __call__(self, results):
+        if results['sample_idx'] == self.sample:
+            if self.how == 'dies':
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(100)
+        return results
+
+
+def die_at_write(number):
+    """Die before the so-many-th step of writing files."""
+    count = itertools.count(1)
+
+    def counted(step):
+        def wrapper(*args):
+            if next(count) == number:
+                for path in Path.cwd().glob('**/.*.pth'):  # half is written
+                    os.truncate(path, path.stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*args)
+        return wrapper
+
+    for name in ('fsync', 'replace', 'remove'):
+        setattr(os, name, counted(getattr(os, name)))
+
+
+def small_files(epoch):
+    """Allow only tiny files from an epoch on, as a full disk would."""
+    begin = Runner.save_checkpoint
+
+    def limited(runner, *args, **kwargs):
+        if runner.epoch >= epoch:
+            limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit))
+        begin(runner, *args, **kwargs)
+
+    Runner.save_checkpoint = limited
+
+
+def stop_at(iteration):
+    """Stop, without ending, after an iteration."""
+    after = Note.after_train_iter
+
+    def stopping(self, runner, *args, **kwargs):
+        after(self, runner, *args, **kwargs)
+        if runner.iter == iteration:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    Note.after_train_iter = stopping
+
+
+def clock_ahead():
+    """A machine whose clock is a day ahead."""
+    clock = time.time
+    time.time = lambda: clock() + 86400
 
 
 def cfg_of(work_dir, **changes):
@@ -55,16 +127,14 @@ def cfg_of(work_dir, **changes):
     return cfg
 
 
-def train(work_dir, changes=None, began=None, die_at=None, before=None):
+def train(work_dir, changes=None, done=None, die_at=None, before=()):
     """Train, or resume; what was seen goes to ``notes.pth``."""
-    if before is not None:
-        before()
+    if before:
+        before[0](*before[1:])
     cfg = cfg_of(work_dir, **(changes or {}))
-    note = Note(die_at)
+    note = Note(die_at, done)
     runner = Runner.from_cfg(cfg)
     runner.register_hook(note)
-    if began is not None:
-        began.send(True)
     runner.train()
     rank = runner.rank
     torch.save(note.notes, Path(work_dir) / f'notes-{rank}.pth')
@@ -78,7 +148,7 @@ def train_rank(rank, world, store, work_dir, changes=None, *args):
     os.environ['LOCAL_RANK'] = str(rank)
     torch.distributed.init_process_group(
         'gloo', f'file://{store}', rank=rank, world_size=world,
-        timeout=timedelta(seconds=30))
+        timeout=timedelta(seconds=15))
     changes = {**(changes or {}), 'launcher': 'pytorch', 'model_wrapper_cfg':
                dict(type='us3l_mm.US3LDistributedDataParallel')}
     train(work_dir, changes, *args)
@@ -86,6 +156,7 @@ def train_rank(rank, world, store, work_dir, changes=None, *args):
 
 
 def _main(log, function, args):
+    os.chdir(os.path.dirname(log))
     torch.set_num_threads(1)
     with open(log, 'a', buffering=1) as file:
         os.dup2(file.fileno(), 1)
@@ -123,16 +194,26 @@ def finish(*processes, timeout=100) -> list:
     return [p.exitcode for p in processes]
 
 
-def kill_at(seconds, log, work_dir, changes):
-    """Train until killed, so long after it began; returns the exit code."""
-    began, other = CONTEXT.Pipe(duplex=False)
-    process = start(log, train, str(work_dir), changes, other)
-    other.close()
+def kill_after(iterations, share, log, work_dir, changes):
+    """Train until killed, at a share of the time that another step takes.
+
+    A step is an iteration with its checkpoint; where ``iterations`` is None,
+    it is what precedes the first one. Returns the exit code.
+    """
+    reader, writer = CONTEXT.Pipe(duplex=False)
+    begin = time.monotonic()
+    process = start(log, train, str(work_dir), changes, writer)
+    writer.close()
+    took = 1.0 if iterations is None else 0.2
     try:
-        began.recv()
-    except EOFError:  # it failed: the exit code tells
+        for _ in range(0 if iterations is None else iterations + 1):
+            reader.recv()
+            took, begin = time.monotonic() - begin, time.monotonic()
+    except EOFError:  # it failed or came to its end: the exit code tells
         return finish(process)[0]
-    process.join(seconds)
+    if iterations == 0:
+        took = 0.2  # the start says nothing about an iteration
+    time.sleep(share * took)
     process.kill()
     return finish(process)[0]
 

@@ -1,12 +1,21 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Whatever stops a run, it goes on, and ends as if nothing had happened."""
 import random
+import re
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from lives import (assert_same_end, end_of, finish, kill_at, start, train)
+from lives import (assert_same_end, cfg_of, clock_ahead, die_at_write, end_of,
+                   finish, kill_after, ranks, small_files, start, stop_at,
+                   train)
+
+from us3l_mm.engine.checkpoints import find_checkpoint
+from us3l_mm.export.checkpoint_io import load_weights
 
 EVERY_ITERATION = {
     'default_hooks.checkpoint.by_epoch': False,
@@ -14,38 +23,206 @@ EVERY_ITERATION = {
 
 
 def kill_again_and_again(folder, kills, epochs, seed):
-    """Random kills and resumes, then to the end; returns their iterations."""
+    """Random kills and resumes, then to the end."""
     changes = {**EVERY_ITERATION, 'train_cfg.max_epochs': epochs}
-    begin = time.monotonic()
     alone, killed = folder / 'alone', folder / 'killed'
-    assert finish(start(folder / 'alone.log', train, str(alone), changes)
-                  ) == [0], (folder / 'alone.log').read_text()[-2000:]
-    # So long that all of them together get half of the way.
-    mean = (time.monotonic() - begin) / kills / 2
-    draw, changes['resume'] = random.Random(seed), True
-    died = []
+    left_alone = start(folder / 'alone.log', train, str(alone), changes)
+    draw, done, log = random.Random(seed), 0, folder / 'killed.log'
     for _ in range(kills):
-        code = kill_at(draw.uniform(0, 2 * mean), folder / 'killed.log',
-                       killed, changes)
-        assert code == -9, (folder / 'killed.log').read_text()[-3000:]
-        pointer = killed / 'last_checkpoint'
-        died.append(int(Path(pointer.read_text()).stem.split('_')[1])
-                    if pointer.exists() else 0)
-    assert finish(start(folder / 'killed.log', train, str(killed), changes)
-                  ) == [0], (folder / 'killed.log').read_text()[-3000:]
+        iterations = draw.choice([None, 0, 1, 2, 3])
+        code = kill_after(iterations, draw.random(), log, killed,
+                          {**changes, 'resume': True})
+        assert code == -9, log.read_text()[-3000:]
+        least, done = done + (iterations or 0), last_iteration(killed)
+        assert done >= least  # it went on where the life before had ended
+    assert 0 < done < 3 * epochs
+    assert finish(left_alone, start(log, train, str(killed), {
+        **changes, 'resume': True})) == [0, 0], log.read_text()[-3000:]
     assert_same_end(end_of(alone), end_of(killed))
-    return died
 
 
-def test_three_random_kills_change_nothing(tmp_path):
-    died = kill_again_and_again(tmp_path, kills=3, epochs=4, seed=0)
-    assert died == sorted(died)
+def last_iteration(work_dir) -> int:
+    pointer = work_dir / 'last_checkpoint'
+    return (int(Path(pointer.read_text()).stem.split('_')[1])
+            if pointer.exists() else 0)
+
+
+def test_random_kills_change_nothing(tmp_path):
+    kill_again_and_again(tmp_path, kills=3, epochs=4, seed=3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', [0, 1])
 def test_twenty_random_kills_change_nothing(tmp_path, seed):
-    died = kill_again_and_again(tmp_path, kills=20, epochs=20, seed=seed)
-    print('last checkpoint at each kill:', died)
-    assert died == sorted(died) and died[-1] > died[0]
-    assert len({*died}) > 5  # it went on between the kills
+    kill_again_and_again(tmp_path, kills=20, epochs=25, seed=seed)
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    """The folder of a run that is left alone."""
+    folder = tmp_path_factory.mktemp('alone')
+    assert finish(start(folder / 'log', train, str(folder / 'run'))) == [0], (
+        folder / 'log').read_text()
+    return folder / 'run'
+
+
+def resumed(folder, changes=None) -> tuple:
+    """The end of the run in ``folder / 'run'``, which is resumed, and what
+    it said."""
+    log = folder / 'resumed.log'
+    assert finish(start(log, train, str(folder / 'run'), {
+        **(changes or {}), 'resume': True})) == [0], log.read_text()
+    return end_of(folder / 'run'), log.read_text()
+
+
+# Six steps a checkpoint: the file reaches the disk, takes its name, the
+# folder reaches the disk; then the pointer likewise. Old files go last.
+@pytest.mark.parametrize('step, left', [
+    (7, 1),  # the second file is half written
+    (9, 1),  # it has its name, the pointer is that of the first
+    (11, 1),  # the new pointer is beside its place
+    (13, 2),  # nothing but the old file's removal is missing
+])
+def test_a_kill_while_writing_leaves_a_whole_checkpoint(tmp_path, alone,
+                                                        step, left):
+    keep_one = {'default_hooks.checkpoint.max_keep_ckpts': 1}
+    assert finish(start(tmp_path / 'log', train, str(tmp_path / 'run'),
+                        keep_one, None, None, (die_at_write, step))) == [-9]
+    told = []
+    found = find_checkpoint(str(tmp_path / 'run'), say=told.append)
+    assert found == str(tmp_path / f'run/epoch_{left}.pth') and not told
+    leftovers = [*(tmp_path / 'run').glob('.*')]
+    assert len(leftovers) == (step in (7, 11))
+    if step == 7:
+        end, _ = resumed(tmp_path, keep_one)
+        assert_same_end(end_of(alone), end)
+        assert not [*(tmp_path / 'run').glob('.*')]
+        assert [p.name for p in (tmp_path / 'run').glob('epoch_*')] == [
+            'epoch_4.pth']
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, alone):
+    run = tmp_path / 'run'
+    assert finish(start(tmp_path / 'log', train, str(run), None, None, 8)
+                  ) == [-9]
+    content = (run / 'epoch_2.pth').read_bytes()
+    (run / 'epoch_2.pth').write_bytes(content[:len(content) // 2])
+    end, said = resumed(tmp_path)
+    assert re.search('Passed over: .*epoch_2.pth is damaged', said)
+    assert_same_end(end_of(alone), end)
+
+
+def test_a_full_disk_ends_the_run_and_nothing_is_lost(tmp_path, alone):
+    run = tmp_path / 'run'
+    assert finish(start(tmp_path / 'log', train, str(run), None, None, None,
+                        (small_files, 2))) == [1]
+    said = (tmp_path / 'log').read_text()
+    assert re.search(r'epoch_3.pth was not written: File too large: it has '
+                     rf'[\d.]+ MB and {run} has [\d,.]+ MB free', said)
+    assert 'The disk is full' in said
+    assert (run / 'last_checkpoint').read_text() == str(run / 'epoch_2.pth')
+    assert not [*run.glob('.*')]
+    end, _ = resumed(tmp_path)
+    assert_same_end(end_of(alone), end)
+
+
+FULL_DISK = """
+mount -t tmpfs -o size={size} tmpfs {disk} || exit 77
+{python} -c "
+import sys
+sys.path.insert(0, '{tests}')
+from lives import train
+train('{disk}/run')
+" > {folder}/log 2>&1
+code=$?
+cp -r {disk}/run {folder}/run
+exit $code
+"""
+
+
+@pytest.mark.skipif(shutil.which('unshare') is None,
+                    reason='a small disk is made with unshare')
+def test_a_disk_that_is_really_full(tmp_path, alone):
+    """One that holds two checkpoints and a half."""
+    (tmp_path / 'disk').mkdir()
+    size = (alone / 'epoch_1.pth').stat().st_size * 5 // 2
+    script = FULL_DISK.format(
+        size=size, disk=tmp_path / 'disk', folder=tmp_path,
+        python=sys.executable, tests=Path(__file__).parent)
+    done = subprocess.run(['unshare', '-rm', 'sh', '-c', script],
+                          capture_output=True, text=True)
+    if done.returncode == 77 or 'unshare' in done.stderr:
+        pytest.skip(f'no small disk can be mounted here: {done.stderr}')
+    said = (tmp_path / 'log').read_text()
+    assert done.returncode == 1 and re.search(
+        'epoch_[23].pth was not written: No space left on device', said), said
+    written = [*(tmp_path / 'run').glob('epoch_*.pth')]
+    assert 1 <= len(written) <= 2 and not [*(tmp_path / 'run').glob('.*')]
+    for path in written:
+        assert load_weights(str(path))['meta']['iter']
+    end, _ = resumed(tmp_path)
+    assert_same_end(end_of(alone), end)
+
+
+@pytest.mark.parametrize('how, says', [
+    ('dies', 'A worker process of a data loader died'),
+    ('hangs', 'No worker of a data loader gave a batch within 2 seconds')])
+def test_a_worker_that_ends_or_hangs_is_an_error(tmp_path, alone, how, says):
+    cfg = cfg_of('unused').train_dataloader
+    failing = {'train_dataloader': dict(
+        num_workers=1, timeout=2, dataset=dict(pipeline=[
+            dict(type='mmengine.Fails', sample=5, how=how),
+            *cfg.dataset.pipeline]))}
+    log = tmp_path / 'log'
+    assert finish(start(log, train, str(tmp_path / 'run'), failing),
+                  timeout=40) == [1]
+    assert says in log.read_text()
+
+
+def logs(folder) -> str:
+    return '\n'.join(p.read_text() for p in folder.glob('*.log'))
+
+
+@pytest.mark.ddp
+def test_the_loss_of_a_process_ends_the_others(tmp_path):
+    begin = time.monotonic()
+    codes = finish(*ranks(tmp_path, tmp_path / 'run', [
+        (), ({}, None, 4)]), timeout=60)
+    assert codes == [1, -9], logs(tmp_path)
+    assert time.monotonic() - begin < 60
+    assert 'Another process of this run is gone' in (
+        tmp_path / 'run-0.log').read_text()
+
+
+@pytest.mark.ddp
+def test_a_process_that_hangs_ends_the_others(tmp_path):
+    one, other = ranks(tmp_path, tmp_path / 'run', [
+        (), ({}, None, None, (stop_at, 4))])
+    try:
+        assert finish(one, timeout=80) == [1], logs(tmp_path)
+    finally:
+        other.kill()
+        other.join()
+    assert 'did not answer in time' in (tmp_path / 'run-0.log').read_text()
+
+
+@pytest.mark.ddp
+def test_another_seed_on_a_process_is_refused(tmp_path):
+    assert finish(*ranks(tmp_path, tmp_path / 'run', [
+        (), ({'randomness.seed': 1}, )])) == [1, 1], logs(tmp_path)
+    assert re.search("the config key randomness.seed is '1' on rank 1 .* and "
+                     "'0' on rank 0", logs(tmp_path))
+
+
+@pytest.mark.ddp
+def test_clocks_may_differ_and_so_may_the_random_states(tmp_path):
+    each = {'randomness.diff_rank_seed': True}
+    run = tmp_path / 'run'
+    assert finish(*ranks(tmp_path, run, [
+        (each, ), (each, None, None, (clock_ahead, ))])) == [0, 0], logs(
+            tmp_path)
+    assert_same_end(end_of(run, 0), end_of(run, 1))
+    notes = [torch.load(run / f'notes-{rank}.pth') for rank in range(2)]
+    for i, noted in notes[0].items():
+        assert noted['widths'] == notes[1][i]['widths']
+    assert len([p for p in run.iterdir() if p.is_dir()]) == 1  # of the log
