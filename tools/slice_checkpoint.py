@@ -11,6 +11,7 @@ import torch
 
 from us3l_mm.apis import Budget, slice_checkpoint
 from us3l_mm.export.formats import FORMATS
+from us3l_mm.export.select import format_amount
 
 EXAMPLE = """examples:
   python tools/slice_checkpoint.py epoch_400.pth w050.pth --width 0.5 \\
@@ -55,6 +56,19 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def describe_size(size):
+    """What the sub-network costs, and what has been left out as unread."""
+    text = (f'{format_amount(size.params)} parameters, '
+            f'{format_amount(size.macs)} MACs')
+    if size.reference is not None and size.reference.macs > size.macs:
+        saved = 100 * (1 - size.macs / size.reference.macs)
+        text += (f'; {saved:.0f} % less than the '
+                 f'{format_amount(size.reference.macs)} MACs (of '
+                 f'{format_amount(size.reference.params)} parameters) that '
+                 'the reference needs for the same result')
+    return text
+
+
 def main(argv=None):
     args = parse_args(argv)
     try:
@@ -72,6 +86,7 @@ def main(argv=None):
         print(f'Width {choice.width:g} takes {show(choice.cost)}'
               + (f'; {choice.next_width:g} would take '
                  f'{show(choice.next_cost)}.' if choice.next_width else '.'))
+    print(f'{describe_size(report.size)}.')
     print(f'{report.out}: width {report.width:g} for {args.format}, features '
           f'{report.meta["feature_channels"][-1]}, statistics from '
           f'{report.meta["statistics"]}; largest difference from the '

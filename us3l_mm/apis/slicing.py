@@ -8,9 +8,10 @@ from typing import Dict, Optional, Tuple, Union
 from mmengine.config import Config
 from mmengine.runner import set_random_seed
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from us3l_mm.evaluation.calibration import calibrate
-from us3l_mm.evaluation.complexity import count_complexity
+from us3l_mm.evaluation.complexity import Complexity, count_complexity
 from us3l_mm.evaluation.data import (BANK, TRAIN, build_loader, image_batches,
                                      loader_cfg, shuffled)
 from us3l_mm.evaluation.latency import width_latency
@@ -82,6 +83,7 @@ class SliceReport:
         width (float): The width.
         choice (Choice, optional): How a budget chose it.
         gap (float): Largest difference from the slimmable network.
+        size (Complexity): Parameters and multiply-accumulates of it.
         meta (dict): What the file says about itself.
         usage (str): Python that loads it.
     """
@@ -90,6 +92,7 @@ class SliceReport:
     width: float
     choice: Optional[Choice]
     gap: float
+    size: Complexity
     meta: dict
     usage: str
 
@@ -143,6 +146,8 @@ def slice_checkpoint(checkpoint: str, out: str,
     width = check_width(width, backbone.width_range)
     meta = _describe(checkpoint, source, width, format, input_size)
     origin = 'the checkpoint'
+    if not any(isinstance(m, _BatchNorm) for m in backbone.modules()):
+        origin = 'nowhere, as there are no batch norms'
     if not has_statistics(backbone, width):
         if config is None:
             _refuse(backbone, width, choice)
@@ -153,8 +158,9 @@ def slice_checkpoint(checkpoint: str, out: str,
     network, artifact = _sub_network(backbone, width, input_size, out, meta,
                                      format)
     gap = verify(artifact, network)
+    size = count_complexity(backbone, [width], (input_size, input_size))[width]
     save_atomically(artifact.content, out)
-    return SliceReport(out, width, choice, gap, meta, artifact.usage)
+    return SliceReport(out, width, choice, gap, size, meta, artifact.usage)
 
 
 def _refuse(backbone: nn.Module, width: float,

@@ -78,6 +78,11 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
     return seen
 
 
+def has_norms(network: nn.Module) -> bool:
+    """Whether ``network`` has batch norms whose statistics are measured."""
+    return bool(_norms(network))
+
+
 @contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[None]:
     """Run a block in evaluation mode, but norms on batch statistics.

@@ -9,6 +9,7 @@ from mmengine.runner import set_random_seed
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
+from us3l_mm.export.architecture import parts_of
 from us3l_mm.models.layers import slimmable_layers
 from us3l_mm.registry import MODELS
 
@@ -30,7 +31,7 @@ def load_network(config: Config, checkpoint: dict
     """
     algorithm = build_algorithm(config)
     backbone, weights = algorithm.backbone, checkpoint['state_dict']
-    parts, prefix = dict(backbone.named_children()), backbone_prefix(weights)
+    parts, prefix = parts_of(backbone), backbone_prefix(weights)
     weights = {key[len(prefix):]: value for key, value in weights.items()
                if key.startswith(prefix)}
     try:

@@ -23,6 +23,8 @@ class WidthRow:
         channels (int): Features of the backbone.
         params (int): Parameters of the backbone.
         gmacs (float): 1e9 multiply-accumulates of the backbone per image.
+        reference_gmacs (float, optional): What the reference computes for the
+            same result; more, where it computes what no layer reads.
         latency_ms (float, optional): Of one batch, median, on this device.
         knn (float, optional): Accuracy of nearest neighbours.
         linear (float, optional): Accuracy of a linear classifier.
@@ -34,6 +36,7 @@ class WidthRow:
     channels: int
     params: int
     gmacs: float
+    reference_gmacs: Optional[float] = None
     latency_ms: Optional[float] = None
     knn: Optional[float] = None
     linear: Optional[float] = None
@@ -107,16 +110,21 @@ class Report:
     def table(self) -> Table:
         """For the terminal; only what was measured."""
         small = all(row.gmacs < 1 for row in self.rows)
+        gmacs = '{:.5f}' if small else '{:.3f}'
         columns = [
             ('width', 'width', '{:.4g}'), ('channels', 'channels', '{}'),
             ('params', 'params', '{:,}'),
-            ('GMACs', 'gmacs', '{:.5f}' if small else '{:.3f}'),
+            ('GMACs', 'gmacs', gmacs),
+            ('reference\nGMACs', 'reference_gmacs', gmacs),
             ('latency\n(ms)', 'latency_ms', '{:.2f}'),
             ('kNN\n(%)', 'knn', '{:.1f}'),
             ('linear\n(%)', 'linear', '{:.1f}'),
             ('untrained\nkNN (%)', 'untrained_knn', '{:.1f}')]
         columns = [column for column in columns if any(
             getattr(row, column[1]) is not None for row in self.rows)]
+        if all(row.reference_gmacs in (None, row.gmacs) for row in self.rows):
+            columns = [column for column in columns
+                       if column[1] != 'reference_gmacs']
         notes = [f'{title} {value:.1f} %' for title, value in (
             ('kNN of raw pixels', self.raw_pixels), ('chance', self.chance))
             if value is not None]

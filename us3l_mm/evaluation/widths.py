@@ -16,7 +16,7 @@ from torch import nn
 from us3l_mm.export.checkpoint_io import (check_writable, load_weights,
                                           save_atomically, sha256)
 from us3l_mm.models.layers import SwitchableBatchNorm, at_width
-from .calibration import calibrate
+from .calibration import calibrate, has_norms
 from .complexity import count_complexity
 from .data import (BANK, QUERY, TRAIN, build_loader, image_batches,
                    image_size, labelled_batches, loader_cfg, shuffled)
@@ -152,6 +152,9 @@ class WidthEvaluation:
     def calibrate(self, network: nn.Module, widths: Sequence[float],
                   progress: str = 'Calibrating') -> int:
         """Measure the statistics of ``widths``; the same in every run."""
+        if not has_norms(network):
+            self.console.print('There are no batch norms to calibrate.')
+            return 0
         set_random_seed(0)  # of the augmentation
         return calibrate(
             network, image_batches(self.calibration_loader,
@@ -186,7 +189,7 @@ class WidthEvaluation:
         for width, size in sizes.items():
             report.rows.append(WidthRow(
                 width, self.network.feature_channels(width)[-1], size.params,
-                size.macs / 1e9))
+                size.macs / 1e9, (size.reference or size).macs / 1e9))
         return report
 
     def _latencies(self, report: Report, widths: Sequence[float]) -> None:

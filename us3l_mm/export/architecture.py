@@ -2,7 +2,7 @@
 """Which network a checkpoint holds, as the checkpoint itself says it."""
 import ast
 import re
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Set
 
 from torch import Tensor, nn
 
@@ -95,7 +95,7 @@ def load_backbone_weights(backbone: nn.Module,
     """
     prefix = 'backbone.' if any(key.startswith('backbone.')
                                 for key in state_dict) else ''
-    parts = dict(backbone.named_children())
+    parts = parts_of(backbone)
     weights = {key[len(prefix):]: value for key, value in state_dict.items()
                if key.startswith(prefix)}
     try:
@@ -105,6 +105,12 @@ def load_backbone_weights(backbone: nn.Module,
     except RuntimeError as error:
         raise ValueError('The weights do not fit the network: '
                          f'{error}') from None
+
+
+def parts_of(backbone: nn.Module) -> Set[str]:
+    """What the keys of its weights begin with."""
+    return {key.split('.')[0] for key, _ in backbone.named_parameters()} | {
+        name for name, _ in backbone.named_children()}
 
 
 def _registered_class(name: str) -> Optional[type]:

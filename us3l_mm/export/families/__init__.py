@@ -6,8 +6,9 @@ from torch import nn
 
 from .family import Family, choose, output_channels
 from .resnet import ResNetFamily
+from .vit import ViTFamily
 
-FAMILIES = (ResNetFamily(), )
+FAMILIES = (ResNetFamily(), ViTFamily())
 
 
 def family_of(backbone: nn.Module) -> Family:

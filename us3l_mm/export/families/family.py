@@ -48,6 +48,10 @@ class Family(ABC):
     def map_indices(self, plain: nn.Module) -> Tuple[int, ...]:
         """The ``out_indices`` of these maps."""
 
+    def detector_arguments(self, plain: nn.Module) -> dict:
+        """Those of the backbone with which it gives these maps."""
+        return dict(out_indices=self.map_indices(plain))
+
     def input_size(self, backbone: nn.Module) -> int:
         """Side in pixels of the square images that it is meant for."""
         return 32 if 'CIFAR' in type(backbone).__name__ else 224

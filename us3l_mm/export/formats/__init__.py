@@ -6,6 +6,7 @@ from .artifact import Artifact, SubNetwork, verify
 from .onnx import onnx_model
 from .openmmlab import mmdet, mmpretrain
 from .timm_resnet import timm_resnet
+from .timm_vit import timm_vit
 from .torchvision_resnet import torchvision_resnet
 
 Format = Callable[[SubNetwork], Artifact]
@@ -30,7 +31,7 @@ FORMATS = {
     'mmpretrain': mmpretrain,
     'mmdet': mmdet,
     'torchvision': by_family('torchvision', ResNet=torchvision_resnet),
-    'timm': by_family('timm', ResNet=timm_resnet),
+    'timm': by_family('timm', ResNet=timm_resnet, ViT=timm_vit),
     'onnx': onnx_model,
 }
 

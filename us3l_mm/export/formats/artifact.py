@@ -127,7 +127,8 @@ def _expected(network: SubNetwork, images: Tensor,
         backbone = deepcopy(backbone).to(images.dtype)
     with at_width(backbone, network.width):
         maps = backbone(images)
-    return [pooled(maps)] if outputs[0].ndim == 2 else list(maps)
+    return ([pooled(maps)] if len(outputs) == 1 and outputs[0].ndim == 2 else
+            list(maps))
 
 
 def _largest(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -69,6 +69,10 @@ def _export(network: SubNetwork) -> bytes:
     with warnings.catch_warnings():
         # The exporter that PyTorch would rather be used needs onnxscript.
         warnings.simplefilter('ignore', DeprecationWarning)
+        # That the size of the images is fixed, which it is meant to be; and
+        # that the amount of a padding is not folded.
+        warnings.simplefilter('ignore', torch.jit.TracerWarning)
+        warnings.filterwarnings('ignore', 'Constant folding')
         torch.onnx.export(
             _WithFeatures(network.plain).eval(), (images, ), buffer,
             input_names=[INPUT], output_names=[*maps, FEATURES],

@@ -31,7 +31,7 @@ def mmdet(network: SubNetwork) -> Artifact:
     family = network.family
     if is_stock and backbone['type'] not in family.mmdet_names:
         backbone['type'] = f'mmpretrain.{backbone["type"]}'
-    backbone['out_indices'] = family.map_indices(network.plain)
+    backbone.update(family.detector_arguments(network.plain))
     config = dict(
         backbone=_with_weights(backbone, network.out),
         neck=dict(in_channels=list(network.map_channels)))

@@ -185,7 +185,8 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
 
     def set_skip_dead(self, skip: bool) -> None:
         """Whether to leave out what no layer reads (``slice='input'``)."""
-        if self.slice == 'embed':
+        self.skip_dead = skip and self.slice == 'input'
+        if self.slice == 'embed':  # there is nothing of the kind
             return
         for layer in self.layers:
             fc1, fc2 = layer.ffn.layers[0][0], layer.ffn.layers[1]
@@ -251,8 +252,8 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
         x, resolution = self.patch_embed(x)
         c = x.shape[-1]
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token[..., :c].expand(len(x), -1, -1), x],
-                          dim=1)
+            x = torch.cat([self.cls_token[..., :c].expand(
+                x.shape[0], -1, -1), x], dim=1)
         x = self.drop_after_pos(x + resize_pos_embed(
             self.pos_embed[..., :c], self.patch_resolution, resolution,
             self.interpolate_mode, self.num_extra_tokens))

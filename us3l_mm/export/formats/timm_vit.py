@@ -1,0 +1,113 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Weights for timm's VisionTransformer.
+
+With ``slice='embed'`` a width is a narrower one. With ``slice='input'`` it is
+the whole one, whose weights for the features that are not read are zero: the
+same outputs, at the full cost, for those who want nothing but timm.
+"""
+import re
+from importlib.util import find_spec
+from typing import Dict
+
+from torch import Tensor, nn
+
+from us3l_mm.export.checkpoint_io import to_bytes
+from us3l_mm.models.layers import SlimmableLinear
+from .artifact import Artifact, SubNetwork, read_back
+
+NAMES = (('patch_embed.projection', 'patch_embed.proj'),
+         ('ffn.layers.0.0', 'mlp.fc1'), ('ffn.layers.1', 'mlp.fc2'),
+         ('layers', 'blocks'), ('pre_norm', 'norm_pre'))
+
+
+def timm_vit(network: SubNetwork) -> Artifact:
+    """Weights under timm's keys.
+
+    Raises:
+        ImportError: without timm, as the file could not be checked.
+        ValueError: for what timm's class cannot express.
+    """
+    if find_spec('timm') is None:
+        raise ImportError('--format timm needs timm, to check what it writes: '
+                          'pip install timm')
+    arguments = timm_arguments(network)
+    weights, remark = network.plain.state_dict(), ''
+    if not network.family.plain_arguments(network.backbone, network.width):
+        weights = zero_filled(network.backbone, network.width)
+        remark = '# The whole network, with zeros for what is not read.\n'
+    content = to_bytes(dict(state_dict=timm_keys(weights), meta=network.meta))
+
+    def run(images):
+        from timm.models.vision_transformer import VisionTransformer
+        loaded = VisionTransformer(**arguments)
+        loaded.load_state_dict(read_back(content)['state_dict'], strict=True)
+        return [loaded.eval()(images)]
+
+    listed = ''.join(f'    {name}={value!r},\n'
+                     for name, value in arguments.items())
+    return Artifact(content, run, f"""\
+{remark}import torch
+from timm.models.vision_transformer import VisionTransformer
+
+network = VisionTransformer(
+{listed})
+network.load_state_dict(
+    torch.load({network.out!r}, weights_only=True)['state_dict'])
+features = network.eval()(images)  # (N, {network.map_channels[-1]})
+""")
+
+
+def timm_arguments(network: SubNetwork) -> dict:
+    """Of timm's VisionTransformer."""
+    backbone, plain = network.backbone, network.plain
+    size, patch = backbone.img_size, backbone.patch_embed.projection
+    if network.input_size != size[0] or size[0] != size[1]:
+        raise ValueError(
+            'timm cannot hold this network: its positions are those of images '
+            f'of {size[0]} x {size[1]} pixels, got an input size of '
+            f'{network.input_size}. Leave --input-size out, or use --format '
+            'mmpretrain or onnx.')
+    if backbone.out_type == 'avg_featmap' or not backbone.final_norm:
+        raise ValueError(
+            'timm cannot hold this network: its class knows no '
+            f'out_type={backbone.out_type!r} with '
+            f'final_norm={backbone.final_norm}. Use --format mmpretrain or '
+            'onnx.')
+    shape = network.family.arguments(backbone)['arch']
+    heads = plain.num_heads
+    pooling = (dict() if backbone.out_type == 'cls_token' else
+               dict(global_pool='avg', fc_norm=False))
+    return dict(
+        img_size=size[0], patch_size=patch.kernel_size[0],
+        in_chans=patch.in_channels, num_classes=0,
+        embed_dim=plain.embed_dims, depth=plain.num_layers, num_heads=heads,
+        mlp_ratio=shape['feedforward_channels'] / shape['embed_dims'],
+        qkv_bias=plain.layers[0].attn.qkv.bias is not None,
+        class_token=plain.cls_token is not None,
+        pre_norm=isinstance(plain.pre_norm, nn.LayerNorm), **pooling)
+
+
+def timm_keys(weights: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """A state dict of MMPretrain's VisionTransformer under timm's keys."""
+
+    def rename(key: str) -> str:
+        for ours, theirs in NAMES:
+            key = key.replace(ours, theirs)
+        return re.sub(r'^ln1\.', 'norm.', re.sub(
+            r'^(blocks\.\d+)\.ln(\d)', r'\1.norm\2', key))
+
+    return {rename(key): value for key, value in weights.items()}
+
+
+def zero_filled(backbone: nn.Module, width: float) -> Dict[str, Tensor]:
+    """The whole state dict of an input-sliced ``backbone`` at ``width``.
+
+    Columns of features that are not read are zero, so that the stock class,
+    which reads all, computes the same.
+    """
+    weights = {key: value.clone()
+               for key, value in backbone.state_dict().items()}
+    for name, layer in backbone.named_modules():
+        if isinstance(layer, SlimmableLinear):
+            weights[f'{name}.weight'][:, layer.active(width)[0]:] = 0
+    return weights
