@@ -171,7 +171,8 @@ def test_make_alone_lists_every_verb():
 @needs_make
 @pytest.mark.parametrize('verb, stamps', [
     ('demo', ['.installed']),
-    ('test', ['.installed', '.installed-tests']),
+    ('demo-detection', ['.installed', '.installed-detection']),
+    ('test', ['.installed', '.installed-detection', '.installed-tests']),
 ])
 def test_second_run_installs_nothing(verb, stamps, tmp_path):
     (tmp_path / 'bin').mkdir()

@@ -128,8 +128,6 @@ def detector_config(args, slice_file: str, start: str, name: str) -> Config:
     # Evaluated once, at the end, where the only checkpoint is written too.
     cfg.train_cfg.val_interval = cfg.train_cfg.max_iters
     cfg.default_hooks.checkpoint.interval = cfg.train_cfg.max_iters
-    warm_up = max(cfg.train_cfg.max_iters // 10, 1)
-    cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = warm_up
     cfg.work_dir = osp.join(args.work_dir, name)
     # MMEngine keeps loggers and visualizers by name for the whole process.
     cfg.experiment_name = cfg.visualizer.name = name

@@ -186,10 +186,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.01),
     clip_grad=dict(max_norm=10))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=20),
-    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=20),
-]
+param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False)]
 auto_scale_lr = dict(enable=False, base_batch_size=8)
 
 log_processor = dict(by_epoch=False)
