@@ -79,10 +79,12 @@ class NonFiniteHook(Hook):
         self._check_weights(runner)
 
     def _check_weights(self, runner: Runner) -> None:
-        weights = list(runner.model.parameters())
-        if not_finite([w.detach() for w in weights]):
-            names = [name for name, w in runner.model.named_parameters()
-                     if not torch.isfinite(w).all()]
+        weights = dict(runner.model.named_parameters())
+        if not not_finite([w.detach() for w in weights.values()]):
+            return
+        names = [name for name, w in weights.items()
+                 if not torch.isfinite(w).all()]
+        if names:  # else it is the norm that overflows
             raise FloatingPointError(
                 f'After iteration {runner.iter}, {len(names)} parameters are '
                 f'not finite, such as {names[0]}, though every gradient was: '

@@ -19,8 +19,8 @@ class StepGuard:
 
     To leave a step out, its one flag is read from the device, which waits for
     the backward pass, as PyTorch's ``GradScaler`` does. Fused optimizers
-    (``optimizer=dict(..., fused=True)``) read it on the device instead, and
-    nothing waits.
+    (``optimizer=dict(type='AdamW', fused=True)``) read it on the device
+    instead, and nothing waits.
 
     Args:
         total (int): Steps that were left out before, in a resumed run.
