@@ -9,6 +9,7 @@ import itertools
 import multiprocessing
 import os
 import resource
+import runpy
 import signal
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.registry import TRANSFORMS
+from mmengine.registry import HOOKS, TRANSFORMS
 from mmengine.runner import Runner
 from small_run import small_cfg
 
@@ -53,6 +54,19 @@ class Note(Hook):
         if self.done is not None:
             self.done.send(runner.iter + 1)
         if runner.iter == self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@HOOKS.register_module()
+class DieOnce(Hook):
+    """A process that is lost, unless it has been started again."""
+
+    def __init__(self, rank, iteration):
+        self.rank, self.iteration = rank, iteration
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        if (runner.rank, runner.iter) == (self.rank, self.iteration) and (
+                os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -155,6 +169,14 @@ def train_rank(rank, world, store, work_dir, changes=None, *args):
     torch.distributed.destroy_process_group()
 
 
+def run_tool(path, arguments, environment):
+    """A tool as if started by a launcher that sets ``environment``."""
+    os.environ.update(environment)
+    sys.path.insert(0, str(Path(path).parent))
+    sys.argv = [str(path), *map(str, arguments)]
+    runpy.run_path(str(path), run_name='__main__')
+
+
 def _main(log, function, args):
     os.chdir(os.path.dirname(log))
     torch.set_num_threads(1)
@@ -165,6 +187,9 @@ def _main(log, function, args):
         faulthandler.disable()
         try:
             function(*args)
+        except SystemExit as error:
+            print(error.code, file=file, flush=True)
+            os._exit(1 if error.code else 0)
         except Exception as error:  # noqa: BLE001 - its text is the result
             traceback.print_exc(file=file)
             print(explain(error, os.path.dirname(log)), file=file, flush=True)

@@ -11,11 +11,11 @@ import os.path as osp
 import sys
 
 import torch
-import torch.distributed as torch_dist
 from mmengine.config import Config, DictAction
 from mmengine.dist import init_dist, is_main_process
 from rich.console import Console
 
+from us3l_mm.engine.processes import join_on_cpus
 from us3l_mm.evaluation import (Measures, Report, WidthEvaluation,
                                 default_widths)
 from us3l_mm.visualization import plot_measures
@@ -85,12 +85,11 @@ def start_processes(launcher, device):
         return
     if device != 'cpu':
         init_dist(launcher)
-    elif launcher == 'pytorch':
-        # MMEngine's own start asks for a GPU.
-        torch_dist.init_process_group('gloo')
-    else:
-        sys.exit(f'--launcher {launcher} needs GPUs, got --device cpu. '
-                 'Several processes on CPUs: --launcher pytorch.')
+        return
+    try:
+        join_on_cpus(launcher)
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 def evaluate(args, out, console):
