@@ -3,11 +3,10 @@
 #   FOLDER/annotations/instances_{train,val}.json beside FOLDER/train/ and val/
 #   python tools/train.py <this file> --cfg-options data_root=FOLDER \
 #       model.backbone.width=0.5 model.backbone.init_cfg.checkpoint=FILE
-# with FILE of us3l_resnet18_1xb64-coslr-400e_own-images.py, statistics included
-# (tools/evaluate_widths.py --save-checkpoint). Classes are those of the
-# annotation file; where there are more than one, the run says which two numbers
-# of the model to set. Sized for some hundred images and a small GPU, or
-# patience and a CPU: all values are the project's own, untuned.
+# with FILE as us3l_resnet18_1xb64-coslr-400e_own-images.py gives it. Classes are
+# those of the annotation file; where there are more than one, the run says which
+# two numbers of the model to set. Sized for some hundred images and a small GPU,
+# or a CPU and patience: all values are the project's own, untuned.
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/default_runtime.py',
@@ -24,6 +23,8 @@ model = dict(
         type='us3l_mm.SlimmableResNet',
         depth=18,
         width=0.5,
+        # All norms train here, so they need no measured statistics.
+        missing_statistics='reset',
         out_indices=(0, 1, 2, 3),
         **{key: value for key, value in _base_.ssl_backbone.items()
            if key != 'norm_cfg'},
