@@ -155,8 +155,9 @@ def _optional(backbone: nn.Module) -> set:
     return names
 
 
-def outline(weights: Dict[str, Tensor]) -> Tuple[int, Tuple[int, ...]]:
-    """Channels of the first convolution of a ResNet, blocks of its stages."""
+def outline(weights: Dict[str, Tensor]) -> Tuple[int, str]:
+    """Channels of the first convolution of a ResNet, and its depth in words.
+    """
     stem = next((value.shape[0] for name, value in weights.items()
                  if name in ('conv1.weight', 'stem.0.weight')), 0)
     blocks: Dict[int, int] = {}
@@ -165,7 +166,9 @@ def outline(weights: Dict[str, Tensor]) -> Tuple[int, Tuple[int, ...]]:
         if found:
             stage, block = map(int, found.groups())
             blocks[stage] = max(blocks.get(stage, 0), block + 1)
-    return stem, tuple(blocks[stage] for stage in sorted(blocks))
+    convolutions = 3 if any('.conv3.' in name for name in weights) else 2
+    return stem, (f'blocks {tuple(blocks[stage] for stage in sorted(blocks))} '
+                  f'of {convolutions} convolutions')
 
 
 def _message(backbone, file, expected, missing, shape, alien) -> str:
@@ -197,18 +200,21 @@ def _advice(backbone, file, own, missing) -> List[str]:
     lines = [f'The file has {there} channels in its first convolution'
              + (f' (width {width:g})' if width is not None else
                 f' (width {there / 64:g} of 64)')
-             + f' and blocks {blocks} in its stages; the model {here} '
+             + f' and {blocks}; the model {here} '
              f'(width {_width(backbone, here):g}) and {own_blocks}.']
     if blocks != own_blocks:
         lines.append('They are networks of different depth: set '
                      'backbone.depth to that of the file.')
     elif there > here:
         ratio = here / there * (width or 1.0)
+        # A slice cannot be cut again, but says what it was cut from.
+        source = (file.meta.get('source') or {}).get('file', file.path)
         lines.append(
-            f'Cut the file first: tools/slice_checkpoint.py {file.path} OUT '
+            f'Cut that width: tools/slice_checkpoint.py {source} OUT '
             f'--width {ratio:g} --format mmdet, and name OUT as '
-            'init_cfg.checkpoint; or let us3l_mm.SlimmableResNet(width='
-            f'{ratio:g}) cut it.')
+            'init_cfg.checkpoint; or give '
+            f'us3l_mm.SlimmableResNet(width={ratio:g}) the file of the full '
+            'network.')
     elif there < here:
         lines.append(
             'Build the model like the file: backbone.base_channels='
