@@ -196,6 +196,7 @@ def write_json(content: dict, path: str) -> None:
 def find_instances(cfg: Config, checkpoint: str, count: int) -> list:
     """(image, Instances) of the first scenes that were not trained on."""
     import torch
+    from mmcv.ops import nms
     from mmengine.dataset import pseudo_collate
 
     from us3l_mm.registry import DATASETS, MODELS
@@ -209,6 +210,8 @@ def find_instances(cfg: Config, checkpoint: str, count: int) -> list:
         with torch.no_grad():
             sample = model.test_step(pseudo_collate([data[i]]))[0]
         sure = sample.pred_instances[sample.pred_instances.scores > DRAWN]
+        # The detector may see two classes in one place; the surer is drawn.
+        sure = sure[nms(sure.bboxes, sure.scores, iou_threshold=0.5)[1]]
         found.append((cv2.imread(sample.img_path), Instances(
             sure.masks.numpy(), sure.labels.numpy(),
             data.metainfo['classes'], sure.scores.numpy())))
