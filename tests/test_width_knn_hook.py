@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from lives import finish, start
 from mmengine.runner import Runner
 from small_run import small_cfg
 
@@ -149,3 +150,39 @@ def test_bad_arguments_are_refused(arguments, message):
     cfg.pop('type')
     with pytest.raises(ValueError, match=re.escape(message)):
         WidthKNNHook(**cfg)
+
+
+def report_of_one_model(folder, rank, world):
+    """What the hook says of an untrained network, in one of the processes."""
+    torch.distributed.init_process_group(
+        'gloo', f'file://{folder}/store-{world}', rank=rank, world_size=world)
+    runner = Runner.from_cfg(small_cfg(f'{folder}/{world}'))
+    cfg = hook_cfg(num_images=23)
+    cfg.pop('type')
+    hook = WidthKNNHook(**cfg)
+    hook.before_train(runner)
+    accuracies = hook.evaluate(runner.model)
+    torch.save((accuracies, runner.model.state_dict()),
+               f'{folder}/{world}-{rank}.pth')
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.ddp
+def test_processes_together_report_what_one_would(tmp_path):
+    """23 images in batches of seven: two batches each, the last of two."""
+    logs = [tmp_path / f'{world}-{rank}.log' for world, rank in (
+        (1, 0), (2, 0), (2, 1))]
+    assert finish(*(start(
+        log, report_of_one_model, str(tmp_path), *reversed(
+            [int(word) for word in log.stem.split('-')]))
+        for log in logs)) == [0, 0, 0], '\n'.join(
+            log.read_text() for log in logs)
+    (expected, weights), *others = (
+        torch.load(log.with_suffix('.pth')) for log in logs)
+    assert [*expected] == WIDTHS
+    for accuracies, theirs in others:
+        assert accuracies == expected
+        for name, value in weights.items():
+            torch.testing.assert_close(theirs[name], value, rtol=1e-5,
+                                       atol=1e-6)
+    assert weights['backbone.bn1.running_mean_w0500000'].abs().sum() > 0

@@ -1,7 +1,8 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Batch-norm statistics of any set of widths, in one pass over the data."""
 from contextlib import contextmanager
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence
+from typing import (Any, Callable, Dict, Iterable, Iterator, List, Optional,
+                    Sequence)
 
 import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size
@@ -15,7 +16,8 @@ from .progress import count_images
 @torch.no_grad()
 def calibrate(network: nn.Module, batches: Iterable[Tensor],
               widths: Sequence[float], num_images: Optional[int] = None,
-              progress: Optional[str] = None) -> int:
+              progress: Optional[str] = None, is_share: bool = False,
+              forward: Optional[Callable[[Any], Any]] = None) -> int:
     """Measure and store the batch-norm statistics of ``widths``.
 
     One pass over the data serves all widths. The network runs as in training,
@@ -41,6 +43,13 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
             together. Defaults to all.
         progress (str, optional): What to write before a progress bar.
             Defaults to None: no bar.
+        is_share (bool): Whether ``batches`` are this process's share of
+            ``num_images`` already, all to be used. Defaults to False: it
+            takes as many of them as other processes do.
+        forward (callable, optional): Takes a batch through the network, where
+            that is not a mere call of it. ``batches`` may be anything then
+            that has a length, slices and a sum, as lists have. Defaults to
+            None: the network itself.
 
     Returns:
         int: The number of images used, over all processes.
@@ -63,7 +72,8 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
     pools = {width: {norm: _Pool(norm, width) for norm in norms}
              for width in widths}
     seen = _fill(pools, network, count_images(
-        _rebatch(batches, _share(num_images)), progress, num_images))
+        _rebatch(batches, None if is_share else _share(num_images)), progress,
+        num_images), forward or network)
     seen = _reduce([p for by_norm in pools.values() for p in by_norm.values()],
                    seen)
     if seen < 2:
@@ -115,6 +125,8 @@ class _Pool:
 
     def add(self, x: Tensor) -> None:
         """Pool a batch (N, c, ...) by the formula of Chan et al., 1983."""
+        if not x.numel():  # regions of images without any
+            return
         x = x if x.dtype == torch.float64 else x.float()
         var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
         count = x.numel() // x.shape[1]
@@ -136,7 +148,8 @@ def _norms(network: nn.Module) -> List[SlimmableBatchNorm]:
 
 
 def _fill(pools: Dict[float, dict], network: nn.Module,
-          batches: Iterable[Tensor]) -> int:
+          batches: Iterable[Tensor],
+          forward: Callable[[Any], Any]) -> int:
     """Run all batches at all widths; returns the number of images."""
     current, seen = None, 0
 
@@ -150,7 +163,7 @@ def _fill(pools: Dict[float, dict], network: nn.Module,
             for images in batches:
                 for current in pools:
                     with at_width(network, current):
-                        network(images)
+                        forward(images)
                 seen += len(images)
     finally:
         for handle in handles:
@@ -181,7 +194,8 @@ def _rebatch(batches: Iterable[Tensor],
         if held is None:
             held = images
         elif min(len(held), len(images)) == 1:
-            held = torch.cat([held, images])
+            held = (torch.cat([held, images]) if isinstance(held, Tensor)
+                    else held + images)
         else:
             yield held
             held = images

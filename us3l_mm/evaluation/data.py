@@ -1,10 +1,12 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """From the dataloaders of a config to batches that a backbone can take."""
+from copy import copy
 from typing import Iterator, Optional, Tuple
 
 import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
+from mmengine.dist import get_rank, get_world_size
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -47,16 +49,84 @@ def build_loader(cfg: dict, batch_size: Optional[int] = None) -> DataLoader:
     return Runner.build_dataloader(cfg, seed=0)
 
 
-def shuffled(loader: DataLoader) -> DataLoader:
+class DealtBatches:
+    """The batches that a single process would make, dealt out to all.
+
+    Process r takes every so many-th of them from the r-th, as it is. Where
+    layers normalise by their batch, several processes find what one does.
+
+    Args:
+        sampler (Sampler): Of the order, MMEngine's ``DefaultSampler`` or one
+            of its kind.
+        batch_size (int): Images of a batch. One that is left alone joins the
+            batch before.
+        num_images (int, optional): How many images of the order to use.
+            Defaults to None: all.
+        drop_last (bool): Leave out an incomplete batch. Defaults to False.
+    """
+
+    def __init__(self, sampler: DefaultSampler, batch_size: int,
+                 num_images: Optional[int] = None, drop_last: bool = False):
+        if num_images is not None and num_images < 2:
+            raise ValueError('Batch statistics need at least two images, got '
+                             f'num_images={num_images}.')
+        self.sampler, self.batch_size = copy(sampler), batch_size
+        self.sampler.rank, self.sampler.world_size = 0, 1
+        size = len(sampler.dataset)
+        if drop_last:
+            size -= size % batch_size
+        self.sampler.total_size = len(sampler.dataset)
+        self.size = size if num_images is None else min(size, num_images)
+
+    def _starts(self) -> list:
+        """Where each batch begins in the order."""
+        starts = list(range(0, self.size, self.batch_size))
+        if len(starts) > 1 and starts[-1] == self.size - 1:
+            starts.pop()
+        return starts
+
+    def __iter__(self) -> Iterator[list]:
+        order, starts = list(self.sampler), self._starts()
+        batches = [order[start:end] for start, end in zip(
+            starts, [*starts[1:], self.size])]
+        return iter(batches[get_rank()::get_world_size()])
+
+    def __len__(self) -> int:
+        return len(self._starts()[get_rank()::get_world_size()])
+
+
+def dealt(loader: DataLoader, sampler: Optional[DefaultSampler] = None,
+          num_images: Optional[int] = None) -> DataLoader:
+    """``loader`` with its batches dealt out whole, see :class:`DealtBatches`.
+
+    Args:
+        loader (DataLoader): Of a config.
+        sampler (DefaultSampler, optional): Of another order. Defaults to that
+            of ``loader``, or where it has no end to a random one.
+        num_images (int, optional): How many images to use, over all
+            processes. Defaults to None: all.
+    """
+    if sampler is None:
+        sampler = loader.sampler
+    if not isinstance(sampler, DefaultSampler):
+        sampler = DefaultSampler(loader.dataset, shuffle=True, seed=0)
+    batches = DealtBatches(sampler, loader.batch_size, num_images,
+                           loader.drop_last)
+    return DataLoader(
+        loader.dataset, batch_sampler=batches, num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn, worker_init_fn=loader.worker_init_fn)
+
+
+def shuffled(loader: DataLoader, num_images: Optional[int] = None
+             ) -> DataLoader:
     """The images of ``loader`` in random order, the same in every run.
 
     For calibration: batches of one class after the other, as many data sets
-    are sorted, would have statistics of their own.
+    are sorted, would have statistics of their own. ``num_images`` of them, or
+    all.
     """
-    return DataLoader(
-        loader.dataset, loader.batch_size, num_workers=loader.num_workers,
-        sampler=DefaultSampler(loader.dataset, shuffle=True, seed=0),
-        collate_fn=loader.collate_fn, worker_init_fn=loader.worker_init_fn)
+    return dealt(loader, DefaultSampler(loader.dataset, shuffle=True, seed=0),
+                 num_images)
 
 
 def image_size(loader: DataLoader) -> Tuple[int, int]:

@@ -18,7 +18,7 @@ from us3l_mm.export.checkpoint_io import (check_writable, load_weights,
 from us3l_mm.models.layers import SwitchableBatchNorm, at_width
 from .calibration import calibrate, has_norms
 from .complexity import count_complexity
-from .data import (BANK, QUERY, TRAIN, build_loader, image_batches,
+from .data import (BANK, QUERY, TRAIN, build_loader, dealt, image_batches,
                    image_size, labelled_batches, loader_cfg, shuffled)
 from .features import encode, encoder, raw_pixels
 from .knn import chance_accuracy, knn_accuracy
@@ -104,10 +104,14 @@ class WidthEvaluation:
         self.loaders = {key: build_loader(cfgs[key], measures.batch_size)
                         for key in (BANK, QUERY)}
         if measures.calibrate_on == 'plain':
-            self.calibration_loader = shuffled(self.loaders[BANK])
+            self.calibration_loader = shuffled(self.loaders[BANK],
+                                               measures.num_images)
+            self.calibration_batch = self.loaders[BANK].batch_size
         else:
-            self.calibration_loader = build_loader(cfgs[TRAIN],
-                                                   measures.batch_size)
+            loader = build_loader(cfgs[TRAIN], measures.batch_size)
+            self.calibration_loader = dealt(loader,
+                                            num_images=measures.num_images)
+            self.calibration_batch = loader.batch_size
         bank_size = len(self.loaders[BANK].dataset)
         if not 1 <= measures.k <= bank_size:
             raise ValueError(
@@ -160,7 +164,8 @@ class WidthEvaluation:
             network, image_batches(self.calibration_loader,
                                    self.preprocessor), widths,
             min(self.measures.num_images,
-                len(self.calibration_loader.dataset)), progress)
+                len(self.calibration_loader.dataset)), progress,
+            is_share=True)
 
     def _save_checkpoint(self, path: str) -> None:
         if is_main_process():
@@ -264,7 +269,7 @@ class WidthEvaluation:
             checkpoint_sha256=sha256(self.path), k=measures.k,
             calibrate_on=measures.calibrate_on,
             num_images=measures.num_images,
-            batch_size=self.calibration_loader.batch_size,
+            batch_size=self.calibration_batch,
             model=_digest(model_cfg(self.config)),
             data=_digest([self.config[key].dataset for key in (
                 BANK, QUERY, CALIBRATE_ON[measures.calibrate_on])]))

@@ -66,7 +66,7 @@ class WidthKNNHook(Hook):
             check_width(width, width_range)
         with _random_state_kept():
             self.bank, self.queries = map(build_loader, self.cfgs)
-            self.calibration = shuffled(self.bank)
+            self.calibration = shuffled(self.bank, self.num_images)
         size = len(self.bank.dataset)
         if not 1 <= self.k <= size:
             raise ValueError(
@@ -106,7 +106,8 @@ class WidthKNNHook(Hook):
         backbone = algorithm.backbone
         preprocessor = algorithm.data_preprocessor
         calibrate(backbone, image_batches(self.calibration, preprocessor),
-                  self.widths, min(self.num_images, len(self.bank.dataset)))
+                  self.widths, min(self.num_images, len(self.bank.dataset)),
+                  is_share=True)
         (bank, bank_labels), (queries, query_labels) = (
             extract_features(backbone, labelled_batches(loader, preprocessor),
                              self.widths, len(loader.dataset))
