@@ -29,7 +29,7 @@ EXTRAS_REQUIRE = {
         'onedl-mmpretrain>=1.3,<1.4',
     ],
     # Needs an mmcv with compiled ops: see the Makefile and its `make test`.
-    'detection': ['onedl-mmdetection>=3.5,<3.6'],
+    'detection': ['onedl-mmdetection>=3.5,<3.6', 'pycocotools>=2.0.6'],
     'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'timm>=1.0'],
     'tensorboard': ['tensorboard>=2.14'],
     'lint': ['ruff'],

@@ -14,7 +14,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from rich.console import Console
 
-from us3l_mm.datasets import (SceneSettings, coco, coco_folder, digit_scenes,
+from us3l_mm import stack
+from us3l_mm.datasets import (SceneSettings, coco_folder, digit_scenes,
                               write_digit_scenes)
 from us3l_mm.datasets.digit_scenes import render_scenes
 from us3l_mm.registry import DATASETS, MODELS
@@ -159,10 +160,10 @@ def test_errors_of_the_demo(tmp_path, tools, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         tools.demo.main(['--iterations', '0'])
     assert '--iterations is at least 1, got 0' in capsys.readouterr().err
-    monkeypatch.setattr(coco, 'find_spec', lambda name: None)
-    with pytest.raises(SystemExit, match='needs MMDetection'):
+    monkeypatch.setattr(stack, 'find_spec', lambda name: None)
+    with pytest.raises(SystemExit, match='mmdet.*is not installed'):
         tools.demo.main([])
-    with pytest.raises(ImportError, match='DigitScenes needs MMDetection'):
+    with pytest.raises(ImportError, match='mmdet.*is not installed'):
         digit_scenes('train', data_root=str(tmp_path / 'scenes'))
     assert not (tmp_path / 'scenes').exists()
 

@@ -29,9 +29,9 @@ from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
 from rich.table import Table
 
 from us3l_mm.apis import slice_checkpoint
-from us3l_mm.datasets.coco import require_mmdet
 from us3l_mm.export.checkpoint_io import (load_weights, sha256,
                                           write_atomically)
+from us3l_mm.stack import check_detection
 from us3l_mm.visualization import Instances, draw_grid, draw_instances
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -275,7 +275,7 @@ def report(runs: list, cfg: Config) -> Table:
 
 
 def run(args, console: Console) -> None:
-    require_mmdet('The detection demo')
+    check_detection()
     from mmengine.registry import init_default_scope
     began = time.perf_counter()
     checkpoint = find_checkpoint(args, console)

@@ -6,12 +6,12 @@ MMDetection only when they are called.
 """
 import json
 import os.path as osp
-from importlib.util import find_spec
 from typing import List, Optional
 
 from torch.utils.data import Dataset
 
 from us3l_mm.registry import DATASETS
+from us3l_mm.stack import check_detection
 from .digit_scenes import CLASSES, SceneSettings, write_digit_scenes
 
 
@@ -30,11 +30,12 @@ def digit_scenes(split: str, data_root: str = 'data/digit_scenes',
         **kwargs: Those of ``mmdet.CocoDataset`` (``pipeline``, ...).
 
     Raises:
+        ImportError: where MMDetection is needed and cannot be used.
         ValueError: if ``data_root`` holds something else.
     """
     if split not in ('train', 'val'):
         raise ValueError(f"split is 'train' or 'val', got {split!r}.")
-    require_mmdet('us3l_mm.DigitScenes')
+    check_detection()
     write_digit_scenes(data_root, SceneSettings(**(scenes or {})))
     return _coco_dataset(CLASSES, data_root=data_root,
                          ann_file=f'annotations/instances_{split}.json',
@@ -58,9 +59,10 @@ def coco_folder(ann_file: str, data_root: str = '',
         **kwargs: Those of ``mmdet.CocoDataset`` (``data_prefix``, ...).
 
     Raises:
-        FileNotFoundError, ValueError: with what is wrong and what to do.
+        ImportError, FileNotFoundError, ValueError: with what is wrong and
+            what to do.
     """
-    require_mmdet('us3l_mm.CocoFolder')
+    check_detection()
     classes = class_names(osp.join(data_root, ann_file))
     if same_classes_as is not None:
         others = class_names(osp.join(data_root, same_classes_as))
@@ -94,14 +96,6 @@ def class_names(path: str) -> List[str]:
         raise ValueError(f'{path} has several categories called {twice}; '
                          'give each a name of its own.')
     return names
-
-
-def require_mmdet(who: str) -> None:
-    """Raise ImportError, with the way out, where MMDetection is missing."""
-    if find_spec('mmdet') is None:
-        raise ImportError(f"{who} needs MMDetection: pip install -e "
-                          "'.[detection]', and an mmcv with compiled ops; "
-                          '`make demo-detection` installs both.')
 
 
 def _coco_dataset(classes, **kwargs) -> Dataset:
