@@ -183,6 +183,8 @@ def fine_tune(cfg: Config, name: str, slice_file: str,
             scalars[f'val/coco/{kind}_{metric}'].current())
            for kind in ('bbox', 'segm') for metric in ('mAP', 'mAP_50')})
     write_json(result, result_file)
+    console.print(f'{name}: box AP {100 * result["bbox_mAP"]:.1f}, mask AP '
+                  f'{100 * result["segm_mAP"]:.1f}')
     return result
 
 
