@@ -171,7 +171,9 @@ def test_config_is_what_its_name_says(path):
     assert {cfg[f'{name}_dataloader'].dataset.type
             for name in ('train', 'val', 'test')} == {dataset}
     assert cfg.model_wrapper_cfg.type == 'MMDistributedDataParallel'
-    assert f'resnet{cfg.model.backbone.depth}' == network
+    backbone = cfg.model.backbone
+    assert network == (f'vit-{backbone.arch}' if 'arch' in backbone else
+                       f'resnet{backbone.depth}')
     model = built(cfg)
     assert model.head.num_classes == classes
     frozen = not any(p.requires_grad for p in model.backbone.parameters())
