@@ -12,12 +12,14 @@ from mmengine.config import Config, DictAction
 from mmengine.evaluator import DumpResults
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
+from rich.console import Console
 # The tool beside this one; Python looks in the folder of a script first.
 from train import (check_checkpoint, join_processes, load_config,
                    merge_loader)
 
 from us3l_mm.engine import launch
 from us3l_mm.models.heads import name_at
+from us3l_mm.visualization import width_table
 
 
 def parse_args(argv=None):
@@ -147,6 +149,9 @@ def main() -> None:
     if args.out and args.out_item != 'metrics':
         dump_predictions(runner, args.out)
     metrics = runner.test()
+    if hasattr(runner.test_loop, 'evaluators') and runner.rank == 0:
+        Console().print(width_table(metrics,
+                                    list(runner.test_loop.evaluators)))
     if args.out and args.out_item == 'metrics' and runner.rank == 0:
         mmengine.dump(metrics, args.out)
     if torch_dist.is_available() and torch_dist.is_initialized():

@@ -1,14 +1,16 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from .cpu_amp import CpuAmpOptimWrapper
-from .hooks import (AtomicCheckpointHook, CheckAnnotationsHook,
-                    CheckPretrainedHook, CollapseMonitorHook, CompileHook,
+from .hooks import (AtomicCheckpointHook, CalibrationHook,
+                    CheckAnnotationsHook, CheckPretrainedHook,
+                    CollapseMonitorHook, CompileHook,
                     DynamicSamplerHook, ExactResumeHook, GroupRegHook,
                     NonFiniteHook, PreflightHook, WidthKNNHook)
 from .loops import WidthTestLoop, WidthValLoop
 from .wrappers import US3LDistributedDataParallel
 
 __all__ = [
-    'AtomicCheckpointHook', 'CheckAnnotationsHook', 'CheckPretrainedHook',
+    'AtomicCheckpointHook', 'CalibrationHook', 'CheckAnnotationsHook',
+    'CheckPretrainedHook',
     'CollapseMonitorHook', 'CompileHook', 'CpuAmpOptimWrapper',
     'DynamicSamplerHook', 'ExactResumeHook', 'GroupRegHook', 'NonFiniteHook',
     'PreflightHook',

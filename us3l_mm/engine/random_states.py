@@ -1,6 +1,8 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """The random states of a process, as what a checkpoint may hold: numbers."""
 import random
+from contextlib import contextmanager
+from typing import Iterator
 
 import numpy as np
 import torch
@@ -38,3 +40,14 @@ def seed_all(*words: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def seeded(*words: int) -> Iterator[None]:
+    """Run a block seeded by :func:`seed_all`; the states before it return."""
+    states = random_states()
+    seed_all(*words)
+    try:
+        yield
+    finally:
+        set_random_states(states)

@@ -4,7 +4,6 @@ from typing import Iterable, Iterator, Optional
 from mmengine.dist import get_world_size, is_main_process
 from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
                            TimeRemainingColumn)
-from torch import Tensor
 
 
 def count_images(batches: Iterable, description: Optional[str],
@@ -12,8 +11,8 @@ def count_images(batches: Iterable, description: Optional[str],
     """Yield ``batches`` unchanged while a bar counts their images.
 
     Args:
-        batches (iterable): Of image tensors (N, ...), or of tuples that begin
-            with one.
+        batches (iterable): Whose length is a number of images, such as
+            tensors (N, ...), or tuples that begin with one.
         description (str, optional): Stands before the bar; None for no bar.
             Only the main process has one.
         total (int, optional): Images in all processes together.
@@ -28,5 +27,5 @@ def count_images(batches: Iterable, description: Optional[str],
         task = bar.add_task(description, total=total)
         for batch in batches:
             yield batch
-            images = batch if isinstance(batch, Tensor) else batch[0]
+            images = batch[0] if isinstance(batch, tuple) else batch
             bar.advance(task, len(images) * get_world_size())

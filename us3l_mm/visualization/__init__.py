@@ -2,8 +2,9 @@
 from .curve import Line, draw_curve
 from .instances import Instances, draw_grid, draw_instances
 from .report import plot_measures, plot_reports
+from .width_table import width_table
 
 __all__ = [
     'Instances', 'Line', 'draw_curve', 'draw_grid', 'draw_instances',
-    'plot_measures', 'plot_reports'
+    'plot_measures', 'plot_reports', 'width_table'
 ]

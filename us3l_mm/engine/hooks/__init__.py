@@ -1,5 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from .atomic_checkpoint_hook import AtomicCheckpointHook
+from .calibration_hook import CalibrationHook
 from .check_annotations_hook import CheckAnnotationsHook
 from .check_pretrained_hook import CheckPretrainedHook
 from .collapse_monitor_hook import CollapseMonitorHook
@@ -12,8 +13,9 @@ from .preflight_hook import PreflightHook
 from .width_knn_hook import WidthKNNHook
 
 __all__ = [
-    'AtomicCheckpointHook', 'CheckAnnotationsHook', 'CheckPretrainedHook',
-    'CollapseMonitorHook', 'CompileHook', 'DynamicSamplerHook',
+    'AtomicCheckpointHook', 'CalibrationHook', 'CheckAnnotationsHook',
+    'CheckPretrainedHook', 'CollapseMonitorHook', 'CompileHook',
+    'DynamicSamplerHook',
     'ExactResumeHook', 'GroupRegHook', 'NonFiniteHook', 'PreflightHook',
     'WidthKNNHook'
 ]

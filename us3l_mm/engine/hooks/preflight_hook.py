@@ -2,6 +2,7 @@
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from mmpretrain.models import BaseSelfSupervisor
 from mmpretrain.utils import get_ori_model
 
 from us3l_mm.engine.agreement import check_agreement
@@ -62,5 +63,7 @@ class PreflightHook(Hook):
                 'compile without CompileHook would compile the whole training '
                 'step, and give up after a few widths. Add custom_hooks: '
                 "dict(type='us3l_mm.CompileHook').")
+        if not isinstance(get_ori_model(runner.model), BaseSelfSupervisor):
+            return  # a detector of many widths
         loader = runner.train_dataloader
         check_views(loader.dataset[next(iter(loader.sampler))].get('inputs'))

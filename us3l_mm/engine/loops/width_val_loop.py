@@ -4,11 +4,12 @@ from typing import Dict, List, Optional, Sequence, Union
 
 import torch
 from mmengine.evaluator import Evaluator
-from mmengine.runner import Runner, ValLoop
+from mmengine.runner import BaseLoop, Runner, ValLoop
 from mmengine.runner.amp import autocast
 from mmpretrain.utils import get_ori_model
 from torch.utils.data import DataLoader
 
+from us3l_mm.engine.hooks import CalibrationHook
 from us3l_mm.models.heads import name_at
 from us3l_mm.models.layers import at_width
 from us3l_mm.registry import LOOPS
@@ -29,7 +30,8 @@ class WidthValLoop(ValLoop):
         dataloader (DataLoader or dict): Of the images.
         evaluator (Evaluator, dict or list): Copied for each width.
         widths (sequence[float], optional): Defaults to the widths of the
-            model's head, else to the one width of its backbone.
+            detector or of the classifier's head, else to the one width of
+            its backbone.
         fp16 (bool): Whether to predict in mixed precision. Defaults to False.
     """
 
@@ -47,12 +49,15 @@ class WidthValLoop(ValLoop):
             with at_width(runner.model, width):
                 pass
         self.evaluators: Dict[float, Evaluator] = {
-            width: deepcopy(self.evaluator) for width in widths}
+            width: self._evaluator_at(width) for width in widths}
         self._check_save_best()
+        self._check_calibration()
 
     def _default_widths(self) -> List[float]:
         model = get_ori_model(self.runner.model)
-        widths = getattr(model.head, 'widths', None)
+        # Those of a detector, or of a classifier's head
+        widths = getattr(model, 'widths', None) or getattr(
+            getattr(model, 'head', None), 'widths', None)
         if widths is None and model.backbone.width is not None:
             widths = [model.backbone.width]
         if widths is None:
@@ -60,6 +65,18 @@ class WidthValLoop(ValLoop):
                 f'{type(self).__name__} needs to know the widths: the model '
                 f'has no list of them. Set {self.stage}_cfg.widths=[...].')
         return widths
+
+    def _evaluator_at(self, width: float) -> Evaluator:
+        """A copy of the evaluator for one width."""
+        # The truth in COCO format is read only, and large.
+        shared = {id(truth): truth for truth in (
+            getattr(metric, '_coco_api', None)
+            for metric in self.evaluator.metrics) if truth is not None}
+        evaluator = deepcopy(self.evaluator, shared)
+        for metric in evaluator.metrics:
+            if getattr(metric, 'outfile_prefix', None):
+                metric.outfile_prefix = name_at(metric.outfile_prefix, width)
+        return evaluator
 
     def _check_save_best(self) -> None:
         """Refuse a metric that would be looked for after the first epochs."""
@@ -72,6 +89,18 @@ class WidthValLoop(ValLoop):
                         'validation: their names end in one of '
                         f'{list(endings)}, such as '
                         f'accuracy/top1{endings[0]}.')
+
+    def _check_calibration(self) -> None:
+        """Refuse a training after which no width could be validated."""
+        runner = self.runner
+        if (isinstance(runner._train_loop, BaseLoop)
+                and hasattr(get_ori_model(runner.model), 'run_norms')
+                and not any(isinstance(hook, CalibrationHook)
+                            for hook in runner.hooks)):
+            raise ValueError(
+                'Training tracks no batch-norm statistics, so there would be '
+                'none to validate with. Add custom_hooks: '
+                "dict(type='us3l_mm.CalibrationHook').")
 
     def run(self) -> dict:
         """Predict everything, and return the metrics of all widths."""
