@@ -1,5 +1,10 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from .slimmable_mobilenet_v2 import (SlimmableMobileNetV2,
+                                     SlimmableMobileNetV2_CIFAR)
 from .slimmable_resnet import SlimmableResNet, SlimmableResNet_CIFAR
 from .slimmable_vit import SlimmableViT
 
-__all__ = ['SlimmableResNet', 'SlimmableResNet_CIFAR', 'SlimmableViT']
+__all__ = [
+    'SlimmableMobileNetV2', 'SlimmableMobileNetV2_CIFAR', 'SlimmableResNet',
+    'SlimmableResNet_CIFAR', 'SlimmableViT'
+]

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Optional
+from typing import Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,8 @@ class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
         slice_in (bool): Whether the input narrows with the width; False for
             the stem, which always sees the whole image. Defaults to True.
         slice_out (bool): Whether the output narrows. Defaults to True.
-        ratio (int): Expand ratio to round by. Defaults to 1.
+        ratio (int or tuple[int, int]): Expand ratio to round by, one for
+            both sides or (input, output). Defaults to 1.
         divisor (int): Channels are rounded to multiples of it. Defaults to 8.
         steps (int, optional): Instead, both sides narrow in so many equal
             steps. Defaults to None.
@@ -33,7 +34,7 @@ class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
     """
 
     def __init__(self, *args, slice_in: bool = True, slice_out: bool = True,
-                 ratio: int = 1, divisor: int = 8,
+                 ratio: Union[int, Tuple[int, int]] = 1, divisor: int = 8,
                  steps: Optional[int] = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.depthwise = self.groups == self.in_channels and self.groups > 1
@@ -49,23 +50,24 @@ class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
                 "A slimmable convolution pads with 'zeros', got "
                 f'padding_mode={self.padding_mode!r}.')
         self.slice_in, self.slice_out = slice_in, slice_out
-        self.ratio, self.divisor, self.steps = ratio, divisor, steps
+        self.ratio = (ratio, ratio) if isinstance(ratio, int) else ratio
+        self.divisor, self.steps = divisor, steps
         self.on_width()
 
     def active(self, width: float) -> tuple:
         """(input channels, output channels) at ``width``."""
         c_in, c_out = self.in_channels, self.out_channels
         if self.slice_in:
-            c_in = self.round(c_in, width)
+            c_in = self.round(c_in, width, self.ratio[0])
         if self.slice_out:
-            c_out = self.round(c_out, width)
+            c_out = self.round(c_out, width, self.ratio[1])
         return c_in, c_out
 
-    def round(self, channels: int, width: float) -> int:
+    def round(self, channels: int, width: float, ratio: int) -> int:
         """How many of ``channels`` are active at ``width``."""
         if self.steps is not None:
             return active_steps(channels, width, self.steps)
-        return active_channels(channels, width, self.divisor, self.ratio)
+        return active_channels(channels, width, self.divisor, ratio)
 
     def on_width(self) -> None:
         self.active_in, self.active_out = self.active(self.width)

@@ -77,6 +77,7 @@ class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
         slice_channels (bool): Whether the channels narrow with the width;
             False inside a projector. Defaults to True.
         divisor (int): Channels are rounded to multiples of it. Defaults to 8.
+        ratio (int): Expand ratio to round by. Defaults to 1.
         sync (bool): Whether the statistics of a batch are those of all
             processes together. Defaults to False.
         momentum (float): Accepted for the configs of plain norms; there is no
@@ -88,10 +89,10 @@ class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
     def __init__(self, num_features: int, eps: float = 1e-5,
                  momentum: float = 0.1, affine: bool = True,
                  slice_channels: bool = True, divisor: int = 8,
-                 sync: bool = False):
+                 ratio: int = 1, sync: bool = False):
         super().__init__(num_features, eps, momentum, affine)
         self.slice_channels, self.divisor = slice_channels, divisor
-        self.sync = sync
+        self.ratio, self.sync = ratio, sync
         # Suffixes of the widths with statistics. Kept on the host, so that
         # asking for them never waits for the device.
         self._measured = set()
@@ -101,7 +102,8 @@ class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
         """Channels at ``width``."""
         if not self.slice_channels:
             return self.num_features
-        return active_channels(self.num_features, width, self.divisor)
+        return active_channels(self.num_features, width, self.divisor,
+                               self.ratio)
 
     def on_width(self) -> None:
         self.active_features = self.active(self.width)

@@ -21,6 +21,9 @@ class SwitchableBatchNorm(SlimmableLayer, nn.Module):
         widths (Sequence[float]): The widths that can run. The full width is
             the one that a new layer starts at; it need not be listed.
         divisor (int): Channels are rounded to multiples of it. Defaults to 8.
+        ratio (int): Expand ratio to round by. Defaults to 1.
+        slice_channels (bool): Whether the channels narrow with the width.
+            Defaults to True.
         **kwargs: Those of the plain batch norm (``eps``, ``momentum``, ...).
 
     Shapes: (N, c, ...) to the same.
@@ -30,15 +33,18 @@ class SwitchableBatchNorm(SlimmableLayer, nn.Module):
     active_norm = None
 
     def __init__(self, num_features: int, widths: Sequence[float],
-                 divisor: int = 8, **kwargs):
+                 divisor: int = 8, ratio: int = 1,
+                 slice_channels: bool = True, **kwargs):
         super().__init__()
         if not widths:
             raise ValueError('A switchable batch norm needs a list of widths.')
         self.num_features = num_features
         self.widths = sorted({check_width(w) for w in widths}, reverse=True)
         self.norms = nn.ModuleList(
-            self.plain_type(active_channels(num_features, w, divisor),
-                            **kwargs) for w in self.widths)
+            self.plain_type(
+                active_channels(num_features, w, divisor, ratio)
+                if slice_channels else num_features, **kwargs)
+            for w in self.widths)
 
     def on_width(self) -> None:
         # Every layer starts at full width; only to run there needs a norm.

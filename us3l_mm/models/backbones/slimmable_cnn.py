@@ -1,0 +1,134 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""What the convolutional backbones share."""
+from typing import Optional, Tuple
+
+from torch import nn
+
+from us3l_mm.models.layers import (SlimmableConv2d, active_channels,
+                                   check_width, check_width_range)
+from .narrow import Cut, cut_layers
+from .weights import ChecksItsWeights
+
+NORMS = {
+    'BN': 'us3l_mm.SlimmableBatchNorm2d',
+    'BN2d': 'us3l_mm.SlimmableBatchNorm2d',
+    'SwitchableBN': 'us3l_mm.SwitchableBatchNorm2d',
+}
+
+
+def check_sync(width: Optional[float]) -> None:
+    """Refuse SyncBN without a width: statistics would mix several."""
+    if width is None:
+        raise ValueError(
+            "norm_cfg.type='SyncBN' is for a network of a single width: set "
+            'width=0.5, say. Pre-training synchronises its norms by '
+            'model.sync_norms=True.')
+
+
+class SlimmableCNN(ChecksItsWeights):
+    """Mix-in in front of a convolutional backbone of MMPretrain.
+
+    That takes ``conv_cfg``, ``norm_cfg``, ``frozen_stages`` and ``norm_eval``.
+    This builds the network over slimmable layers, and cuts it where a
+    ``width`` is given. A subclass says :meth:`output_channels`, and adapts
+    what is special in :meth:`adapt_layers` and :meth:`on_cut`.
+    """
+
+    # Of an ordinary network of that width; None for one that runs at any.
+    width: Optional[float] = None
+
+    def __init__(self, *args, width_range: Tuple[float, float] = (0.25, 1.0),
+                 divisor: int = 8, conv_cfg: Optional[dict] = None,
+                 norm_cfg: Optional[dict] = None,
+                 width: Optional[float] = None,
+                 missing_statistics: str = 'error', **kwargs):
+        if conv_cfg is not None:
+            raise ValueError(
+                f'{type(self).__name__} brings its own convolutions, got '
+                f'conv_cfg={conv_cfg!r}; leave it out.')
+        norm_cfg = dict(norm_cfg or dict(type='BN'))
+        sync = norm_cfg['type'] == 'SyncBN'
+        if sync:
+            check_sync(width)
+            norm_cfg['type'] = 'BN'
+        if norm_cfg['type'] not in {*NORMS, *NORMS.values()}:
+            raise ValueError(
+                f'norm_cfg.type is one of {sorted(NORMS)}, got '
+                f'{norm_cfg["type"]!r}.')
+        norm_cfg['type'] = NORMS.get(norm_cfg['type'], norm_cfg['type'])
+        norm_cfg['divisor'] = divisor
+        super().__init__(
+            *args, norm_cfg=norm_cfg, conv_cfg=dict(
+                type='us3l_mm.SlimmableConv2d', divisor=divisor), **kwargs)
+        self.width_range = check_width_range(width_range)
+        self.divisor = divisor
+        # The stem sees the whole image at every width.
+        stem = next(m for m in self.modules()
+                    if isinstance(m, SlimmableConv2d))
+        stem.slice_in = False
+        stem.on_width()
+        self.adapt_layers()
+        if width is not None:
+            self._narrow(check_width(width, self.width_range),
+                         missing_statistics)
+            if sync:
+                nn.SyncBatchNorm.convert_sync_batchnorm(self)
+        elif missing_statistics != 'error':
+            raise ValueError('missing_statistics is for a network of a single '
+                             'width, got it without a width.')
+
+    def adapt_layers(self) -> None:
+        """Change the layers that do not narrow as all others do."""
+
+    def _narrow(self, width: float, missing_statistics: str) -> None:
+        """Make this an ordinary network of one width."""
+        if missing_statistics == 'reset' and (self.norm_eval
+                                              or self.frozen_stages >= 0):
+            raise ValueError(
+                "missing_statistics='reset' needs norms that train, got "
+                f'norm_eval={self.norm_eval}, '
+                f'frozen_stages={self.frozen_stages}: frozen norms would '
+                'normalise by the statistics of a new layer for ever.')
+        self.cut = Cut(self, width, missing_statistics)
+        cut_layers(self, width)
+
+    def on_cut(self, width: float) -> None:
+        """Adapt what knows channel counts, now that all layers are plain."""
+        self.width, self.width_range = width, (width, width)
+        self._freeze_stages()
+
+    def output_channels(self) -> Tuple[int, ...]:
+        """Channels of each output (``out_indices``) of the network as built.
+        """
+        raise NotImplementedError
+
+    def feature_channels(self, width: Optional[float] = None
+                         ) -> Tuple[int, ...]:
+        """Channels of each output (``out_indices``) at ``width``.
+
+        Defaults to the width that the network was built for, else the full.
+        """
+        channels = self.output_channels()
+        if width is not None:
+            width = check_width(width, self.width_range)
+        if width is None or self.width is not None:
+            return channels
+        return tuple(
+            active_channels(c, width, self.divisor)
+            if rounding.get('slice_in', True) else c
+            for c, rounding in zip(channels, self.feature_rounding))
+
+    @property
+    def out_channels(self) -> Tuple[int, ...]:
+        """What a neck asks for: :meth:`feature_channels` of this network."""
+        return self.feature_channels()
+
+    @property
+    def feature_rounding(self) -> Tuple[dict, ...]:
+        """How each output narrows: arguments of a slimmable layer behind it.
+        """
+        return (dict(divisor=self.divisor), ) * len(self.out_indices)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        return self  # MMPretrain's backbones return None
