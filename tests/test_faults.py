@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from lives import (assert_same_end, cfg_of, clock_ahead, die_at_write, end_of,
-                   finish, kill_after, ranks, small_files, start, stop_at,
-                   train)
+                   finish, kill_after, other_weights, ranks, run_tool,
+                   small_files, start, stop_at, train)
 
 from us3l_mm.engine.checkpoints import find_checkpoint
 from us3l_mm.export.checkpoint_io import load_weights
 
+TRAIN = Path(__file__).parents[1] / 'tools/train.py'
 EVERY_ITERATION = {
     'default_hooks.checkpoint.by_epoch': False,
     'default_hooks.checkpoint.max_keep_ckpts': 2}
@@ -167,16 +168,17 @@ def test_a_disk_that_is_really_full(tmp_path, alone):
 @pytest.mark.parametrize('how, says', [
     ('dies', 'A worker process of a data loader died'),
     ('hangs', 'No worker of a data loader gave a batch within 2 seconds')])
-def test_a_worker_that_ends_or_hangs_is_an_error(tmp_path, alone, how, says):
-    cfg = cfg_of('unused').train_dataloader
-    failing = {'train_dataloader': dict(
-        num_workers=1, timeout=2, dataset=dict(pipeline=[
-            dict(type='mmengine.Fails', sample=5, how=how),
-            *cfg.dataset.pipeline]))}
+def test_a_worker_that_ends_or_hangs_is_an_error(tmp_path, how, says):
+    """As the tool says it, after the traceback."""
+    cfg = cfg_of(tmp_path / 'run')
+    cfg.train_dataloader.update(num_workers=1, timeout=2)
+    cfg.train_dataloader.dataset.pipeline.insert(
+        0, dict(type='mmengine.Fails', sample=5, how=how))
+    cfg.dump(tmp_path / 'cfg.py')
     log = tmp_path / 'log'
-    assert finish(start(log, train, str(tmp_path / 'run'), failing),
-                  timeout=40) == [1]
-    assert says in log.read_text()
+    assert finish(start(log, run_tool, TRAIN, [tmp_path / 'cfg.py'], {}),
+                  timeout=60) == [1]
+    assert log.read_text().splitlines()[-1].startswith(says)
 
 
 def logs(folder) -> str:
@@ -207,11 +209,13 @@ def test_a_process_that_hangs_ends_the_others(tmp_path):
 
 
 @pytest.mark.ddp
-def test_another_seed_on_a_process_is_refused(tmp_path):
-    assert finish(*ranks(tmp_path, tmp_path / 'run', [
-        (), ({'randomness.seed': 1}, )])) == [1, 1], logs(tmp_path)
-    assert re.search("the config key randomness.seed is '1' on rank 1 .* and "
-                     "'0' on rank 0", logs(tmp_path))
+@pytest.mark.parametrize('other, says', [
+    (({'randomness.seed': 1}, ), "the config key randomness.seed is '1' on "
+     "rank 1 .* and '0' on rank 0"),
+    (({}, None, None, (other_weights, )), 'the checksum of the weights is')])
+def test_processes_that_disagree_are_refused(tmp_path, other, says):
+    assert finish(*ranks(tmp_path, tmp_path / 'run', [(), other])) == [1, 1]
+    assert re.search(says, logs(tmp_path)), logs(tmp_path)
 
 
 @pytest.mark.ddp

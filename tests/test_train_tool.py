@@ -171,6 +171,22 @@ def test_loaders_get_only_what_pytorch_accepts(tool):
     assert not loader.persistent_workers and not loader.pin_memory
 
 
+def test_workers_that_hang_are_not_waited_for_for_ever(tool):
+    assert merged(tool, CONFIG).train_dataloader.timeout == 600
+    for option, timeout in (('num_workers=0', None), ('timeout=5', 5)):
+        loader = merged(tool, CONFIG, '--cfg-options',
+                        f'train_dataloader.{option}').train_dataloader
+        assert loader.get('timeout') == timeout
+
+
+def test_stock_checkpoint_hooks_become_atomic(tool):
+    hooks = merged(
+        tool, CONFIG, '--cfg-options',
+        'default_hooks.checkpoint.type=CheckpointHook').default_hooks
+    assert hooks.checkpoint.type == 'us3l_mm.AtomicCheckpointHook'
+    assert hooks.exact_resume.type == 'us3l_mm.ExactResumeHook'
+
+
 def test_no_validate_leaves_out_the_knn_hook_alone(tool):
     recipe = CONFIG.with_name(CONFIG.name.replace('-folder', ''))
     both = [[hook.type for hook in merged(tool, recipe, *flags).custom_hooks]
@@ -194,6 +210,20 @@ def test_mixed_precision_without_a_gpu_is_refused(tool):
     with pytest.raises(SystemExit, match='optim_wrapper.type=OptimWrapper'):
         merged(tool, in1k)
     merged(tool, in1k, '--cfg-options', 'optim_wrapper.type=OptimWrapper')
+
+
+@no_gpu
+@pytest.mark.parametrize('config', ['us3l_resnet18_4xb128-coslr-400e_cifar10',
+                                    'us3l_resnet18_8xb128-coslr-100e_in1k'])
+def test_bfloat16_needs_no_gpu(tool, config):
+    path = ROOT / f'configs/us3l/{config}.py'
+    wrapper = merged(tool, path, '--amp', '--cfg-options',
+                     'optim_wrapper.dtype=bfloat16').optim_wrapper
+    assert wrapper.type == 'us3l_mm.CpuAmpOptimWrapper'
+    assert wrapper.dtype == 'bfloat16' and 'loss_scale' not in wrapper
+    with pytest.raises(SystemExit, match='float16 needs a GPU.*bfloat16'):
+        merged(tool, path, '--amp', '--cfg-options',
+               'optim_wrapper.dtype=float16')
 
 
 def test_amp_keeps_every_other_key(tool, monkeypatch):

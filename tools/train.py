@@ -1,11 +1,11 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Train from a config file: MMPretrain's flags, and earlier errors."""
 import argparse
-import atexit
 import inspect
 import os
 import os.path as osp
 import sys
+import traceback
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -285,9 +285,10 @@ def main() -> None:
         train(cfg)
     except Exception as error:
         cause = explain(error, cfg.work_dir)
-        if cause is not None:  # after the traceback, where it is seen
-            atexit.register(print, cause, file=sys.stderr)
-        raise
+        if cause is None:
+            raise
+        traceback.print_exc()
+        sys.exit(cause)
     if torch_dist.is_available() and torch_dist.is_initialized():
         torch_dist.destroy_process_group()
 
