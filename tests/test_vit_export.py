@@ -110,6 +110,10 @@ def test_every_format_computes_what_the_width_does(saved, format, tmp_path):
         assert report.meta['feature_channels'] == list(
             net.feature_channels(width))
         sizes.append((tmp_path / f'{width}').stat().st_size)
+    if format == 'mmdet':
+        assert ("type='us3l_mm.SimpleFPN',\n    in_channels=["
+                f'{net.feature_channels(0.25)[0]}]') in report.usage
+        assert "out_type='featmap'" in report.usage
     if format == 'timm' and net.slice == 'input':
         assert 'zeros for what is not read' in report.usage
         assert len(set(sizes)) == 1

@@ -5,10 +5,11 @@ from typing import Optional
 from torch import nn
 
 from .family import Family, choose, output_channels
+from .mobilenet_v2 import MobileNetV2Family
 from .resnet import ResNetFamily
 from .vit import ViTFamily
 
-FAMILIES = (ResNetFamily(), ViTFamily())
+FAMILIES = (ResNetFamily(), MobileNetV2Family(), ViTFamily())
 
 
 def family_of(backbone: nn.Module) -> Family:

@@ -52,6 +52,10 @@ class Family(ABC):
         """Those of the backbone with which it gives these maps."""
         return dict(out_indices=self.map_indices(plain))
 
+    def detector_neck(self, plain: nn.Module) -> dict:
+        """What says to the neck which maps these are."""
+        return dict(in_channels=list(self.map_channels(plain)))
+
     def input_size(self, backbone: nn.Module) -> int:
         """Side in pixels of the square images that it is meant for."""
         return 32 if 'CIFAR' in type(backbone).__name__ else 224

@@ -79,5 +79,8 @@ class ViTFamily(Family):
     def detector_arguments(self, plain: nn.Module) -> dict:
         return dict(out_indices=self.map_indices(plain), out_type='featmap')
 
+    def detector_neck(self, plain: nn.Module) -> dict:
+        return dict(type='us3l_mm.SimpleFPN', **super().detector_neck(plain))
+
     def input_size(self, backbone: nn.Module) -> int:
         return max(backbone.img_size)

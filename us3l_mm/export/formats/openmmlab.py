@@ -34,8 +34,9 @@ def mmdet(network: SubNetwork) -> Artifact:
     backbone.update(family.detector_arguments(network.plain))
     config = dict(
         backbone=_with_weights(backbone, network.out),
-        neck=dict(in_channels=list(network.map_channels)))
-    return _artifact(network, 'mmdet', config, is_stock)
+        neck=family.detector_neck(network.plain))
+    return _artifact(network, 'mmdet', config,
+                     is_stock and 'type' not in config['neck'])
 
 
 def consumer_arguments(network: SubNetwork) -> Tuple[dict, bool]:

@@ -1,0 +1,98 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Which ordinary MobileNetV2 a sub-network is."""
+from typing import Optional, Tuple
+
+from mmpretrain.models import MobileNetV2
+from mmpretrain.models.utils import make_divisible
+from torch import nn
+
+from us3l_mm.models.backbones import (SlimmableMobileNetV2,
+                                      SlimmableMobileNetV2_CIFAR)
+from .family import Family, non_default, same_channels
+
+# The last of each resolution, the features at the end; also the maps that
+# MMDetection's MobileNetV2 gives.
+MAPS = (1, 2, 4, 7)
+FINEST = 1 / 1024
+
+
+class MobileNetV2Family(Family):
+    """MobileNetV2; each width w of it is one of ``widen_factor=w``.
+
+    One whose own ``widen_factor`` is not 1 was rounded once already, so that
+    of its widths some are those of a stock network and some are not.
+    """
+
+    name = 'MobileNetV2'
+    slimmable = (SlimmableMobileNetV2, )
+
+    def stock_class(self, backbone: nn.Module) -> type:
+        return MobileNetV2
+
+    def arguments(self, backbone: nn.Module) -> dict:
+        arguments = non_default(
+            dict(widen_factor=backbone.widen_factor,
+                 act_cfg=backbone.act_cfg), MobileNetV2)
+        eps = (backbone.norm_cfg or {}).get('eps')
+        if eps is not None:
+            arguments['norm_cfg'] = dict(type='BN', eps=eps)
+        return arguments
+
+    def plain_arguments(self, backbone: nn.Module,
+                        width: float) -> Optional[dict]:
+        if isinstance(backbone, SlimmableMobileNetV2_CIFAR):
+            return None  # no stock class has these strides
+        arguments = self.arguments(backbone)
+        arguments.pop('widen_factor', None)
+        factor = self._widen_factor(backbone, width)
+        if factor is None:
+            return None
+        return arguments if factor == 1.0 else dict(arguments,
+                                                    widen_factor=factor)
+
+    def _widen_factor(self, backbone: nn.Module,
+                      width: float) -> Optional[float]:
+        """The one that gives the channels of ``backbone`` at ``width``."""
+        product = backbone.widen_factor * width
+        if self._is(backbone, width, product):
+            return product
+        # Channels never fall when the factor rises: the smallest factor that
+        # gives no layer too few is the one, if there is one at all.
+        wanted = self._block_channels(backbone, width)
+        low, high = 0, round(2 * max(product, FINEST) / FINEST)
+        while high - low > 1:
+            middle = (low + high) // 2
+            channels = _stock_channels(middle * FINEST)
+            if all(c >= w for c, w in zip(channels, wanted, strict=True)):
+                high = middle
+            else:
+                low = middle
+        factor = high * FINEST
+        return factor if self._is(backbone, width, factor) else None
+
+    def _block_channels(self, backbone: nn.Module,
+                        width: float) -> Tuple[int, ...]:
+        """Channels of the stem, and of each stage of blocks."""
+        stages = [getattr(backbone, name)[-1].conv[-1]
+                  for name in backbone.layers[:-1]]
+        return tuple(module.conv.active(width)[1]
+                     for module in (backbone.conv1, *stages))
+
+    def _is(self, backbone: nn.Module, width: float, factor: float) -> bool:
+        if self._block_channels(backbone, width) != _stock_channels(factor):
+            return False
+        return same_channels(backbone, width, MobileNetV2(factor))
+
+    def map_channels(self, plain: nn.Module) -> Tuple[int, ...]:
+        outputs = [*(getattr(plain, name)[-1].conv[-1]
+                     for name in plain.layers[:-1]), plain.conv2]
+        return tuple(outputs[i].conv.out_channels for i in MAPS)
+
+    def map_indices(self, plain: nn.Module) -> Tuple[int, ...]:
+        return MAPS
+
+
+def _stock_channels(factor: float) -> Tuple[int, ...]:
+    """As MMPretrain's class rounds them: of the stem and of each stage."""
+    return tuple(make_divisible(channels * factor, 8) for channels in (
+        32, *(setting[1] for setting in MobileNetV2.arch_settings)))
