@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / 'configs/us3l/detection'
 MASK, ANY = 'mask-rcnn_r50-w025', 'mask-rcnn_r50-any-width'
 FASTER = 'faster-rcnn_r50-w025'
+NO_VALIDATION = ['val_dataloader=None', 'val_cfg=None', 'val_evaluator=None']
 
 
 @pytest.fixture(autouse=True)
@@ -142,8 +143,8 @@ def test_a_resumed_run_needs_no_file_and_goes_on(
     # Its weights are no longer those of the file, which is fine.
     work_dir = tmp_path / 'more'
     train(monkeypatch, MASK, coco, files[0.25], work_dir,
-          'train_cfg.max_epochs=2', 'val_dataloader=None', 'val_cfg=None',
-          'val_evaluator=None', flags=['--resume', trained / 'epoch_1.pth'])
+          'train_cfg.max_epochs=2', *NO_VALIDATION,
+          flags=['--resume', trained / 'epoch_1.pth'])
     assert [step['step'] for step in scalars(work_dir)] == [3, 4]
 
 
@@ -165,8 +166,8 @@ def test_images_without_instances_train(coco, files, tmp_path, monkeypatch):
     some = write_coco(tmp_path / 'some', empty=(0, 1, 2))
     train(monkeypatch, MASK, some, files[0.25], tmp_path / 'out',
           'train_dataloader.dataset.filter_cfg.filter_empty_gt=False',
-          'train_dataloader.batch_size=1', 'log_processor.window_size=1', 'val_dataloader=None',
-          'val_cfg=None', 'val_evaluator=None')
+          'train_dataloader.batch_size=1', 'log_processor.window_size=1',
+          *NO_VALIDATION)
     steps = scalars(tmp_path / 'out')
     assert len(steps) == 4
     assert np.isfinite([step['loss'] for step in steps]).all()
@@ -320,8 +321,7 @@ def test_images_of_zero_size_are_refused_before_training(
     folder = write_coco(tmp_path / 'data')
     flat_set = edit(folder, tmp_path / 'flat', flat)
     train(monkeypatch, MASK, flat_set, files[0.25], tmp_path / 'flat_out',
-          'train_dataloader.batch_size=1', 'val_dataloader=None',
-          'val_cfg=None', 'val_evaluator=None')
+          'train_dataloader.batch_size=1', *NO_VALIDATION)
     assert len(scalars(tmp_path / 'flat_out')) == 3
 
 

@@ -3,17 +3,20 @@
 does not begin."""
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from detection_stack import need_detection
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader
 from mmpretrain.models import ResNet
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from us3l_mm.apis import slice_checkpoint
+from us3l_mm.engine import CheckPretrainedHook
 from us3l_mm.engine.pretrained import check_weights, read_file
 from us3l_mm.models import SlimmableResNet
 from us3l_mm.registry import MODELS
@@ -218,3 +221,73 @@ def test_statistics_that_begin_anew_are_expected_so(full, tmp_path):
     backbone.bn1.running_var += 1
     with pytest.raises(ValueError, match='1 of the .* bn1.running_var'):
         check_weights(backbone, file)
+
+
+def test_files_of_a_model_zoo_are_compared_too(slices, monkeypatch):
+    content = torch.load(slices / '0.25.pth', weights_only=True)
+    bare = {key.removeprefix('backbone.'): value
+            for key, value in content['state_dict'].items()}
+    monkeypatch.setattr(CheckpointLoader, 'load_checkpoint',
+                        lambda path, map_location: {'zoo://a': bare}[path])
+    backbone = built(SLICED[0.25])
+    with pytest.raises(ValueError, match='of the 318 tensors'):
+        check_weights(backbone, read_file('zoo://a', None))
+    backbone.load_state_dict(bare)
+    check_weights(backbone, read_file('zoo://a', None))
+
+
+def runner_of(backbone, resume=False, load_from=None):
+    """As much of a Runner as the hook looks at, with a log."""
+    log = []
+    return SimpleNamespace(
+        model=SimpleNamespace(backbone=backbone), _resume=resume,
+        _load_from=load_from, logger=SimpleNamespace(info=log.append)), log
+
+
+def test_the_hook_says_what_it_compared(slices):
+    cfg = config_of(SLICED[0.25], **{
+        'init_cfg.checkpoint': str(slices / '0.25.pth')})
+    backbone = initial_backbone(cfg)
+    runner, log = runner_of(backbone)
+    CheckPretrainedHook().before_train(runner)
+    assert 'All 318 tensors' in log[0] and '0.25.pth' in log[0]
+    backbone.conv1.weight.data += 1
+    with pytest.raises(ValueError, match='1 of the 318'):
+        CheckPretrainedHook().before_train(runner)
+
+
+def test_a_resumed_run_is_left_alone_once_it_found_its_checkpoint(slices):
+    backbone = built(SLICED[0.25])  # holds other weights than the file
+    backbone.init_cfg['checkpoint'] = str(slices / '0.25.pth')
+    runner, _ = runner_of(backbone, resume=True)
+    hook = CheckPretrainedHook()
+    with pytest.raises(ValueError, match='of the 318 tensors'):
+        hook.before_train(runner)  # nothing was there to resume from
+    hook.after_load_checkpoint(runner, {})
+    hook.before_train(runner)
+
+
+def test_weights_of_load_from_count_where_it_is_given(slices, tmp_path):
+    backbone = built(SLICED[0.25])
+    backbone.init_cfg['checkpoint'] = str(slices / '0.25.pth')
+    torch.save(dict(state_dict={
+        f'backbone.{key}': value for key, value in
+        backbone.state_dict().items()}), tmp_path / 'detector.pth')
+    for path, fits in ((tmp_path / 'detector.pth', True),
+                       (slices / '0.5.pth', False)):
+        runner, log = runner_of(backbone, load_from=str(path))
+        if fits:
+            CheckPretrainedHook().before_train(runner)
+            assert 'detector.pth' in log[0]
+        else:
+            with pytest.raises(ValueError, match='have another shape'):
+                CheckPretrainedHook().before_train(runner)
+
+
+def test_backbones_that_translate_their_files_are_named_in_the_log(slices):
+    class Other(nn.Module):
+        init_cfg = dict(type='Pretrained', checkpoint=str(slices / '0.5.pth'))
+
+    runner, log = runner_of(Other())
+    CheckPretrainedHook().before_train(runner)
+    assert 'does not know Other: its weights were not compared' in log[0]
