@@ -6,7 +6,9 @@ import pytest
 import torch
 from lives import assert_same_end, end_of, finish, ranks, start, train
 from mmengine.dataset import DefaultSampler
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from small_run import small_cfg
 
@@ -221,3 +223,57 @@ def test_a_sampler_without_positions_is_refused_within_an_epoch(tmp_path):
     with pytest.raises(ValueError, match='at iteration 2, and DefaultSampler'
                        r".*sampler.type='us3l_mm.SeededSampler'"):
         Runner.from_cfg(cfg).train()
+
+
+class Toy(BaseModel):
+    """A layer with dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 1)
+
+    def forward(self, inputs, mode):
+        if mode == 'predict':
+            return [torch.rand(1)]  # as shuffling and test-time dropout do
+        return dict(loss=torch.dropout(
+            self.layer(torch.stack(inputs)), 0.5, True).square().mean())
+
+
+class Count(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results.append(1)
+
+    def compute_metrics(self, results):
+        return dict(accuracy=len(results))
+
+
+def train_toy(work_dir, validate, resume=None):
+    torch.manual_seed(3)
+    data = [dict(inputs=torch.randn(3)) for _ in range(8)]
+    loader = dict(batch_size=2, dataset=data, sampler=dict(
+        type='DefaultSampler', shuffle=True))
+    cfg = dict(
+        model=Toy(), work_dir=str(work_dir), train_dataloader=loader,
+        train_cfg=dict(by_epoch=True, max_epochs=3), log_level='ERROR',
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=.1, momentum=.9)),
+        randomness=dict(seed=0), default_hooks=dict(
+            checkpoint=dict(type='us3l_mm.AtomicCheckpointHook', interval=1,
+                            save_best='accuracy', rule='greater'),
+            exact_resume=dict(type='us3l_mm.ExactResumeHook')),
+        resume=resume is not None, load_from=resume)
+    if validate:
+        cfg.update(val_cfg=dict(), val_evaluator=[Count()],
+                   val_dataloader=loader)
+    runner = Runner(**cfg, experiment_name=work_dir.name)
+    runner.train()
+    return runner
+
+
+def test_validation_does_not_reach_training(tmp_path):
+    with_it, without = (train_toy(tmp_path / str(validate), validate)
+                        for validate in (True, False))
+    assert_same(with_it, without)
+    # So a run that validated before it was interrupted resumes exactly.
+    again = train_toy(tmp_path / 'again', True,
+                      str(tmp_path / 'True/epoch_2.pth'))
+    assert_same(with_it, again)
