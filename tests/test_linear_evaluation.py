@@ -172,8 +172,11 @@ def test_config_is_what_its_name_says(path):
             for name in ('train', 'val', 'test')} == {dataset}
     assert cfg.model_wrapper_cfg.type == 'MMDistributedDataParallel'
     backbone = cfg.model.backbone
-    assert network == (f'vit-{backbone.arch}' if 'arch' in backbone else
-                       f'resnet{backbone.depth}')
+    assert network == (
+        f'vit-{backbone.arch}' if 'arch' in backbone else
+        f'resnet{backbone.depth}' if 'depth' in backbone else
+        dict(SlimmableMobileNetV2_CIFAR='mobilenet-v2')[
+            backbone.type.removeprefix('us3l_mm.')])
     model = built(cfg)
     assert model.head.num_classes == classes
     frozen = not any(p.requires_grad for p in model.backbone.parameters())
