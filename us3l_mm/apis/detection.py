@@ -1,8 +1,10 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Boxes and masks in images of one's own; needs MMDetection."""
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import List, Optional, Union
 
+import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -51,7 +53,8 @@ def load_detector(config: Union[str, Config], checkpoint: str,
     _load(detector, content['state_dict'], checkpoint)
     detector.dataset_meta = {key.lower(): value for key, value in
                              meta['dataset_meta'].items()}
-    detector.cfg = config  # MMDetection takes the test pipeline from it
+    # MMDetection takes the test pipeline from it, and changes it.
+    detector.cfg = deepcopy(config)
     return detector.to(device).eval()
 
 
@@ -95,7 +98,8 @@ def detect(detector: nn.Module, images: List[Union[str, np.ndarray]],
         check_runs_at(detector, width)
         context = at_width(detector, width)
     with context:
-        return [inference_detector(detector, image) for image in images]
+        return [inference_detector(detector, mmcv.imread(image))
+                for image in images]
 
 
 def check_runs_at(detector: nn.Module, width: float) -> None:
