@@ -14,6 +14,7 @@ from mmpretrain.models import ResNet
 from torch import nn
 
 BENCHMARKS = Path(__file__).parents[1] / 'tools' / 'benchmarks'
+CONFIGS = Path(__file__).parents[1] / 'configs' / 'us3l'
 MIB = 2**20
 
 
@@ -39,9 +40,13 @@ def numbers(value):
     return [value] if isinstance(value, (int, float)) else []
 
 
-def test_train_step_gives_finite_figures(tmp_path):
-    figures = figures_of(tmp_path, 'train_step.py', '--depth', 18,
-                         '--batch-size', 2, '--rounds', 1, '--image-size', 16)
+@pytest.mark.parametrize('network', [['--depth', 18, '--image-size', 16], [
+    '--config', CONFIGS / 'us3l_vit-tiny_8xb64-coslr-300e_cifar10.py',
+    '--image-size', 32, '--cfg-options', 'model.backbone.img_size=32']],
+    ids=['resnet', 'vit'])
+def test_train_step_gives_finite_figures(network, tmp_path):
+    figures = figures_of(tmp_path, 'train_step.py', *network,
+                         '--batch-size', 2, '--rounds', 1)
     assert all(map(math.isfinite, numbers(figures)))
     parts = {row['part']: row for row in figures['parts']}
     assert parts['iteration']['share'] == 1
@@ -103,3 +108,28 @@ def test_one_pass_and_by_width_measure_the_same(tmp_path):
     *parts, both = figures['parts']
     for way in ('one_pass_s', 'by_width_s'):
         assert both[way] == pytest.approx(sum(row[way] for row in parts))
+
+
+@pytest.mark.ddp
+def test_communication_counts_what_is_said(tmp_path):
+    figures = figures_of(
+        tmp_path, 'communication.py', '--base-channels', 16, '--image-size',
+        8, '--batch-size', 2, '--rounds', 1, '--iterations', 200, '--modes',
+        'sequential', 'joint')
+    modes = {row['update_mode']: row for row in figures['modes']}
+    assert [row['optimizer_steps'] for row in modes.values()] == [3, 1]
+    for row in modes.values():
+        # Every trained parameter once per optimizer step, in any mode.
+        assert row['said']['gradients']['mib'] == pytest.approx(
+            row['optimizer_steps'] * row['parameters_mib'])
+        # Two views, prediction and target, in the base pass alone: 256
+        # numbers of 2 images from 2 processes each.
+        assert row['said']['embeddings'] == dict(
+            calls=4, mib=4 * 4 * 256 * 4 / MIB)
+        assert row['said']['norms']['calls'] > 200
+        assert min(row[name] for name in (
+            'together_ms', 'apart_ms', 'alone_ms', 'communication')) > 0
+    with_grid, without = figures['shapes']['rows']
+    assert with_grid['grid'] == 1 / 32 and without['grid'] is None
+    assert with_grid['widths'] <= 25 < 100 < without['widths']
+    assert with_grid['graphs'] == with_grid['widths'] + 1

@@ -20,6 +20,44 @@ def test_training_on_the_device(tmp_path, amp):
     assert all(torch.isfinite(p).all() for p in runner.model.parameters())
 
 
+@pytest.mark.parametrize('update_mode', ['sequential', 'accumulate', 'joint'])
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_half_precision_in_every_mode(tmp_path, update_mode, dtype):
+    runner = Runner.from_cfg(small_cfg(tmp_path, **{
+        'optim_wrapper': dict(type='AmpOptimWrapper', dtype=dtype,
+                              clip_grad=dict(max_norm=10.)),
+        'model.update_mode': update_mode, 'model.channels_last': True,
+        'default_hooks.non_finite': dict(type='us3l_mm.NonFiniteHook')}))
+    before = [p.detach().clone() for p in runner.model.parameters()]
+    runner.train()
+    # Only the search for the loss scale may cost steps.
+    assert int(runner.model.guard.consecutive) == 0
+    for p in runner.model.parameters():
+        assert torch.isfinite(p).all() and p.dtype == torch.float32
+    assert any(not torch.equal(p, old) for p, old in zip(
+        runner.model.backbone.parameters(), before))
+
+
+def test_a_step_is_left_out_on_the_device():
+    from mmengine.optim import OptimWrapper
+
+    from us3l_mm.models.selfsup.step_guard import StepGuard, skips_on_device
+    p = torch.nn.Parameter(torch.ones(4, device='cuda'))
+    optimizer = torch.optim.AdamW([p], fused=True)
+    assert skips_on_device(optimizer)
+    guard = StepGuard()
+    with torch.cuda.stream(torch.cuda.current_stream()):
+        torch.cuda.set_sync_debug_mode('error')
+        try:
+            for value in (float('nan'), 1.0):
+                p.grad = torch.full_like(p, value)
+                guard.step(OptimWrapper(optimizer), (), {})
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+    assert int(guard.total) == 1 and int(guard.consecutive) == 0
+    assert optimizer.state[p]['step'] == 1
+
+
 def test_regularisation_follows_the_loss_scale():
     from us3l_mm.models import GroupRegulariser
     layer = torch.nn.Linear(4, 4).cuda()

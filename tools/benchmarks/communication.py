@@ -53,6 +53,8 @@ def parse_args():
     parser.add_argument('--base-method', default='simclr_momentum')
     parser.add_argument('--local-norms', action='store_true',
                         help='batch norms of each process by itself')
+    parser.add_argument('--modes', nargs='+', choices=UPDATE_MODES,
+                        default=UPDATE_MODES, help='default: all')
     parser.add_argument('--processes', type=int, default=2,
                         help='default: 2')
     parser.add_argument('--rounds', type=int, default=5,
@@ -203,7 +205,7 @@ def worker(rank, args, meeting, out):
     counter.collectives()
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         modes = [measure_mode(args, rank, mode, device, counter)
-                 for mode in UPDATE_MODES]
+                 for mode in args.modes]
         if rank == 0:
             figures = dict(modes=modes, shapes=count_shapes(args))
             with open(out, 'w') as file:

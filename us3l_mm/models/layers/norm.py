@@ -4,9 +4,8 @@ from typing import List, Optional
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import get_world_size
+from mmengine.dist import all_gather, all_reduce, get_world_size
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from us3l_mm.registry import MODELS
@@ -31,26 +30,53 @@ def suffix_width(suffix: str) -> float:
     return int(suffix[2:]) / 1000000 if suffix else FULL_WIDTH
 
 
-def synchronised_norm(x: Tensor, weight: Optional[Tensor],
-                      bias: Optional[Tensor], eps: float) -> Tensor:
+class SynchronisedNorm(torch.autograd.Function):
     """Batch norm of ``x`` (N, c, ...) by the statistics of all processes.
 
-    Each may hold another number of images. Mean and squared deviations are
-    summed in single precision at least, one exchange each; gradients flow
-    through both.
+    Each may hold another number of images. One exchange forward, of mean,
+    squared deviations and count, which are merged exactly; one backward. In
+    single precision at least.
     """
-    dims = [0, *range(2, x.dim())]
-    shape = [1, -1] + [1] * (x.dim() - 2)
-    values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    count = values.new_full((1, ), x.numel() / x.shape[1])
-    total = all_reduce(torch.cat([values.sum(dims), count]))
-    mean = (total[:-1] / total[-1]).view(shape)
-    centred = values - mean
-    var = all_reduce(centred.square().sum(dims)) / total[-1]
-    y = centred * torch.rsqrt(var + eps).view(shape)
-    if weight is not None:
-        y = y * weight.view(shape) + bias.view(shape)
-    return y.to(x.dtype)
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Optional[Tensor],
+                bias: Optional[Tensor], eps: float) -> Tensor:
+        dims, shape = [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
+        values = _at_least_single(x)
+        count = values.new_full((1, ), x.numel() / x.shape[1])
+        var, mean = torch.var_mean(values, dims, correction=0)
+        means, deviations, counts = torch.stack(all_gather(
+            torch.cat([mean, var * count, count]))).split(
+                [len(mean), len(mean), 1], dim=1)  # a row per process
+        total = counts.sum()
+        mean = (counts * means).sum(0) / total
+        var = (deviations + counts * (means - mean).square()).sum(0) / total
+        rstd = torch.rsqrt(var + eps)
+        ctx.save_for_backward(x, weight, mean, rstd, total)
+        y = (values - mean.view(shape)) * rstd.view(shape)
+        if weight is not None:
+            y = y * weight.view(shape) + bias.view(shape)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        x, weight, mean, rstd, total = ctx.saved_tensors
+        dims, shape = [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
+        values, slope = _at_least_single(x), _at_least_single(grad)
+        normal = (values - mean.view(shape)) * rstd.view(shape)
+        own = torch.stack([slope.sum(dims), (slope * normal).sum(dims)])
+        joint = own.clone()
+        all_reduce(joint)
+        first, second = (row.view(shape) for row in joint / total)
+        scale = rstd if weight is None else rstd * weight
+        grad_x = scale.view(shape) * (slope - first - normal * second)
+        # Those of the affine parameters are averaged with all gradients.
+        affine = (None, None) if weight is None else (own[1], own[0])
+        return grad_x.to(x.dtype), *affine, None
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
@@ -123,7 +149,7 @@ class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
             if self._measured and torch.is_grad_enabled():
                 self.clear_statistics()
             if self.sync and get_world_size() > 1:
-                return synchronised_norm(x, weight, bias, self.eps)
+                return SynchronisedNorm.apply(x, weight, bias, self.eps)
             return F.batch_norm(x, None, None, weight, bias, True, 0.0,
                                 self.eps)
         mean, var = self.statistics(self.width)

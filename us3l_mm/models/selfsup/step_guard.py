@@ -50,8 +50,12 @@ class StepGuard:
         optimizer = optim_wrapper.optimizer
         bad = not_finite([p.grad for group in optimizer.param_groups
                           for p in group['params'] if p.grad is not None])
-        self.total = self.total.to(bad.device) + bad
-        self.consecutive = (self.consecutive.to(bad.device) + 1) * bad
+        if self.total.device != bad.device:  # in the first step
+            self.total, self.consecutive = (
+                torch.full_like(bad, int(count), dtype=torch.int64)
+                for count in (self.total, self.consecutive))
+        self.total = self.total + bad
+        self.consecutive = (self.consecutive + 1) * bad
         described = dict(subnets=subnets, losses=losses, left_out=bad)
         scaler = getattr(optim_wrapper, 'loss_scaler', None)
         if scaler is not None and scaler.is_enabled():
