@@ -9,12 +9,14 @@ round, so that a machine whose speed drifts does not move them.
 """
 import argparse
 import json
+import os
 import platform
 import time
 from copy import deepcopy
 from statistics import median
 
 import torch
+from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
@@ -31,6 +33,11 @@ from us3l_mm.registry import MODELS
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument('--config', help='config of a pre-training, whose '
+                        'model is timed instead of a\nResNet of --depth and '
+                        '--stem')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        metavar='KEY=VALUE', help='changes to the config')
     parser.add_argument('--depth', type=int, default=18,
                         help='depth of the ResNet (default: 18)')
     parser.add_argument('--stem', choices=['cifar', 'imagenet'],
@@ -53,12 +60,22 @@ def parse_args():
 
 
 def build_algorithm(args):
-    """The algorithm with its regulariser, and its optimizer wrapper."""
-    stem = '_CIFAR' if args.stem == 'cifar' else ''
-    algorithm = MODELS.build(dict(
-        type='us3l_mm.US3LAlgorithm', base_method=args.base_method,
-        backbone=dict(type=f'us3l_mm.SlimmableResNet{stem}',
-                      depth=args.depth)))
+    """The algorithm, its optimizer wrapper, and which dimensions it groups.
+    """
+    group_dims = {1: 0, 4: 0}
+    if args.config:
+        config = Config.fromfile(args.config)
+        config.merge_from_dict(args.cfg_options or {})
+        model = config.model
+        for hook in config.custom_hooks:
+            group_dims = hook.get('group_dims', group_dims)
+    else:
+        stem = '_CIFAR' if args.stem == 'cifar' else ''
+        model = dict(
+            type='us3l_mm.US3LAlgorithm', base_method=args.base_method,
+            backbone=dict(type=f'us3l_mm.SlimmableResNet{stem}',
+                          depth=args.depth))
+    algorithm = MODELS.build(model)
     algorithm.init_weights()
     algorithm.to(args.device).train()
     algorithm.views = lambda data: data  # images are made on the device
@@ -66,7 +83,7 @@ def build_algorithm(args):
     wrapper = OptimWrapper(torch.optim.SGD(
         [p for p in algorithm.parameters() if p.requires_grad], lr=1e-3,
         momentum=0.9))
-    return algorithm, wrapper
+    return algorithm, wrapper, dict(group_dims)
 
 
 def named_parameters(algorithm):
@@ -97,16 +114,17 @@ class BarePass:
             module.zero_grad()
 
 
-def float64_mask_loss(named, lam, alpha, groups=8):
+def float64_mask_loss(named, lam, alpha, group_dims, groups=8):
     """Group regularisation with a new float64 mask for every parameter."""
     loss = 0.0
     for _, p in named:
         mask = torch.full(p.shape, lam, dtype=torch.float64, device=p.device)
-        if p.dim() in (1, 4):
-            size = len(p) // groups
+        if p.dim() in group_dims:
+            channels = mask.movedim(group_dims[p.dim()], 0)  # a view
+            size = len(channels) // groups
             for g in range(groups):
-                end = len(p) if g == groups - 1 else (g + 1) * size
-                mask[g * size:end] = lam * (1 - alpha * g)
+                end = len(channels) if g == groups - 1 else (g + 1) * size
+                channels[g * size:end] = lam * (1 - alpha * g)
         loss = loss + (mask * p.square()).sum()
     return loss
 
@@ -133,7 +151,8 @@ class Stopwatch:
         return [sum(values) for values in zip(*map(self.times.get, names))]
 
 
-def time_round(watch, algorithm, wrapper, bare, views, regulariser):
+def time_round(watch, algorithm, wrapper, bare, views, regulariser,
+               group_dims):
     """Time one iteration, its floor, and its parts."""
     watch('iteration', lambda: algorithm.train_step(views, wrapper))
     algorithm.regulariser = None
@@ -164,7 +183,7 @@ def time_round(watch, algorithm, wrapper, bare, views, regulariser):
         watch(f'regulariser {subnet.name}', regularise)
         watch(f'mask {subnet.name}', lambda: float64_mask_loss(
             named_parameters(algorithm), regulariser.lam,
-            regulariser.alpha).backward())
+            regulariser.alpha, group_dims).backward())
         wrapper.zero_grad()
     algorithm.regulariser = regulariser
 
@@ -200,9 +219,10 @@ def summarise(watch, names):
 
 
 def show(figures, args):
-    table = Table(title=f'ResNet-{args.depth} ({args.stem} stem), '
-                  f'{args.image_size} px, batch {args.batch_size}, widths '
-                  f'{args.widths}, {args.device}')
+    network = (os.path.basename(args.config) if args.config else
+               f'ResNet-{args.depth} ({args.stem} stem)')
+    table = Table(title=f'{network}, {args.image_size} px, batch '
+                  f'{args.batch_size}, widths {args.widths}, {args.device}')
     for column in ('part', 'ms', 'floor ms', 'ratio', 'of the iteration'):
         table.add_column(column, justify='left' if column == 'part' else
                          'right')
@@ -231,16 +251,18 @@ def main():
     torch.manual_seed(0)
     MMLogger.get_instance('benchmark', log_level='WARNING')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        algorithm, wrapper = build_algorithm(args)
+        algorithm, wrapper, group_dims = build_algorithm(args)
         bare = [BarePass(algorithm, s) for s in algorithm.plan.subnets]
-    regulariser = GroupRegulariser(named_parameters(algorithm))
+    regulariser = GroupRegulariser(named_parameters(algorithm),
+                                   group_dims=group_dims)
     regulariser.set_ramp(1.0)
     algorithm.regulariser = regulariser
     views = [torch.randn(args.batch_size, 3, args.image_size, args.image_size,
                          device=args.device) for _ in range(2)]
     watch = Stopwatch(args.device)
     for index in track(range(args.rounds + 1), 'timing'):
-        time_round(watch, algorithm, wrapper, bare, views, regulariser)
+        time_round(watch, algorithm, wrapper, bare, views, regulariser,
+                   group_dims)
         if index == 0:
             watch.times.clear()  # the warm-up
     figures = summarise(watch, [s.name for s in algorithm.plan.subnets])
