@@ -1,0 +1,94 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Without MMDetection and compiled ops: what works, and what is said."""
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from us3l_mm import stack
+from us3l_mm.engine import launch
+
+ROOT = Path(__file__).parents[1]
+DETECTOR = ROOT / 'configs/us3l/detection/mask-rcnn_r50-w050_fpn_ms-1x_coco.py'
+DEMO = ROOT / 'configs/us3l/us3l_resnet18_demo_digits.py'
+# A None in sys.modules is how Python marks what cannot be imported.
+BLOCKED = """
+import runpy, sys
+sys.modules['mmdet'] = sys.modules['mmcv._ext'] = None
+sys.path.insert(0, {tools!r})
+sys.argv = {argv!r}
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+def run_blocked(tool, *argv):
+    """A tool, in a process where neither can be imported."""
+    tools = str(ROOT / 'tools')
+    code = BLOCKED.format(tools=tools, argv=[f'{tools}/{tool}.py',
+                                             *map(str, argv)])
+    return subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, capture_output=True,
+        text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+def test_pre_training_and_evaluation_need_neither(tmp_path):
+    done = run_blocked(
+        'train', DEMO, '--work-dir', tmp_path, '--no-validate',
+        '--cfg-options', 'train_cfg.max_epochs=1',
+        'default_hooks.checkpoint.interval=1',
+        'train_dataloader.dataset.num_images=128', 'log_level=WARNING')
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_blocked(
+        'evaluate_widths', DEMO, tmp_path / 'epoch_1.pth', '--knn',
+        '--widths', '1.0', '0.25', '--out', tmp_path / 'report',
+        '--cfg-options', 'knn_bank_dataloader.dataset.num_images=64',
+        'knn_query_dataloader.dataset.num_images=32')
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / 'report/widths.json').is_file()
+
+
+@pytest.mark.parametrize('tool, argv', [
+    ('train', [DETECTOR]), ('test', [DETECTOR, __file__]),
+    ('get_flops', [DETECTOR]),
+    ('detect_image', [DETECTOR, __file__, ROOT / 'docs/images/demo_curve.png'])
+])
+def test_asking_for_detection_says_what_to_install(monkeypatch, tool, argv):
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    module = importlib.import_module(tool)
+    monkeypatch.setitem(sys.modules, 'mmdet', None)
+    monkeypatch.setattr('sys.argv', [tool, *map(str, argv)])
+    with pytest.raises(SystemExit, match=r'MMDetection \(mmdet\), which is '
+                       r"not installed.*mmcv_ops.py.*pip install -e '.\[det"):
+        module.main()
+
+
+@pytest.mark.parametrize('missing, says', [
+    ('mmdet', r'mmdet\), which is not installed.*\.\[detection\]'),
+    ('mmcv._ext', r'compiled ops of mmcv \(mmcv._ext\).*mmcv_ops.py'),
+])
+def test_the_missing_piece_is_named(monkeypatch, missing, says):
+    monkeypatch.setattr(stack, 'find_spec', lambda name: None
+                        if name == missing else 'found')
+    with pytest.raises(ImportError, match=says):
+        stack.check_detection()
+
+
+def test_a_refusal_of_versions_is_no_assertion(monkeypatch):
+    def refuse(name):
+        raise AssertionError('MMCV==2.2.0 is used but incompatible.')
+
+    monkeypatch.setattr(stack, 'find_spec', lambda name: 'found')
+    monkeypatch.setattr(stack, 'import_module', refuse)
+    with pytest.raises(ImportError, match='refuses.*incompatible.*mmcv_ops'):
+        stack.check_detection()
+
+
+def test_another_missing_module_keeps_its_own_name(tmp_path):
+    config = tmp_path / 'a.py'
+    config.write_text("custom_imports = dict(imports=['no_such_module'])")
+    with pytest.raises(ImportError, match='no_such_module'):
+        launch.load(str(config))
