@@ -3,6 +3,7 @@
 from typing import Callable
 
 from .artifact import Artifact, SubNetwork, verify
+from .mobilenet_v2 import timm_mobilenet_v2, torchvision_mobilenet_v2
 from .onnx import onnx_model
 from .openmmlab import mmdet, mmpretrain
 from .timm_resnet import timm_resnet
@@ -30,8 +31,10 @@ def by_family(library: str, **formats: Format) -> Format:
 FORMATS = {
     'mmpretrain': mmpretrain,
     'mmdet': mmdet,
-    'torchvision': by_family('torchvision', ResNet=torchvision_resnet),
-    'timm': by_family('timm', ResNet=timm_resnet, ViT=timm_vit),
+    'torchvision': by_family('torchvision', ResNet=torchvision_resnet,
+                             MobileNetV2=torchvision_mobilenet_v2),
+    'timm': by_family('timm', ResNet=timm_resnet, ViT=timm_vit,
+                      MobileNetV2=timm_mobilenet_v2),
     'onnx': onnx_model,
 }
 
