@@ -53,6 +53,17 @@ def test_train_step_gives_finite_figures(network, tmp_path):
     assert all(row['ms'] > 0 for row in parts.values())
 
 
+def test_vit_widths_are_timed_in_three_ways(tmp_path):
+    figures = figures_of(
+        tmp_path, 'vit_widths.py', '--batch-size', 2, '--rounds', 1,
+        '--patch-size', 8, '--widths', 1.0, 0.5)
+    assert all(map(math.isfinite, numbers(figures)))
+    full, half = figures['widths']
+    assert full['macs'] == full['reference_macs'] > half['reference_macs']
+    assert half['reference_macs'] > 1.3 * half['macs']
+    assert min(half[name] for name in ('slimmable', 'sliced', 'reference')) > 0
+
+
 def test_a_slice_needs_the_memory_of_the_plain_network(tmp_path):
     figures = figures_of(
         tmp_path, 'slices.py', '--depth', 18, '--batch-size', 1, '--rounds',
