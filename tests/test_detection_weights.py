@@ -291,3 +291,15 @@ def test_backbones_that_translate_their_files_are_named_in_the_log(slices):
     runner, log = runner_of(Other())
     CheckPretrainedHook().before_train(runner)
     assert 'does not know Other: its weights were not compared' in log[0]
+
+
+def test_a_network_that_runs_at_any_width_holds_the_full_weights(full):
+    state, path = full
+    backbone = SlimmableResNet(50)
+    file = read_file(str(path), 'backbone.')
+    with pytest.raises(ValueError, match='of the .* tensors'):
+        check_weights(backbone, file)
+    backbone.load_state_dict(state)
+    check_weights(backbone, file)
+    with pytest.raises(ValueError, match=r'\(64, 64, 1, 1\) in the file'):
+        check_weights(SlimmableResNet(50, base_channels=32), file)
