@@ -176,7 +176,18 @@ def test_mmdetection_loads_it_as_printed(real, tmp_path):
     assert [m.shape[2] for m in maps] == [8, 4, 2, 1]
 
 
-def test_what_other_libraries_cannot_hold(tmp_path):
+def test_what_other_libraries_cannot_hold(real, tmp_path):
+    network, checkpoint = real
+    report = slice_checkpoint(checkpoint, str(tmp_path / 'w.pth'), 0.25,
+                              input_size=32)
+    config = run_usage(report)['backbone']
+    assert config['type'] == 'us3l_mm.SlimmableMobileNetV2'
+    compare(config, network, 0.25)
+    (tmp_path / 'w.pth').unlink()
+    with pytest.raises(ValueError, match='channels and shortcuts of width '
+                                         '0.25'):
+        slice_checkpoint(checkpoint, str(tmp_path / 'w.pth'), 0.25,
+                         input_size=32, format='timm')
     network = SlimmableMobileNetV2(0.75, norm_cfg=dict(type='BN', eps=1e-3))
     calibrate(network, [torch.randn(4, 3, 32, 32)], [0.5, 1.0])
     checkpoint = written(tmp_path / 'full.pth', network, widen_factor=0.75,

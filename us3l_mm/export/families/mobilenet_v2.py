@@ -1,8 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Which ordinary MobileNetV2 a sub-network is."""
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 from mmpretrain.models import MobileNetV2
+from mmpretrain.models.backbones.mobilenet_v2 import InvertedResidual
 from mmpretrain.models.utils import make_divisible
 from torch import nn
 
@@ -17,10 +18,13 @@ FINEST = 1 / 1024
 
 
 class MobileNetV2Family(Family):
-    """MobileNetV2; each width w of it is one of ``widen_factor=w``.
+    """MobileNetV2; a width w of it is mostly one of ``widen_factor=w``.
 
-    One whose own ``widen_factor`` is not 1 was rounded once already, so that
-    of its widths some are those of a stock network and some are not.
+    Not where the stem and the first stage round to the same number, as below
+    0.28: a stock network adds the one to the other then, and a slimmable one
+    has the shortcuts of the full network at every width. One whose own
+    ``widen_factor`` is not 1 was rounded once already, so that of its widths
+    some are those of a stock network and some are not.
     """
 
     name = 'MobileNetV2'
@@ -81,7 +85,9 @@ class MobileNetV2Family(Family):
     def _is(self, backbone: nn.Module, width: float, factor: float) -> bool:
         if self._block_channels(backbone, width) != _stock_channels(factor):
             return False
-        return same_channels(backbone, width, MobileNetV2(factor))
+        stock = MobileNetV2(factor)
+        return (same_channels(backbone, width, stock)
+                and _shortcuts(backbone) == _shortcuts(stock))
 
     def map_channels(self, plain: nn.Module) -> Tuple[int, ...]:
         outputs = [*(getattr(plain, name)[-1].conv[-1]
@@ -90,6 +96,12 @@ class MobileNetV2Family(Family):
 
     def map_indices(self, plain: nn.Module) -> Tuple[int, ...]:
         return MAPS
+
+
+def _shortcuts(network: nn.Module) -> List[bool]:
+    """Of each block, whether its input is added to its output."""
+    return [block.use_res_connect for block in network.modules()
+            if isinstance(block, InvertedResidual)]
 
 
 def _stock_channels(factor: float) -> Tuple[int, ...]:

@@ -102,7 +102,9 @@ def multiplier(network: SubNetwork, library: str) -> float:
         reason = (
             'it has the strides of SlimmableMobileNetV2_CIFAR'
             if 'CIFAR' in type(network.backbone).__name__ else
-            f'no multiplier gives the channels of width {network.width:g}')
+            'no multiplier gives the channels and shortcuts of width '
+            f'{network.width:g} (where stem and first stage have equally '
+            'many channels, as below 0.28, a stock network adds them)')
     else:
         unusual = [name for name in arguments if name != 'widen_factor']
         if not unusual:

@@ -20,8 +20,10 @@ class SlimmableMobileNetV2(SlimmableCNN, MobileNetV2):
     MMPretrain's :class:`~mmpretrain.models.MobileNetV2` over slimmable layers:
     same arguments, same state-dict keys, same initial weights, equal at full
     width. Hidden channels of a block are its ratio (6) times its active input
-    channels at every width, so that a width w is ``MobileNetV2(
-    widen_factor=w)``, with the leading channels of the weights. The last 1x1
+    channels at every width, so that a width w has the channels of
+    ``MobileNetV2(widen_factor=w)``, with the leading ones of the weights. It
+    is that network, too, for w above 0.28; below, stem and first stage have
+    8 channels each, and the stock class adds a shortcut. The last 1x1
     convolution narrows at its input only: its 1280 output channels are there
     at every width. What is in them differs all the same, so that its norm has
     statistics per width as all others; the reference's plain norm averages
