@@ -80,7 +80,7 @@ def test_any_checkpoint_continues_the_run_to_the_bit(tmp_path, loop, workers):
     if loop == 'iterations':
         changes.update(ITERATIONS)
     whole, watched = run(tmp_path / 'whole', **changes)
-    for step in (3, 5, 7) if not workers else (7, ):
+    for step in (5, 7) if not workers else (7, ):
         again, watched_again = run(
             tmp_path / f'from-{step}', tmp_path / f'whole/iter_{step}.pth',
             **changes)
@@ -104,6 +104,8 @@ def runs(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp('runs')
     changes = {'train_dataloader.batch_size': 3, 'train_cfg.max_epochs': 3,
+               # SeedAugmentation in this process would seed dropout as well.
+               'train_dataloader.num_workers': 1,
                'default_hooks.checkpoint.by_epoch': False}
     assert finish(*ranks(folder, folder / 'two', [(changes, )] * 2),
                   start(folder / 'one.log', train, str(folder / 'one'),
