@@ -107,6 +107,19 @@ def test_images_without_instances_train_and_samples_stay_as_they_are():
         assert old.gt_instances.keys() == new.gt_instances.keys()
 
 
+def test_activation_checkpoints_change_nothing():
+    gradients = []
+    for with_cp in (False, True):
+        torch.manual_seed(2)
+        detector = all_widths(**{'backbone.with_cp': with_cp}).train()
+        detector.plan = Plan.of([1.0, 0.3])
+        wrapper = wrapper_of(detector)
+        detector.train_step(pseudo_collate(scenes()), wrapper)
+        gradients.append(wrapper.gradients)
+    for plain, again in zip(*gradients):
+        torch.testing.assert_close(again, plain)
+
+
 NECKS = {
     'FPN': dict(type='FPN', num_outs=4),
     'extra level from the input': dict(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from us3l_mm.models.layers import (SlimmableBatchNorm, check_width,
                                    slimmable_layers)
 from us3l_mm.models.selfsup import Plan, Subnet, run_passes
+from us3l_mm.models.selfsup.checkpointing import use_plain_checkpoints
 from us3l_mm.registry import MODELS
 from .neck_inputs import measure_norms, slice_inputs
 
@@ -37,6 +38,7 @@ class AllWidths:
 
     def __init__(self, widths: Sequence[float], sync_norms: bool, **kwargs):
         super().__init__(**kwargs)
+        use_plain_checkpoints(self.backbone)
         slice_inputs(self.neck, self.backbone)
         for part in self.children():
             if part is not self.backbone:
