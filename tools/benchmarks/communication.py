@@ -117,7 +117,7 @@ class Counter:
         model.register_comm_hook(None, hook)
 
     def collectives(self):
-        """Count norms (all_reduce) and embeddings (all_gather)."""
+        """Count what norms and losses exchange."""
         reduce, gather = dist.all_reduce, dist.all_gather
 
         def counted_reduce(tensor, *args, **kwargs):
@@ -125,7 +125,9 @@ class Counter:
             return reduce(tensor, *args, **kwargs)
 
         def counted_gather(tensors, tensor, *args, **kwargs):
-            self.add('embeddings', tensor.nbytes * len(tensors))
+            # Norms gather their statistics as one vector.
+            self.add('norms' if tensor.dim() == 1 else 'embeddings',
+                     tensor.nbytes * len(tensors))
             return gather(tensors, tensor, *args, **kwargs)
 
         dist.all_reduce, dist.all_gather = counted_reduce, counted_gather
