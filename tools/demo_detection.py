@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN = ROOT / 'configs/us3l/us3l_resnet18_demo_digits.py'
 DETECTOR = ROOT / 'configs/us3l/detection/mask-rcnn_demo_digit-scenes.py'
 STARTS = ('pre-trained', 'random')
+METRICS = ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50')
 DRAWN = 0.5  # the least score of what is drawn
 
 
@@ -175,13 +176,14 @@ def fine_tune(cfg: Config, name: str, slice_file: str,
         runner = Runner.from_cfg(cfg)
         runner.register_hook(ProgressHook(bar, name))
         runner.train()
+    # MMDetection reports nothing where nothing was found in any scene: AP 0.
     scalars = runner.message_hub.log_scalars
+    found = {key: float(scalars[f'val/coco/{key}'].current())
+             if f'val/coco/{key}' in scalars else 0.0 for key in METRICS}
     result = dict(
         digest=digest.hexdigest(), seconds=time.perf_counter() - began,
         checkpoint=osp.join(cfg.work_dir, f'iter_{runner.max_iters}.pth'),
-        **{f'{kind}_{metric}': float(
-            scalars[f'val/coco/{kind}_{metric}'].current())
-           for kind in ('bbox', 'segm') for metric in ('mAP', 'mAP_50')})
+        **found)
     write_json(result, result_file)
     console.print(f'{name}: box AP {100 * result["bbox_mAP"]:.1f}, mask AP '
                   f'{100 * result["segm_mAP"]:.1f}')
@@ -270,8 +272,7 @@ def report(runs: list, cfg: Config) -> Table:
     for i, run in enumerate(runs):
         table.add_row(
             f'{run["width"]:g}', run['start'],
-            *(f'{100 * run[key]:.1f}' for key in
-              ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50')),
+            *(f'{100 * run[key]:.1f}' for key in METRICS),
             f'{run["seconds"]:.0f}', end_section=i % len(STARTS) == 1)
     return table
 
