@@ -332,7 +332,9 @@ def test_activation_checkpointing_changes_no_gradient(update_mode):
      'brings its own convolutions.*leave it out'),
     (dict(depth=18, norm_cfg=dict(type='GN', num_groups=8)),
      "norm_cfg.type is one of.*BN.*SwitchableBN.*got 'GN'"),
-    (dict(depth=18, norm_cfg=dict(type='SyncBN')), "got 'SyncBN'"),
+    (dict(depth=18, norm_cfg=dict(type='GN', num_groups=2)), "got 'GN'"),
+    (dict(depth=18, norm_cfg=dict(type='SyncBN')),
+     'single width: set width=0.5, say.*by model.sync_norms=True'),
 ], ids=str)
 def test_arguments_that_cannot_work_are_refused(ours, theirs, options,
                                                 message):
