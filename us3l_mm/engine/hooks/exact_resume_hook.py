@@ -186,7 +186,8 @@ class ExactResumeHook(Hook):
     def _layout(runner: Runner) -> Layout:
         loader = runner.train_dataloader
         batches = loader.batch_sampler
-        return Layout(len(loader.dataset), batches.batch_size,
+        # A batch sampler of one's own may have neither; it is not exact.
+        return Layout(len(loader.dataset), getattr(batches, 'batch_size', 1),
                       get_world_size(), getattr(batches, 'drop_last', False))
 
     def _is_exact(self, loader) -> bool:
