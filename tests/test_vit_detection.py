@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from detection_stack import need_detection
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmpretrain.models import VisionTransformer
 from naive_vit import ARCH
 from tiny_coco import SMALL, SMALL_MASKS, coco_options, write_coco
 
+from us3l_mm.engine.pretrained import check_weights, read_file
 from us3l_mm.export.checkpoint_io import load_weights
 from us3l_mm.models import SlimmableViT, at_width
 from us3l_mm.models.necks import SimpleFPN
@@ -128,6 +130,28 @@ def test_two_iterations_and_an_evaluation(full, tmp_path, monkeypatch):
         moved = (after[f'backbone.{name}'] - before).abs().max()
         assert moved < 1e-4, name
         assert moved > 0 or name in ('cls_token', 'ln1.bias'), name
+
+
+@pytest.mark.parametrize('img_size', [32, 48])
+def test_weights_are_compared_before_training(full, img_size):
+    """Also in the stock class, which loads what it can and says nothing."""
+    net, path = full
+    file, sizes = read_file(path, 'backbone.'), dict(patch_size=16)
+    narrow = SlimmableViT(ARCH, slice=net.slice, width=0.5,
+                          img_size=img_size, **sizes)
+    narrow.load_state_dict(net.state_dict())
+    check_weights(narrow, file)
+    stock = VisionTransformer(ARCH, img_size=img_size, **sizes)
+    stock.load_state_dict(net.state_dict())
+    check_weights(stock, file)
+    stock.layers[0].ln1.bias.data += 1
+    with pytest.raises(ValueError, match='not those of.*layers.0.ln1.bias'):
+        check_weights(stock, file)
+    half = dict(ARCH, embed_dims=16, num_heads=2, feedforward_channels=48)
+    with pytest.raises(ValueError, match='does not fit the Vis.*random(.|\n)*'
+                                         'SlimmableViT.width=W'):
+        check_weights(VisionTransformer(half, img_size=img_size, **sizes),
+                      file, values=False)
 
 
 def test_the_detector_sees_what_its_slice_computes(full):

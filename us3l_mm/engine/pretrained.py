@@ -18,8 +18,9 @@ from us3l_mm.export.checkpoint_io import load_weights
 
 # Backbones whose checkpoints have the keys of the network; others, such as
 # MMDetection's Swin, translate those of elsewhere while they load.
+TRANSFORMERS = {'VisionTransformer', 'SlimmableViT'}
 KNOWN = {'ResNet', 'ResNet_CIFAR', 'ResNeXt', 'ResNetV1c', 'ResNetV1d',
-         'SlimmableResNet', 'SlimmableResNet_CIFAR'}
+         'SlimmableResNet', 'SlimmableResNet_CIFAR', *TRANSFORMERS}
 SHOWN = 3  # tensors of each kind in a message
 
 
@@ -94,6 +95,9 @@ def check_weights(backbone: nn.Module, file: WeightFile,
             what to do.
     """
     expected = dict(file.weights)
+    if type(backbone).__name__ in TRANSFORMERS:
+        # Positions of another image size are resized, as on loading.
+        backbone._prepare_pos_embed(expected, '')
     if getattr(backbone, 'cut', None) is not None:
         backbone.cut.cut_parameters(backbone, expected, '')
     own, optional = backbone.state_dict(), _optional(backbone)
@@ -195,6 +199,11 @@ def _advice(backbone, file, own, missing) -> List[str]:
                 f'begins with {file.keys[:2]}. Set init_cfg.prefix (usually '
                 "'backbone.'), or take the file that "
                 'tools/slice_checkpoint.py wrote.']
+    if type(backbone).__name__ in TRANSFORMERS:
+        return ['Take the file of a network with the same layers: '
+                'tools/slice_checkpoint.py CKPT OUT --width W --format mmdet '
+                'cuts a width and prints the config of its backbone; or give '
+                'us3l_mm.SlimmableViT(width=W) the file of the full network.']
     (there, blocks), (here, own_blocks) = outline(file.weights), outline(own)
     width = file.meta.get('width')
     lines = [f'The file has {there} channels in its first convolution'
@@ -243,11 +252,13 @@ def _few(names: List[str]) -> str:
 
 
 def output_channels(backbone: nn.Module) -> Optional[Tuple[int, ...]]:
-    """Channels of the maps that a ResNet returns; None where unknown."""
+    """Channels of the maps that a backbone returns; None where unknown."""
     if hasattr(backbone, 'out_channels'):
         return tuple(backbone.out_channels)
     if type(backbone).__name__ not in KNOWN:
         return None
+    if type(backbone).__name__ in TRANSFORMERS:
+        return (backbone.embed_dims, ) * len(backbone.out_indices)
     channels = []
     for index in backbone.out_indices:
         block = getattr(backbone, backbone.res_layers[index])[-1]
