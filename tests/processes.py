@@ -24,6 +24,8 @@ def run_processes(worker, world_size, folder, *args):
 
 
 def _start(rank, worker, world_size, meeting, folder, *args):
+    # The server's environment is that of the first test that needed it.
+    os.environ['LOCAL_RANK'] = str(rank)
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         'gloo', f'file://{meeting}', rank=rank, world_size=world_size)

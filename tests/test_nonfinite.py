@@ -220,8 +220,7 @@ def attempt(call):
 
 
 @pytest.mark.ddp
-def test_processes_agree_on_what_to_leave_out(tmp_path, monkeypatch):
-    monkeypatch.setenv('LOCAL_RANK', '0')
+def test_processes_agree_on_what_to_leave_out(tmp_path):
     run_processes(worker, 2, tmp_path)
     first, second = (json.loads((tmp_path / f'{rank}.json').read_text())
                      for rank in range(2))
