@@ -199,6 +199,9 @@ def test_calibration_needs_a_detector_of_many_widths():
     hook = CalibrationHook()
     with pytest.raises(ValueError, match='AllWidthsDetector, got a Linear'):
         hook.before_run(SimpleNamespace(model=torch.nn.Linear(1, 1)))
+    loader = torch.utils.data.DataLoader([1, 2], batch_sampler=[[0], [1]])
+    with pytest.raises(ValueError, match='AspectRatioBatchSampler'):
+        hook.before_train(SimpleNamespace(train_dataloader=loader))
     for wrong in (dict(interval=0), dict(num_images=1), dict(widths=[2.0])):
         with pytest.raises(ValueError):
             CalibrationHook(**wrong)

@@ -58,14 +58,22 @@ class _Shuffled(Sampler):
         return len(self.dataset)
 
 
-def _indices(loader: DataLoader, num_images: Optional[int]
-             ) -> List[List[int]]:
+def batches_of(loader: DataLoader, num_images: Optional[int] = None
+               ) -> List[List[int]]:
     """The images of each batch of this process.
 
     Made in the way of ``loader``, such as by aspect ratio: how much padding
     there is enters the statistics.
+
+    Raises:
+        ValueError: if its way cannot be repeated in another order.
     """
     maker = loader.batch_sampler
+    if not isinstance(getattr(maker, 'batch_size', None), int):
+        raise ValueError(
+            f'{type(maker).__name__} makes batches of no one size, which '
+            'statistics cannot be measured with. Use AspectRatioBatchSampler '
+            'as train_dataloader.batch_sampler, or none.')
     batches, left = [], num_images or len(loader.dataset)
     for batch in type(maker)(_Shuffled(loader.dataset), maker.batch_size,
                              False):
@@ -112,7 +120,7 @@ class _Batch:
 def _batches(loader: DataLoader, num_images: Optional[int], preprocess
              ) -> Iterator[_Batch]:
     for batch in DataLoader(
-            loader.dataset, batch_sampler=_indices(loader, num_images),
+            loader.dataset, batch_sampler=batches_of(loader, num_images),
             num_workers=loader.num_workers, collate_fn=loader.collate_fn,
             worker_init_fn=loader.worker_init_fn):
         yield _Batch(batch['inputs'], batch['data_samples'], preprocess)

@@ -7,7 +7,7 @@ from mmengine.runner import BaseLoop, Runner
 from mmpretrain.utils import get_ori_model
 
 from us3l_mm.engine.random_states import seeded
-from us3l_mm.evaluation import calibrate_detector
+from us3l_mm.evaluation.detection import batches_of, calibrate_detector
 from us3l_mm.export.slicing import has_statistics
 from us3l_mm.models.layers import FULL_WIDTH, check_width
 from us3l_mm.registry import HOOKS
@@ -59,6 +59,10 @@ class CalibrationHook(Hook):
                 f'got a {type(detector).__name__}; remove it.')
         for width in self.widths or ():
             check_width(width, detector.backbone.width_range)
+
+    def before_train(self, runner: Runner) -> None:
+        """Refuse batches that could not be repeated."""
+        batches_of(runner.train_dataloader, 2)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Measure every ``interval`` epochs and after the last one."""
