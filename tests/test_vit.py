@@ -209,7 +209,8 @@ def check_iterations(slice, base_method='byol', features=None, reg=None,
 
 @pytest.mark.parametrize('slice', SLICES)
 @pytest.mark.parametrize('base_method, mode', [
-    ('byol', 'sequential'), ('simclr_momentum', 'accumulate')])
+    ('byol', 'sequential'), ('simclr_momentum', 'accumulate'),
+    ('moco_v3', 'sequential')])
 def test_training_equals_the_definition(slice, base_method, mode):
     check_iterations(slice, base_method, mode=mode)
 

@@ -19,8 +19,9 @@ from us3l_mm.export.checkpoint_io import load_weights
 # Backbones whose checkpoints have the keys of the network; others, such as
 # MMDetection's Swin, translate those of elsewhere while they load.
 TRANSFORMERS = {'VisionTransformer', 'SlimmableViT'}
+MOBILE = {'MobileNetV2', 'SlimmableMobileNetV2', 'SlimmableMobileNetV2_CIFAR'}
 KNOWN = {'ResNet', 'ResNet_CIFAR', 'ResNeXt', 'ResNetV1c', 'ResNetV1d',
-         'SlimmableResNet', 'SlimmableResNet_CIFAR', *TRANSFORMERS}
+         'SlimmableResNet', 'SlimmableResNet_CIFAR', *TRANSFORMERS, *MOBILE}
 SHOWN = 3  # tensors of each kind in a message
 
 
@@ -199,11 +200,14 @@ def _advice(backbone, file, own, missing) -> List[str]:
                 f'begins with {file.keys[:2]}. Set init_cfg.prefix (usually '
                 "'backbone.'), or take the file that "
                 'tools/slice_checkpoint.py wrote.']
-    if type(backbone).__name__ in TRANSFORMERS:
+    name = type(backbone).__name__
+    if name in TRANSFORMERS | MOBILE:
+        ours = ('SlimmableViT' if name in TRANSFORMERS else
+                'SlimmableMobileNetV2')
         return ['Take the file of a network with the same layers: '
                 'tools/slice_checkpoint.py CKPT OUT --width W --format mmdet '
                 'cuts a width and prints the config of its backbone; or give '
-                'us3l_mm.SlimmableViT(width=W) the file of the full network.']
+                f'us3l_mm.{ours}(width=W) the file of the full network.']
     (there, blocks), (here, own_blocks) = outline(file.weights), outline(own)
     width = file.meta.get('width')
     lines = [f'The file has {there} channels in its first convolution'
@@ -255,7 +259,7 @@ def output_channels(backbone: nn.Module) -> Optional[Tuple[int, ...]]:
     """Channels of the maps that a backbone returns; None where unknown."""
     if hasattr(backbone, 'out_channels'):
         return tuple(backbone.out_channels)
-    if type(backbone).__name__ not in KNOWN:
+    if type(backbone).__name__ not in KNOWN - MOBILE:
         return None
     if type(backbone).__name__ in TRANSFORMERS:
         return (backbone.embed_dims, ) * len(backbone.out_indices)
