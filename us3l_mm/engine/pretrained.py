@@ -244,10 +244,10 @@ def _width(backbone: nn.Module, stem: int) -> float:
 
 
 def _identity(backbone: nn.Module) -> str:
-    width = getattr(backbone, 'width', None)
-    return (f'{type(backbone).__name__}(depth='
-            f'{getattr(backbone, "depth", "?")}'
-            + ('' if width is None else f', width={width:g}') + ')')
+    said = [f'{name}={getattr(backbone, name):g}' for name in
+            ('depth', 'widen_factor', 'width')
+            if getattr(backbone, name, None) is not None]
+    return f'{type(backbone).__name__}({", ".join(said)})'
 
 
 def _few(names: List[str]) -> str:
