@@ -198,8 +198,9 @@ def restore(algorithm, buffers):
 def close(actual, expected, what):
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(actual[name], value, rtol=0, atol=1e-6,
-                                   msg=lambda text, name=name: f'{what} {name}: {text}')
+        torch.testing.assert_close(
+            actual[name], value, rtol=0, atol=1e-6,
+            msg=lambda text, name=name: f'{what} {name}: {text}')
 
 
 def load(folder, world_size, case):
