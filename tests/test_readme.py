@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from detection_stack import need_detection
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -25,7 +26,7 @@ def commands():
 
 def test_the_two_commands_and_every_file_exist():
     verbs = [words[1] for words in commands() if words[0] == 'make']
-    assert verbs == ['demo', 'test']
+    assert verbs == ['demo', 'demo-detection', 'test']
     makefile = (ROOT / 'Makefile').read_text()
     for verb in verbs:
         assert re.search(rf'^{verb}:', makefile, re.M)
@@ -37,23 +38,36 @@ def test_the_two_commands_and_every_file_exist():
 
 def test_commands_and_python_run(tmp_path):
     """All of them in turn, after one epoch of training instead of 60."""
-    short = ['--cfg-options', 'train_cfg.max_epochs=1',
-             'default_hooks.checkpoint.interval=1']
+    need_detection()
+    pretraining = ['--cfg-options', 'train_cfg.max_epochs=1',
+                   'default_hooks.checkpoint.interval=1']
+    scenes = [f'data_root={tmp_path}/scenes',
+              *(f'{kind}_dataloader.dataset.scenes.{count}' for kind in
+                ('train', 'val', 'test') for count in
+                ('num_train=8', 'num_val=3'))]
     ran = []
     for words in commands():
         if words[0] == 'make':
             continue
         words = [word.replace('work_dirs/demo', str(tmp_path)).replace(
-            'epoch_60', 'epoch_1') for word in words]
+            'epoch_60', 'epoch_1').replace('iter_200', 'iter_2').replace(
+            'data/digit_scenes', f'{tmp_path}/scenes') for word in words]
         assert words[0] == 'python'
-        words[0] = sys.executable
-        extra = short if words[1] == 'tools/train.py' else []
+        words[0], tool = sys.executable, words[1].split('/')[-1]
+        extra = []
+        if tool == 'train.py':
+            extra = pretraining if 'detection' not in words[2] else [
+                *scenes, 'train_cfg.max_iters=2']
+        elif tool in ('test.py', 'detect_image.py'):
+            extra = ['--cfg-options', *scenes]
         done = subprocess.run(words + extra, cwd=ROOT, capture_output=True,
                               text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         ran.append(words[1])
-    assert ran == ['tools/train.py', 'tools/evaluate_widths.py',
-                   'tools/slice_checkpoint.py', 'tools/slice_checkpoint.py']
+    assert ran == [f'tools/{name}.py' for name in (
+        'train', 'evaluate_widths', 'slice_checkpoint', 'slice_checkpoint',
+        'train', 'test', 'detect_image', 'get_flops')]
+    assert list((tmp_path / 'detections').rglob('*.png'))
     assert (tmp_path / 'w050.pth').exists()
     assert (tmp_path / 'small.onnx').exists()
 
