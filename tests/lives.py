@@ -24,7 +24,7 @@ from mmengine.registry import HOOKS, TRANSFORMS
 from mmengine.runner import Runner
 from small_run import small_cfg
 
-from us3l_mm.engine.faults import explain
+from us3l_mm.engine.launching.faults import explain
 
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload([

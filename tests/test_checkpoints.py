@@ -14,7 +14,7 @@ from small_run import small_cfg
 from us3l_mm.engine.checkpoints import (WholeFileBackend, find_checkpoint,
                                         remove_leftovers)
 from us3l_mm.engine.checkpoints import writing
-from us3l_mm.engine.safety import make_resumable
+from us3l_mm.engine.launching.safety import make_resumable
 from us3l_mm.export.checkpoint_io import load_weights
 
 

@@ -11,7 +11,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from us3l_mm.engine.launch import for_processes_on_cpus
+from us3l_mm.engine.launching.config import for_processes_on_cpus
 from us3l_mm.models import SlimmableResNet
 from us3l_mm.registry import HOOKS, MODELS
 

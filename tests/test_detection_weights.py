@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from us3l_mm.apis import slice_checkpoint
 from us3l_mm.engine import CheckPretrainedHook
-from us3l_mm.engine.pretrained import check_weights, read_file
+from us3l_mm.engine.checks.pretrained import check_weights, read_file
 from us3l_mm.models import SlimmableResNet
 from us3l_mm.registry import MODELS
 

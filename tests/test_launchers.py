@@ -11,7 +11,7 @@ import pytest
 import torch
 from lives import cfg_of, finish, ranks, run_tool, start
 
-from us3l_mm.engine.processes import environment
+from us3l_mm.engine.launching.processes import environment
 
 ROOT = Path(__file__).parents[1]
 TRAIN, DIST_TRAIN = ROOT / 'tools/train.py', ROOT / 'tools/dist_train.sh'

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmpretrain.models import MobileNetV2
 
-from us3l_mm.engine.pretrained import check_weights, read_file
+from us3l_mm.engine.checks.pretrained import check_weights, read_file
 from us3l_mm.evaluation import calibrate
 from us3l_mm.export import slice_backbone
 from us3l_mm.models import SlimmableMobileNetV2

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from us3l_mm import stack
-from us3l_mm.engine import launch
+from us3l_mm.engine.launching import config as launch
 
 ROOT = Path(__file__).parents[1]
 DETECTOR = ROOT / 'configs/us3l/detection/mask-rcnn_r50-w050_fpn_ms-1x_coco.py'

@@ -17,7 +17,7 @@ from rich.console import Console
 from train import (check_checkpoint, join_processes, load_config,
                    merge_loader)
 
-from us3l_mm.engine import launch
+from us3l_mm.engine.launching import config as launch
 from us3l_mm.models.heads import name_at
 from us3l_mm.visualization import width_table
 

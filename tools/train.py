@@ -16,10 +16,10 @@ from mmengine.device import (is_cuda_available, is_mlu_available,
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from us3l_mm.engine import launch
-from us3l_mm.engine.faults import explain
-from us3l_mm.engine.processes import join_on_cpus
-from us3l_mm.engine.safety import make_resumable
+from us3l_mm.engine.launching import config as launch
+from us3l_mm.engine.launching.faults import explain
+from us3l_mm.engine.launching.processes import join_on_cpus
+from us3l_mm.engine.launching.safety import make_resumable
 from us3l_mm.export.checkpoint_io import load_weights
 
 # What a Runner reads of its config besides its own arguments

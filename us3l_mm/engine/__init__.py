@@ -1,19 +1,17 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from .cpu_amp import CpuAmpOptimWrapper
 from .hooks import (AtomicCheckpointHook, CalibrationHook,
                     CheckAnnotationsHook, CheckPretrainedHook,
-                    CollapseMonitorHook, CompileHook,
-                    DynamicSamplerHook, ExactResumeHook, GroupRegHook,
-                    NonFiniteHook, PreflightHook, WidthKNNHook)
+                    CollapseMonitorHook, CompileHook, DynamicSamplerHook,
+                    ExactResumeHook, GroupRegHook, NonFiniteHook,
+                    PreflightHook, WidthKNNHook)
 from .loops import WidthTestLoop, WidthValLoop
-from .wrappers import US3LDistributedDataParallel
+from .wrappers import CpuAmpOptimWrapper, US3LDistributedDataParallel
 
 __all__ = [
     'AtomicCheckpointHook', 'CalibrationHook', 'CheckAnnotationsHook',
-    'CheckPretrainedHook',
-    'CollapseMonitorHook', 'CompileHook', 'CpuAmpOptimWrapper',
-    'DynamicSamplerHook', 'ExactResumeHook', 'GroupRegHook', 'NonFiniteHook',
-    'PreflightHook',
-    'US3LDistributedDataParallel', 'WidthKNNHook',
-    'WidthTestLoop', 'WidthValLoop'
+    'CheckPretrainedHook', 'CollapseMonitorHook', 'CompileHook',
+    'CpuAmpOptimWrapper', 'DynamicSamplerHook', 'ExactResumeHook',
+    'GroupRegHook', 'NonFiniteHook', 'PreflightHook',
+    'US3LDistributedDataParallel', 'WidthKNNHook', 'WidthTestLoop',
+    'WidthValLoop'
 ]

@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 from mmpretrain.utils import get_ori_model
 
-from us3l_mm.engine.random_states import seeded
+from us3l_mm.engine.resuming.random_states import seeded
 from us3l_mm.evaluation.detection import batches_of, calibrate_detector
 from us3l_mm.export.slicing import has_statistics
 from us3l_mm.models.layers import FULL_WIDTH, check_width

@@ -3,7 +3,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 
-from us3l_mm.engine.annotations import check_detection_data
+from us3l_mm.engine.checks.annotations import check_detection_data
 from us3l_mm.registry import HOOKS
 
 

@@ -4,7 +4,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from us3l_mm.engine.pretrained import (KNOWN, check_neck, check_weights,
+from us3l_mm.engine.checks.pretrained import (KNOWN, check_neck, check_weights,
                                        pretrained_cfg, read_file)
 from us3l_mm.registry import HOOKS
 

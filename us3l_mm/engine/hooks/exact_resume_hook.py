@@ -6,10 +6,10 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 
-from us3l_mm.engine.data_position import Layout, Passes
-from us3l_mm.engine.random_states import (random_states, seed_all,
+from us3l_mm.engine.resuming.data_position import Layout, Passes
+from us3l_mm.engine.resuming.random_states import (random_states, seed_all,
                                           set_random_states)
-from us3l_mm.engine.schedules import rewrite_schedules
+from us3l_mm.engine.resuming.schedules import rewrite_schedules
 from us3l_mm.registry import HOOKS
 
 KEY = 'exact_resume'

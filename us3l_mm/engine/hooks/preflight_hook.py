@@ -5,7 +5,7 @@ from mmengine.runner import Runner
 from mmpretrain.models import BaseSelfSupervisor
 from mmpretrain.utils import get_ori_model
 
-from us3l_mm.engine.agreement import check_agreement
+from us3l_mm.engine.checks.agreement import check_agreement
 from us3l_mm.engine.wrappers import US3LDistributedDataParallel
 from us3l_mm.models.selfsup import check_optim_wrapper, check_views
 from us3l_mm.registry import HOOKS
