@@ -114,7 +114,7 @@ demo-detection: $(VENV)/.installed-detection
 	$(IN_VENV) -W ignore tools/demo_detection.py $(DETECTION_ARGS)
 
 test: $(VENV)/.installed-tests
-	$(IN_VENV) -m pytest $(PYTEST_ARGS)
+	$(IN_VENV) -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-tests
 	$(IN_VENV) -m pytest -m slow $(PYTEST_ARGS)

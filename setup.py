@@ -35,7 +35,7 @@ EXTRAS_REQUIRE = {
     'lint': ['ruff'],
 }
 EXTRAS_REQUIRE['tests'] = [
-    'fvcore', 'pytest>=7.4', *EXTRAS_REQUIRE['lint'],
+    'fvcore', 'pytest>=7.4', 'pytest-xdist>=3.5', *EXTRAS_REQUIRE['lint'],
     *EXTRAS_REQUIRE['detection'], *EXTRAS_REQUIRE['export'],
     *EXTRAS_REQUIRE['tensorboard'],
 ]

@@ -4,8 +4,9 @@ import os
 import pytest
 import torch
 
-# Subprocesses of the suite share two cores with it.
-os.environ.setdefault('OMP_NUM_THREADS', '2')
+# Tests run side by side, and many start processes: a thread for each.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 
 
 @pytest.fixture(autouse=True)

@@ -251,7 +251,7 @@ def test_spread_tells_collapse_from_directions_all_over():
     (dict(base_loss='triplet'), r"of \['cosine', 'info_nce', 'moco_v3', "
      r"'mse'\] or a config dict, got 'triplet'"),
     (dict(distill_loss='kl'), "or a config dict, got 'kl'"),
-    (dict(update_mode='joint'), r"\('sequential', 'accumulate'\), got 'joint'"
+    (dict(update_mode='summed'), r"'accumulate', 'joint'\), got 'summed'"
      ),
     (dict(distill_from='student'), "'teacher', 'online', None.*got 'student'"),
     (dict(teacher_momentum=0.99), r'share of the student.*got 0\.99; a '
@@ -291,7 +291,7 @@ def test_accumulation_over_batches_is_refused():
     algorithm = naive.small_algorithm()
     wrapper = OptimWrapper(torch.optim.SGD(algorithm.parameters(), lr=0.1),
                            accumulative_counts=2)
-    with pytest.raises(ValueError, match='counts passes, not batches; got '
+    with pytest.raises(ValueError, match='after each pass of a batch.*; got '
                        r"accumulative_counts=2\..*update_mode='accumulate'"):
         algorithm.train_step(naive.batch()[0], wrapper)
 

@@ -45,7 +45,7 @@ def run_passes(algorithm: BaseModel,
     batches = _Batches(optim_wrapper)
     # The student is that of the batch before where no step has been made.
     cache = {'student_moved': batches.first}
-    log, losses_of_step = dict(stage=plan.stage), {}
+    log, losses_of_step = dict(loss=0.0, stage=plan.stage), {}
     rounds = ([plan.subnets] if update_mode == 'joint' else
               [(subnet, ) for subnet in plan.subnets])
     for index, subnets in enumerate(rounds):
@@ -104,15 +104,14 @@ def _round(algorithm: BaseModel, forward, views: List[Tensor],
             if regulariser is not None:
                 parts['loss_reg'] = regulariser.loss(subnet.is_base)
             total = total + sum(parts.values())
-            for name, value in parts.items():
-                losses[name] = losses.get(name, 0.0) + value.detach()
             log[f'width_{subnet.name}'] = subnet.width
+            for name, value in parts.items():
+                for record in (losses, log):
+                    record[name] = record.get(name, 0.0) + value.detach()
             log.update(output['log'])
             if subnet.is_base:
                 cache['online'] = output['encoded']
-        log['loss'] = log.get('loss', 0.0) + total.detach()
-        for name, value in losses.items():
-            log[name] = log.get(name, 0.0) + value
+        log['loss'] = log['loss'] + total.detach()
         if algorithm.guard is not None:
             total = poisoned(total)
         optim_wrapper.backward(optim_wrapper.scale_loss(total))
