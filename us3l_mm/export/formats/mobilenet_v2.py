@@ -6,14 +6,13 @@ builds its ``mobilenetv2_*`` models from the class and the blocks used here.
 """
 import re
 from functools import partial
-from importlib.util import find_spec
-from typing import Callable, Dict
+from typing import Dict
 
 import torchvision.models
 from torch import Tensor, nn
 
-from us3l_mm.export.checkpoint_io import to_bytes
-from .artifact import Artifact, SubNetwork, read_back
+from .artifact import Artifact, SubNetwork
+from .bare_weights import bare_weights, need_timm
 
 TIMM_BLOCKS = (
     'ds_r1_k3_s1_c16', 'ir_r2_k3_s2_e6_c24', 'ir_r3_k3_s2_e6_c32',
@@ -47,7 +46,7 @@ def torchvision_mobilenet_v2(network: SubNetwork) -> Artifact:
         loaded.classifier = nn.Identity()
         return loaded
 
-    return _artifact(network, torchvision_keys(network.plain), build, f"""\
+    return bare_weights(network, torchvision_keys(network.plain), build, f"""\
 import torchvision
 
 network = torchvision.models.mobilenet_v2(width_mult={factor!r})
@@ -62,9 +61,7 @@ def timm_mobilenet_v2(network: SubNetwork) -> Artifact:
         ImportError: without timm, as the file could not be checked.
         ValueError: for what timm's class cannot express.
     """
-    if find_spec('timm') is None:
-        raise ImportError('--format timm needs timm, to check what it writes: '
-                          'pip install timm')
+    need_timm()
     factor = multiplier(network, 'timm')
     features = network.map_channels[-1]
 
@@ -78,7 +75,7 @@ def timm_mobilenet_v2(network: SubNetwork) -> Artifact:
             round_chs_fn=partial(round_channels, multiplier=factor))
 
     blocks = ''.join(f'    [{block!r}],\n' for block in TIMM_BLOCKS)
-    return _artifact(network, timm_keys(network.plain), build, f"""\
+    return bare_weights(network, timm_keys(network.plain), build, f"""\
 from functools import partial
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from timm.models.efficientnet import EfficientNet
@@ -152,21 +149,3 @@ def _renamed(plain: nn.Module, blocks: dict, ends: Dict[str, str]
         return f'{stem}.{parts[int(found[2])][found[3] == "bn"]}.{leaf}'
 
     return {rename(key): value for key, value in plain.state_dict().items()}
-
-
-def _artifact(network: SubNetwork, weights: Dict[str, Tensor],
-              build: Callable[[], nn.Module], usage: str) -> Artifact:
-    content = to_bytes(dict(state_dict=weights, meta=network.meta))
-
-    def run(images):
-        loaded = build()
-        loaded.load_state_dict(read_back(content)['state_dict'], strict=True)
-        return [loaded.eval()(images)]
-
-    return Artifact(content, run, f"""\
-import torch
-{usage}\
-network.load_state_dict(
-    torch.load({network.out!r}, weights_only=True)['state_dict'])
-features = network.eval()(images)  # (N, {network.map_channels[-1]})
-""")

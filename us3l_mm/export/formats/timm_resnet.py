@@ -6,13 +6,12 @@ stem always has 64. ``ByobNet``, timm's "bring your own blocks", takes every
 number of channels, in blocks that are those of a ResNet.
 """
 import re
-from importlib.util import find_spec
-from typing import Callable, Dict
+from typing import Dict
 
 from torch import Tensor, nn
 
-from us3l_mm.export.checkpoint_io import to_bytes
-from .artifact import Artifact, SubNetwork, read_back
+from .artifact import Artifact, SubNetwork
+from .bare_weights import bare_weights, need_timm
 from .torchvision_resnet import is_full_resnet, unusual_arguments
 
 # ByobNet's names of the convolutions of a block.
@@ -30,9 +29,7 @@ def timm_resnet(network: SubNetwork) -> Artifact:
         ImportError: without timm, as the file could not be checked.
         ValueError: for another stem or other strides than a ResNet's.
     """
-    if find_spec('timm') is None:
-        raise ImportError('--format timm needs timm, to check what it writes: '
-                          'pip install timm')
+    need_timm()
     unusual = unusual_arguments(network)
     if unusual:
         raise ValueError(
@@ -50,7 +47,7 @@ def _resnet(network: SubNetwork) -> Artifact:
         import timm
         return timm.create_model(name, num_classes=0)
 
-    return _artifact(network, network.plain.state_dict(), build, f"""\
+    return bare_weights(network, network.plain.state_dict(), build, f"""\
 import timm
 
 network = timm.create_model({name!r}, num_classes=0)
@@ -81,7 +78,7 @@ def _byobnet(network: SubNetwork) -> Artifact:
 
     stages_text = ''.join(f'    ByoBlockCfg({_arguments(stage)}),\n'
                           for stage in stages)
-    return _artifact(network, byobnet_keys(plain), build, f"""\
+    return bare_weights(network, byobnet_keys(plain), build, f"""\
 from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
 
 network = ByobNet(ByoModelCfg(blocks=(
@@ -92,23 +89,6 @@ network = ByobNet(ByoModelCfg(blocks=(
 def _arguments(arguments: dict) -> str:
     return ', '.join(f'{k}={v!r}' for k, v in arguments.items())
 
-
-def _artifact(network: SubNetwork, weights: Dict[str, Tensor],
-              build: Callable[[], nn.Module], usage: str) -> Artifact:
-    content = to_bytes(dict(state_dict=weights, meta=network.meta))
-
-    def run(images):
-        loaded = build()
-        loaded.load_state_dict(read_back(content)['state_dict'], strict=True)
-        return [loaded.eval()(images)]
-
-    return Artifact(content, run, f"""\
-import torch
-{usage}\
-network.load_state_dict(
-    torch.load({network.out!r}, weights_only=True)['state_dict'])
-features = network.eval()(images)  # (N, {network.map_channels[-1]})
-""")
 
 
 def byobnet_keys(plain: nn.Module) -> Dict[str, Tensor]:

@@ -6,14 +6,13 @@ the whole one, whose weights for the features that are not read are zero: the
 same outputs, at the full cost, for those who want nothing but timm.
 """
 import re
-from importlib.util import find_spec
 from typing import Dict
 
 from torch import Tensor, nn
 
-from us3l_mm.export.checkpoint_io import to_bytes
 from us3l_mm.models.layers import SlimmableLinear
-from .artifact import Artifact, SubNetwork, read_back
+from .artifact import Artifact, SubNetwork
+from .bare_weights import bare_weights, need_timm
 
 NAMES = (('patch_embed.projection', 'patch_embed.proj'),
          ('ffn.layers.0.0', 'mlp.fc1'), ('ffn.layers.1', 'mlp.fc2'),
@@ -27,33 +26,24 @@ def timm_vit(network: SubNetwork) -> Artifact:
         ImportError: without timm, as the file could not be checked.
         ValueError: for what timm's class cannot express.
     """
-    if find_spec('timm') is None:
-        raise ImportError('--format timm needs timm, to check what it writes: '
-                          'pip install timm')
+    need_timm()
     arguments = timm_arguments(network)
     weights, remark = network.plain.state_dict(), ''
     if not network.family.plain_arguments(network.backbone, network.width):
         weights = zero_filled(network.backbone, network.width)
         remark = '# The whole network, with zeros for what is not read.\n'
-    content = to_bytes(dict(state_dict=timm_keys(weights), meta=network.meta))
 
-    def run(images):
+    def build():
         from timm.models.vision_transformer import VisionTransformer
-        loaded = VisionTransformer(**arguments)
-        loaded.load_state_dict(read_back(content)['state_dict'], strict=True)
-        return [loaded.eval()(images)]
+        return VisionTransformer(**arguments)
 
     listed = ''.join(f'    {name}={value!r},\n'
                      for name, value in arguments.items())
-    return Artifact(content, run, f"""\
-{remark}import torch
-from timm.models.vision_transformer import VisionTransformer
+    return bare_weights(network, timm_keys(weights), build, f"""\
+{remark}from timm.models.vision_transformer import VisionTransformer
 
 network = VisionTransformer(
 {listed})
-network.load_state_dict(
-    torch.load({network.out!r}, weights_only=True)['state_dict'])
-features = network.eval()(images)  # (N, {network.map_channels[-1]})
 """)
 
 

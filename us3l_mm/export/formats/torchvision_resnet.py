@@ -3,9 +3,9 @@
 import torchvision.models
 from torch import nn
 
-from us3l_mm.export.checkpoint_io import to_bytes
 from us3l_mm.export.families import family_of, plain_arguments
-from .artifact import Artifact, SubNetwork, read_back
+from .artifact import Artifact, SubNetwork
+from .bare_weights import bare_weights
 
 FULL = dict(stem_channels=64, base_channels=64)
 
@@ -20,25 +20,18 @@ def torchvision_resnet(network: SubNetwork) -> Artifact:
         'torchvision.models.ResNet always has 64 channels after its stem and '
         '64, 128, 256, 512 in its blocks; width_per_group changes only the '
         'middle convolution of a bottleneck'))
-    content = to_bytes(dict(state_dict=network.plain.state_dict(),
-                            meta=network.meta))
     name = f'resnet{network.backbone.depth}'
 
-    def run(images):
+    def build():
         loaded = getattr(torchvision.models, name)()
         loaded.fc = nn.Identity()
-        loaded.load_state_dict(read_back(content)['state_dict'], strict=True)
-        return [loaded.eval()(images)]
+        return loaded
 
-    return Artifact(content, run, f"""\
-import torch
+    return bare_weights(network, network.plain.state_dict(), build, f"""\
 import torchvision
 
 network = torchvision.models.{name}()
 network.fc = torch.nn.Identity()
-network.load_state_dict(
-    torch.load({network.out!r}, weights_only=True)['state_dict'])
-features = network.eval()(images)  # (N, {network.map_channels[-1]})
 """)
 
 

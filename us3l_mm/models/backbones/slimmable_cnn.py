@@ -100,7 +100,8 @@ class SlimmableCNN(ChecksItsWeights):
     def output_channels(self) -> Tuple[int, ...]:
         """Channels of each output (``out_indices``) of the network as built.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f'{type(self).__name__} does not say what it gives.')
 
     def feature_channels(self, width: Optional[float] = None
                          ) -> Tuple[int, ...]:

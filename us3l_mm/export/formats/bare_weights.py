@@ -1,0 +1,42 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""A state dict for a class of another library."""
+from importlib.util import find_spec
+from typing import Callable, Dict
+
+from torch import Tensor, nn
+
+from us3l_mm.export.checkpoint_io import to_bytes
+from .artifact import Artifact, SubNetwork, read_back
+
+
+def bare_weights(network: SubNetwork, weights: Dict[str, Tensor],
+                 build: Callable[[], nn.Module], usage: str) -> Artifact:
+    """A file of ``weights``, which gives features.
+
+    Args:
+        network (SubNetwork): What they are of.
+        weights (dict): Under the keys of the other library.
+        build (callable): Makes its network, whose output is the features.
+        usage (str): Python that does the same and calls it ``network``.
+    """
+    content = to_bytes(dict(state_dict=weights, meta=network.meta))
+
+    def run(images):
+        loaded = build()
+        loaded.load_state_dict(read_back(content)['state_dict'], strict=True)
+        return [loaded.eval()(images)]
+
+    return Artifact(content, run, f"""\
+import torch
+{usage}\
+network.load_state_dict(
+    torch.load({network.out!r}, weights_only=True)['state_dict'])
+features = network.eval()(images)  # (N, {network.map_channels[-1]})
+""")
+
+
+def need_timm() -> None:
+    """Raise ImportError without timm."""
+    if find_spec('timm') is None:
+        raise ImportError('--format timm needs timm, to check what it writes: '
+                          'pip install timm')
