@@ -33,7 +33,7 @@ help:
 	@echo 'make demo       install, pre-train a small network on digits, and show'
 	@echo '                accuracy against compute: about 10 minutes'
 	@echo 'make demo-detection  the same weights in Mask R-CNN, two widths against'
-	@echo '                random weights: 6 minutes after mmcv is compiled'
+	@echo '                random weights: 4 minutes, once mmcv is compiled'
 	@echo 'make test       install what the tests need (compiles the ops of mmcv'
 	@echo '                once: 10 minutes on 2 cores) and run them'
 	@echo 'make test-slow  the tests that take minutes each'

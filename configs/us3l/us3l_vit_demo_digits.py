@@ -10,11 +10,12 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='us3l_mm.SlimmableViT',
-        # demo: 64 patches of 4 x 4 pixels, and a network to match
+        # demo: 64 patches of 4 x 4 pixels, and a network to match, whose heads
+        # are many so that as many widths differ
         arch=dict(
             embed_dims=64,
             num_layers=3,
-            num_heads=4,
+            num_heads=8,
             feedforward_channels=256),
         img_size=32,
         patch_size=4,
@@ -25,7 +26,7 @@ model = dict(
         out_type='avg_featmap',  # demo: no class token
         width_range=(0.25, 1.0)))  # paper
 
-train_cfg = dict(max_epochs=45)  # demo
+train_cfg = dict(max_epochs=36)  # demo
 optim_wrapper = dict(
     optimizer=dict(
         _delete_=True,
@@ -36,7 +37,7 @@ optim_wrapper = dict(
 # of the cosine, so that a shorter training has both as well.
 param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False),
-    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, end=50)
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, end=40)
 ]
 
 custom_hooks = [
