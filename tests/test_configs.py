@@ -221,7 +221,7 @@ def test_views_of_transformers_are_the_asymmetric_pair(path, tmp_path):
     cfg = config_of(path)
     pipelines = cfg.view_pipeline1, cfg.view_pipeline2
     for kind, probabilities in (('GaussianBlur', (1.0, 0.1)),
-                                ('Solarize', (0.0, 0.2))):
+                                ('Solarize', (0.2, ))):
         assert tuple(t.prob for pipeline in pipelines for t in pipeline
                      if t.type == kind) == probabilities
     colours = augmented(tmp_path, cfg, (200, 90, 40), 300)

@@ -4,7 +4,7 @@
 # cifar10_us3l.py.
 _base_ = ['./cifar10_us3l.py']
 
-view_pipeline1 = [
+crop_and_colour = [
     # `scale` is the output size; the crop covers 0.2 to 1 of the area.
     dict(
         type='RandomResizedCrop',
@@ -28,47 +28,16 @@ view_pipeline1 = [
         prob=0.2,
         keep_channels=True,
         channel_weights=(0.2989, 0.587, 0.114)),  # of red, green, blue
-    # A radius of 0.1 to 2 pixels, evenly drawn ('inf')
-    dict(
-        type='GaussianBlur',
-        magnitude_range=(0.1, 2.0),
-        magnitude_std='inf',
-        prob=1.0),
-    dict(type='Solarize', thr=128, prob=0.0),
-    dict(type='RandomFlip', prob=0.5),
 ]
+# A radius of 0.1 to 2 pixels, evenly drawn ('inf')
+blur = dict(
+    type='GaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='inf')
+flip = dict(type='RandomFlip', prob=0.5)
+view_pipeline1 = [*crop_and_colour, dict(**blur, prob=1.0), flip]
 view_pipeline2 = [
-    # `scale` is the output size; the crop covers 0.2 to 1 of the area.
-    dict(
-        type='RandomResizedCrop',
-        scale=224,
-        crop_ratio_range=(0.2, 1.0),
-        backend='pillow'),
-    dict(
-        type='RandomApply',
-        transforms=[
-            dict(
-                type='ColorJitter',
-                brightness=0.4,
-                contrast=0.4,
-                saturation=0.2,
-                hue=0.1,
-                backend='cv2')
-        ],
-        prob=0.8),
-    dict(
-        type='RandomGrayscale',
-        prob=0.2,
-        keep_channels=True,
-        channel_weights=(0.2989, 0.587, 0.114)),  # of red, green, blue
-    # A radius of 0.1 to 2 pixels, evenly drawn ('inf')
-    dict(
-        type='GaussianBlur',
-        magnitude_range=(0.1, 2.0),
-        magnitude_std='inf',
-        prob=0.1),
-    dict(type='Solarize', thr=128, prob=0.2),
-    dict(type='RandomFlip', prob=0.5),
+    *crop_and_colour,
+    dict(**blur, prob=0.1),
+    dict(type='Solarize', thr=128, prob=0.2), flip
 ]
 train_pipeline = [
     dict(type='us3l_mm.SeedAugmentation'),
