@@ -10,12 +10,12 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='us3l_mm.SlimmableViT',
-        # demo: 64 patches of 4 x 4 pixels, and a network to match, whose heads
-        # are many so that as many widths differ
+        # demo: 64 patches of 4 x 4 pixels, and a network to match; four heads,
+        # so there are four different widths
         arch=dict(
             embed_dims=64,
             num_layers=3,
-            num_heads=8,
+            num_heads=4,
             feedforward_channels=256),
         img_size=32,
         patch_size=4,
@@ -26,7 +26,7 @@ model = dict(
         out_type='avg_featmap',  # demo: no class token
         width_range=(0.25, 1.0)))  # paper
 
-train_cfg = dict(max_epochs=36)  # demo
+train_cfg = dict(max_epochs=38)  # demo
 optim_wrapper = dict(
     optimizer=dict(
         _delete_=True,
