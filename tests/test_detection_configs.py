@@ -3,12 +3,14 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detection_stack import need_detection
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
 from torch import nn
 
 from us3l_mm.engine.launching.config import for_processes_on_cpus
@@ -21,6 +23,7 @@ FOLDER = ROOT / 'configs/us3l/detection'
 # Those for many widths at once, and of other data, have tests of their own.
 CONFIGS = sorted(path for path in FOLDER.glob('*_fpn_ms-1x_coco.py')
                  if re.search(r'_r50-(w\d+|any-width)_', path.stem))
+OTHERS = sorted({*FOLDER.glob('*.py')} - {*CONFIGS})
 SLICES = [path for path in CONFIGS if re.search(r'-w\d+_', path.stem)]
 KINDS = {'mask-rcnn': 'MaskRCNN', 'faster-rcnn': 'FasterRCNN'}
 
@@ -68,6 +71,37 @@ def test_it_builds_what_its_name_says(path):
     for hook in cfg.custom_hooks:
         HOOKS.build(hook)
     check_transfer_settings(model.train(), 'mask' in path.stem)
+
+
+@pytest.mark.parametrize('path', OTHERS, ids=lambda path: path.stem)
+def test_every_other_config_builds_and_computes_losses(path):
+    cfg = config_of(path)
+    for hook in cfg.custom_hooks:
+        HOOKS.build(hook)
+    model = MODELS.build(cfg.model).train()
+    side, classes = 64, model.roi_head.bbox_head.num_classes
+    batch = dict(
+        inputs=[torch.zeros(3, side, side, dtype=torch.uint8)] * 2,
+        data_samples=[one_object(side, classes - 1) for _ in range(2)])
+    data = model.data_preprocessor(batch, training=True)
+    total, _ = model.parse_losses(model.loss(
+        data['inputs'], data['data_samples']))
+    assert torch.isfinite(total) and total > 0
+    total.backward()
+
+
+def one_object(side, label):
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    mask = np.zeros((1, side, side), np.uint8)
+    mask[0, 8:40, 12:36] = 1
+    sample = DetDataSample(metainfo=dict(
+        img_shape=(side, side), ori_shape=(side, side),
+        batch_input_shape=(side, side), scale_factor=(1.0, 1.0)))
+    sample.gt_instances = InstanceData(
+        bboxes=torch.tensor([[12., 8., 36., 40.]]),
+        labels=torch.tensor([label]), masks=BitmapMasks(mask, side, side))
+    return sample
 
 
 def check_transfer_settings(model, with_masks):
