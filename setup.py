@@ -35,8 +35,12 @@ EXTRAS_REQUIRE = {
     'lint': ['ruff'],
 }
 EXTRAS_REQUIRE['tests'] = [
-    'fvcore', 'pytest>=7.4', 'pytest-xdist>=3.5', *EXTRAS_REQUIRE['lint'],
-    *EXTRAS_REQUIRE['detection'], *EXTRAS_REQUIRE['export'],
+    'fvcore',
+    'pytest>=7.4',
+    'pytest-xdist>=3.5',
+    *EXTRAS_REQUIRE['lint'],
+    *EXTRAS_REQUIRE['detection'],
+    *EXTRAS_REQUIRE['export'],
     *EXTRAS_REQUIRE['tensorboard'],
 ]
 EXTRAS_REQUIRE['dev'] = ['pre-commit', *EXTRAS_REQUIRE['tests']]
@@ -61,17 +65,16 @@ class BuildWithConfigs(build_py):
             return
         for folder in ('configs', 'tools'):
             shutil.copytree(
-                ROOT / folder,
-                Path(self.build_lib, 'us3l_mm', '.mim', folder),
-                ignore=shutil.ignore_patterns('__pycache__', 'setup'),
-                dirs_exist_ok=True)
+                ROOT / folder, Path(self.build_lib, 'us3l_mm', '.mim', folder),
+                ignore=shutil.ignore_patterns('__pycache__',
+                                              'setup'), dirs_exist_ok=True)
 
 
 setup(
     name='us3l_mm',
     version=read_version(),
     description='Pre-train a universally slimmable network once, '
-                'self-supervised; measure and cut out any width',
+    'self-supervised; measure and cut out any width',
     author='The us3l_mm authors',
     license='Apache-2.0',
     python_requires='>=3.10,<3.13',

@@ -29,7 +29,8 @@ from us3l_mm.engine.launching.faults import explain
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload([
     'us3l_mm.engine', 'us3l_mm.datasets', 'us3l_mm.models',
-    'mmpretrain.datasets', 'mmpretrain.engine', 'mmpretrain.visualization'])
+    'mmpretrain.datasets', 'mmpretrain.engine', 'mmpretrain.visualization'
+])
 
 
 class Note(Hook):
@@ -90,12 +91,14 @@ def die_at_write(number):
     count = itertools.count(1)
 
     def counted(step):
+
         def wrapper(*args):
             if next(count) == number:
                 for path in Path.cwd().glob('**/.*.pth'):  # half is written
                     os.truncate(path, path.stat().st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(*args)
+
         return wrapper
 
     for name in ('fsync', 'replace', 'remove'):
@@ -146,8 +149,8 @@ def clock_ahead():
 
 def cfg_of(work_dir, **changes):
     """Twelve iterations: four epochs of three."""
-    cfg = small_cfg(work_dir, **{
-        'model.backbone.drop_path_rate': 0.5, **changes})
+    cfg = small_cfg(work_dir,
+                    **{'model.backbone.drop_path_rate': 0.5, **changes})
     cfg.train_dataloader.dataset.pipeline[-1].meta_keys = ('sample_idx', )
     return cfg
 
@@ -171,11 +174,13 @@ def train(work_dir, changes=None, done=None, die_at=None, before=()):
 def train_rank(rank, world, store, work_dir, changes=None, *args):
     """One of several processes."""
     os.environ['LOCAL_RANK'] = str(rank)
-    torch.distributed.init_process_group(
-        'gloo', f'file://{store}', rank=rank, world_size=world,
-        timeout=timedelta(seconds=15))
-    changes = {**(changes or {}), 'launcher': 'pytorch', 'model_wrapper_cfg':
-               dict(type='us3l_mm.US3LDistributedDataParallel')}
+    torch.distributed.init_process_group('gloo', f'file://{store}', rank=rank,
+                                         world_size=world,
+                                         timeout=timedelta(seconds=15))
+    changes = {
+        **(changes or {}), 'launcher': 'pytorch', 'model_wrapper_cfg':
+        dict(type='us3l_mm.US3LDistributedDataParallel')
+    }
     train(work_dir, changes, *args)
     torch.distributed.destroy_process_group()
 
@@ -257,16 +262,21 @@ def kill_after(iterations, share, log, work_dir, changes):
 def ranks(folder, work_dir, arguments, world=2) -> list:
     """Processes of one run, with the further arguments of each rank."""
     store = Path(folder) / f'store-{time.monotonic_ns()}'
-    return [start(Path(folder) / f'{Path(work_dir).name}-{rank}.log',
-                  train_rank, rank, world, str(store), str(work_dir),
-                  *arguments[rank]) for rank in range(world)]
+    return [
+        start(
+            Path(folder) / f'{Path(work_dir).name}-{rank}.log', train_rank,
+            rank, world, str(store), str(work_dir), *arguments[rank])
+        for rank in range(world)
+    ]
 
 
 def end_of(work_dir, rank=0) -> tuple:
     """Weights and momenta at the end of training."""
     weights, optimizer = torch.load(Path(work_dir) / f'end-{rank}.pth')
-    return weights, {str(key): value['momentum_buffer']
-                     for key, value in optimizer.items()}
+    return weights, {
+        str(key): value['momentum_buffer']
+        for key, value in optimizer.items()
+    }
 
 
 def assert_same_end(one, other) -> None:

@@ -30,8 +30,8 @@ def norm(x, params, name):
     if f'{name}.weight' not in params:
         return y
     c = x.shape[1]
-    return (y * params[f'{name}.weight'][:c].view(shape)
-            + params[f'{name}.bias'][:c].view(shape))
+    return (y * params[f'{name}.weight'][:c].view(shape) +
+            params[f'{name}.bias'][:c].view(shape))
 
 
 def conv(x, params, name, width, stride=1):
@@ -56,8 +56,9 @@ def resnet18(x, params, width, prefix='backbone.'):
             y = norm(conv(y, params, f'{name}.conv2', width), params,
                      f'{name}.bn2')
             if f'{name}.downsample.0.weight' in params:
-                x = norm(conv(x, params, f'{name}.downsample.0', width,
-                              stride), params, f'{name}.downsample.1')
+                x = norm(
+                    conv(x, params, f'{name}.downsample.0', width, stride),
+                    params, f'{name}.downsample.1')
             x = F.relu(x + y)
         maps.append(x)
     return maps
@@ -96,11 +97,12 @@ def info_nce(p, t, temperature=0.5):
     rows, n = [v / v.norm() for v in (*p, *t)], len(p)
     total = 0
     for i, row in enumerate(rows):
-        others = sum(torch.exp(row @ rows[j] / temperature)
-                     for j in range(2 * n) if j != i)
+        others = sum(
+            torch.exp(row @ rows[j] / temperature) for j in range(2 * n)
+            if j != i)
         partner = rows[i + n if i < n else i - n]
-        total = total - torch.log(torch.exp(row @ partner / temperature)
-                                  / others)
+        total = total - torch.log(
+            torch.exp(row @ partner / temperature) / others)
     return total / (2 * n)
 
 
@@ -118,13 +120,11 @@ LOSSES = dict(cosine=cosine, mse=mse, info_nce=info_nce, moco_v3=moco_v3)
 
 # Of each base method: base loss, whether the base pass has a predictor, a
 # momentum teacher, and whether projector and predictors end in a norm.
-METHODS = dict(
-    simclr_momentum=('info_nce', False, True, False, False),
-    byol=('cosine', True, True, False, False),
-    simsiam=('cosine', True, False, True, False),
-    simsiam_momentum=('cosine', True, True, True, False),
-    moco_v3=('moco_v3', True, True, True, True))
-
+METHODS = dict(simclr_momentum=('info_nce', False, True, False, False),
+               byol=('cosine', True, True, False, False),
+               simsiam=('cosine', True, False, True, False),
+               simsiam_momentum=('cosine', True, True, True, False),
+               moco_v3=('moco_v3', True, True, True, True))
 
 # Training --------------------------------------------------------------------
 
@@ -137,15 +137,17 @@ class NaiveTrainer:
     function of the progress that :meth:`step` is told.
     """
 
-    def __init__(self, params, base_method, base_loss=None,
-                 distill_loss=None, share_head=False,
-                 distill_from='default', update_mode='sequential', keep=0.99,
-                 features=None, reg=None, lr=0.1, momentum=0.9,
-                 clip_norm=None):
+    def __init__(self, params, base_method, base_loss=None, distill_loss=None,
+                 share_head=False, distill_from='default',
+                 update_mode='sequential', keep=0.99, features=None, reg=None,
+                 lr=0.1, momentum=0.9, clip_norm=None):
         self.params = {k: v.detach().clone() for k, v in params.items()}
         # It starts as a copy of the student.
-        self.teacher = {k: v.clone() for k, v in self.params.items()
-                        if k.startswith(('backbone.', 'neck.'))}
+        self.teacher = {
+            k: v.clone()
+            for k, v in self.params.items()
+            if k.startswith(('backbone.', 'neck.'))
+        }
         (loss, self.predicts, self.has_teacher, self.last_norm,
          self.last_predictor_norm) = METHODS[base_method]
         self.base_loss = LOSSES[base_loss or loss]
@@ -171,8 +173,8 @@ class NaiveTrainer:
         last = self.last_predictor_norm
         if distils and not self.share_head:
             return mlp(z, params, 'distill_head.predictor.', 2, last)
-        return (mlp(z, params, 'head.predictor.', 2, last) if self.predicts
-                else z)
+        return (mlp(z, params, 'head.predictor.', 2, last)
+                if self.predicts else z)
 
     def match_features(self, params, maps, target_maps):
         """Lift each map by a 1x1 convolution, compare with the teacher's."""
@@ -181,8 +183,8 @@ class NaiveTrainer:
             weight = params[f'feature_distiller.projections.{i}.weight']
             bias = params[f'feature_distiller.projections.{i}.bias']
             c = maps[output].shape[1]
-            lifted = torch.einsum('nchw,oc->nohw', maps[output],
-                                  weight[:, :c, 0, 0])
+            lifted = torch.einsum('nchw,oc->nohw', maps[output], weight[:, :c,
+                                                                        0, 0])
             lifted = lifted + bias.view(1, -1, 1, 1)
             total = total + ((lifted - target_maps[output])**2).mean()
         return total / len(self.features)
@@ -193,44 +195,52 @@ class NaiveTrainer:
         passes, summed, fixed = [], {}, {}
         for width in sorted(widths, reverse=True):
             is_base = not passes
-            leaves = {k: v.detach().requires_grad_()
-                      for k, v in self.params.items()}
+            leaves = {
+                k: v.detach().requires_grad_()
+                for k, v in self.params.items()
+            }
             (maps1, z1), (maps2, z2) = (self.encode(leaves, v, width)
                                         for v in views)
             own = [([m.detach() for m in maps], z.detach())
                    for maps, z in ((maps1, z1), (maps2, z2))]
             if is_base:
                 for k, v in self.teacher.items():
-                    self.teacher[k] = (keep * v
-                                       + (1 - keep) * self.params[k])
+                    self.teacher[k] = (keep * v + (1 - keep) * self.params[k])
                 fixed = dict(online=own, teacher=self.teach(views, width))
                 targets = fixed['teacher'] if self.has_teacher else own
             elif self.source is not None:
                 targets = fixed[self.source]
             else:
-                targets = (self.teach(views, width) if self.has_teacher else
-                           own)
+                targets = (self.teach(views, width)
+                           if self.has_teacher else own)
             distils = self.source is not None and not is_base
             criterion = self.distill_loss if distils else self.base_loss
             p1, p2 = (self.head(leaves, z, distils) for z in (z1, z2))
-            losses = {'distill' if distils else 'base': (
-                criterion(p1, targets[1][1]) + criterion(p2, targets[0][1]))
-                / 2}
+            losses = {
+                'distill' if distils else 'base':
+                (criterion(p1, targets[1][1]) + criterion(p2, targets[0][1])) /
+                2
+            }
             if distils and self.features:
                 losses['feature'] = (
-                    self.match_features(leaves, maps1, targets[1][0])
-                    + self.match_features(leaves, maps2, targets[0][0])) / 2
+                    self.match_features(leaves, maps1, targets[1][0]) +
+                    self.match_features(leaves, maps2, targets[0][0])) / 2
             if self.reg is not None:
                 losses['reg'] = self.reg(leaves, is_base)
-            grads = dict(zip(leaves, torch.autograd.grad(
-                sum(losses.values()), list(leaves.values()),
-                allow_unused=True)))
+            grads = dict(
+                zip(
+                    leaves,
+                    torch.autograd.grad(sum(losses.values()),
+                                        list(leaves.values()),
+                                        allow_unused=True)))
             grads = {k: g for k, g in grads.items() if g is not None}
-            passes.append((width, {k: v.item() for k, v in losses.items()},
-                           grads))
+            passes.append((width, {k: v.item()
+                                   for k, v in losses.items()}, grads))
             if self.accumulates:
-                summed = {k: summed.get(k, 0) + grads.get(k, 0)
-                          for k in {*summed, *grads}}
+                summed = {
+                    k: summed.get(k, 0) + grads.get(k, 0)
+                    for k in {*summed, *grads}
+                }
             else:
                 self.sgd(grads)
         if self.accumulates:
@@ -248,8 +258,8 @@ class NaiveTrainer:
             total = sum((g**2).sum() for g in grads.values())**0.5
             scale = min(1.0, float(self.clip_norm / (total + 1e-6)))
         for k, g in grads.items():
-            self.buffers[k] = (self.momentum * self.buffers[k] + scale * g
-                               if k in self.buffers else scale * g)
+            self.buffers[k] = (self.momentum * self.buffers[k] +
+                               scale * g if k in self.buffers else scale * g)
             self.params[k] = self.params[k] - self.lr * self.buffers[k]
 
 
@@ -267,30 +277,34 @@ def small_algorithm(base_method='byol', **kwargs):
                       out_indices=(0, 1, 2, 3)),
         neck=dict(hid_channels=24, out_channels=12),
         predictor=None if simclr else dict(hid_channels=20),
-        distill_predictor=(None if kwargs.get('share_head') else
-                           dict(hid_channels=28)),
-        data_preprocessor=dict(mean=[120.] * 3, std=[60.] * 3))
+        distill_predictor=(None if kwargs.get('share_head') else dict(
+            hid_channels=28)), data_preprocessor=dict(mean=[120.] * 3,
+                                                      std=[60.] * 3))
     algorithm = MODELS.build({**cfg, **kwargs}).double().train()
     generator = torch.Generator().manual_seed(1)
     for name, p in algorithm.named_parameters():
         noise = torch.randn(p.shape, generator=generator, dtype=p.dtype)
         scale = (2 / p[0].numel())**0.5 if p.dim() > 1 else 0.2
-        p.data.copy_(noise * scale
-                     + (p.dim() == 1 and name.endswith('weight')))
+        p.data.copy_(noise * scale +
+                     (p.dim() == 1 and name.endswith('weight')))
     return algorithm
 
 
 def student_parameters(algorithm):
     """By name; what the optimizer trains."""
-    return {name: p for name, p in algorithm.named_parameters()
-            if p.requires_grad}
+    return {
+        name: p
+        for name, p in algorithm.named_parameters() if p.requires_grad
+    }
 
 
 def batch(seed=0, images=5, pixels=12):
     """Two views as a loader gives them, and as the network sees them."""
     generator = torch.Generator().manual_seed(seed)
-    views = [torch.randint(0, 256, (images, 3, pixels, pixels),
-                           generator=generator, dtype=torch.uint8)
-             for _ in range(2)]
-    return (dict(inputs=views, data_samples=[None] * images),
-            [(view.double() - 120) / 60 for view in views])
+    views = [
+        torch.randint(0, 256, (images, 3, pixels, pixels), generator=generator,
+                      dtype=torch.uint8) for _ in range(2)
+    ]
+    return (dict(inputs=views,
+                 data_samples=[None] * images), [(view.double() - 120) / 60
+                                                 for view in views])

@@ -44,14 +44,16 @@ def attention(y, params, name, heads, kept, read, written, projected):
     share = share / share.sum(-1, keepdim=True)
     z = torch.einsum('nhij,nhje->nihe', share, v).flatten(2)
     return (z[..., :projected]
-            @ params[f'{name}.proj.weight'][:written, :projected].T
-            + params[f'{name}.proj.bias'][:written])
+            @ params[f'{name}.proj.weight'][:written, :projected].T +
+            params[f'{name}.proj.bias'][:written])
 
 
 def vit(images, params, width, slice, heads, prefix=''):
     """The class token (N, c) of the final norm."""
-    params = {k[len(prefix):]: v for k, v in params.items()
-              if k.startswith(prefix)}
+    params = {
+        k[len(prefix):]: v
+        for k, v in params.items() if k.startswith(prefix)
+    }
     dims = params['cls_token'].shape[-1]
     narrows = slice == 'embed'
     kept = whole_heads(heads, width) if narrows else heads
@@ -74,10 +76,10 @@ def vit(images, params, width, slice, heads, prefix=''):
         units = hidden * kept // heads
         used = units if narrows else channels(hidden, width)
         y = layer_norm(x, params, f'{name}.ln2')
-        y = gelu(y[..., :read] @ params[f'{first}.weight'][:units, :read].T
-                 + params[f'{first}.bias'][:units])
-        x = x + (y[..., :used] @ params[f'{second}.weight'][:d, :used].T
-                 + params[f'{second}.bias'][:d])
+        y = gelu(y[..., :read] @ params[f'{first}.weight'][:units, :read].T +
+                 params[f'{first}.bias'][:units])
+        x = x + (y[..., :used] @ params[f'{second}.weight'][:d, :used].T +
+                 params[f'{second}.bias'][:d])
         i += 1
     return layer_norm(x, params, 'ln1')[:, 0]
 
@@ -104,8 +106,8 @@ def count(arch, width, slice, tokens, patch_pixels, dead=False):
 
     ``dead``: with ``slice='input'``, count all that is written.
     """
-    dims, heads, hidden = (arch[k] for k in (
-        'embed_dims', 'num_heads', 'feedforward_channels'))
+    dims, heads, hidden = (arch[k] for k in ('embed_dims', 'num_heads',
+                                             'feedforward_channels'))
     head = dims // heads
     if slice == 'embed':
         kept = whole_heads(heads, width)
@@ -117,8 +119,8 @@ def count(arch, width, slice, tokens, patch_pixels, dead=False):
         kept = math.ceil(value / head)
     qk = kept * head
     rows = 2 * qk + value
-    layer = ((rows * read + rows) + (d * read + d) + (units * read + units)
-             + (d * used + d) + 4 * d)
+    layer = ((rows * read + rows) + (d * read + d) + (units * read + units) +
+             (d * used + d) + 4 * d)
     products = rows * read + d * read + units * read + d * used
     # Scores, and their use on the values of the heads.
     pairs = 2 * tokens * tokens * qk

@@ -18,16 +18,16 @@ def run_processes(worker, world_size, folder, *args):
     multiprocessing.set_forkserver_preload(PRELOAD)
     # Not a port, which somebody else may take.
     meeting = os.path.join(str(folder), f'meeting-of-{world_size}')
-    mp.start_processes(_start, (worker, world_size, meeting, str(folder),
-                                *args), nprocs=world_size,
-                       start_method='forkserver')
+    mp.start_processes(_start,
+                       (worker, world_size, meeting, str(folder), *args),
+                       nprocs=world_size, start_method='forkserver')
 
 
 def _start(rank, worker, world_size, meeting, folder, *args):
     # The server's environment is that of the first test that needed it.
     os.environ['LOCAL_RANK'] = str(rank)
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        'gloo', f'file://{meeting}', rank=rank, world_size=world_size)
+    torch.distributed.init_process_group('gloo', f'file://{meeting}',
+                                         rank=rank, world_size=world_size)
     worker(rank, folder, *args)
     torch.distributed.destroy_process_group()

@@ -21,11 +21,15 @@ def all_widths_cfg(**changes) -> Config:
     """The model of the demo's config, smaller; ``changes`` by dotted key."""
     init_default_scope('mmdet')
     cfg = Config.fromfile(DEMO)
-    cfg.merge_from_dict({f'model.{key}': value for key, value in {
-        'backbone.base_channels': CHANNELS, 'backbone.divisor': DIVISOR,
-        'backbone.stem_channels': CHANNELS, 'backbone.init_cfg': None,
-        'roi_head.bbox_head.fc_out_channels': 32,
-        'test_cfg.rcnn.score_thr': 0.0, **changes}.items()})
+    cfg.merge_from_dict({
+        f'model.{key}': value
+        for key, value in {
+            'backbone.base_channels': CHANNELS, 'backbone.divisor': DIVISOR,
+            'backbone.stem_channels': CHANNELS, 'backbone.init_cfg': None,
+            'roi_head.bbox_head.fc_out_channels': 32,
+            'test_cfg.rcnn.score_thr': 0.0, **changes
+        }.items()
+    })
     return cfg
 
 
@@ -38,11 +42,14 @@ def stock_detector(width: float):
     init_default_scope('mmdet')
     cfg, channels = Config.fromfile(STOCK), int(CHANNELS * width)
     cfg.merge_from_dict({
-        'model.backbone.base_channels': channels,
-        'model.backbone.stem_channels': channels,
-        'model.neck.in_channels': [channels * 2**i for i in range(3)],
-        'model.roi_head.bbox_head.fc_out_channels': 32,
-        'model.test_cfg.rcnn.score_thr': 0.0})
+        'model.backbone.base_channels':
+        channels, 'model.backbone.stem_channels':
+        channels, 'model.neck.in_channels':
+        [channels * 2**i for i in range(3)],
+        'model.roi_head.bbox_head.fc_out_channels':
+        32, 'model.test_cfg.rcnn.score_thr':
+        0.0
+    })
     return MODELS.build(cfg.model)
 
 
@@ -63,8 +70,10 @@ def scenes(count: int = 2, items: int = 3, size: int = 64) -> list:
     batch = demo_mm_inputs(count, [(3, size, size)] * count,
                            num_items=[items] * count, num_classes=10,
                            with_mask=True)
-    return [dict(inputs=image, data_samples=sample) for image, sample in
-            zip(batch['inputs'], batch['data_samples'])]
+    return [
+        dict(inputs=image, data_samples=sample)
+        for image, sample in zip(batch['inputs'], batch['data_samples'])
+    ]
 
 
 def loader_of(images: list, batch_size: int = 2):

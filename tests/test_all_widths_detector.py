@@ -20,8 +20,8 @@ from us3l_mm.models.layers import SlimmableBatchNorm, at_width
 from us3l_mm.registry import MODELS
 
 need_detection()
-from small_detectors import (all_widths, cut_by_hand, loader_of,  # noqa: E402
-                             scenes, stock_detector)
+from small_detectors import (  # noqa: E402
+    all_widths, cut_by_hand, loader_of, scenes, stock_detector)
 
 WIDTHS = [1.0, 0.75, 0.5, 0.25]
 
@@ -31,8 +31,10 @@ class KeepsGradients(OptimWrapper):
 
     def step(self, **kwargs):
         self.steps += 1
-        self.gradients = [p.grad.clone() if p.grad is not None else None
-                          for p in self.optimizer.param_groups[0]['params']]
+        self.gradients = [
+            p.grad.clone() if p.grad is not None else None
+            for p in self.optimizer.param_groups[0]['params']
+        ]
         super().step(**kwargs)
 
 
@@ -41,8 +43,8 @@ def wrapper_of(model, lr=0.01):
 
 
 def prepared(model, images, training=True):
-    return model.data_preprocessor(
-        copy.deepcopy(pseudo_collate(images)), training)
+    return model.data_preprocessor(copy.deepcopy(pseudo_collate(images)),
+                                   training)
 
 
 def test_a_step_is_the_sum_of_the_steps_of_stock_detectors():
@@ -56,9 +58,9 @@ def test_a_step_is_the_sum_of_the_steps_of_stock_detectors():
     sums = {n: torch.zeros_like(p) for n, p in detector.named_parameters()}
     losses = {}
     for width, stock in stocks.items():
-        total, parts = stock.parse_losses(stock(
-            **stock.data_preprocessor(copy.deepcopy(batch), True),
-            mode='loss'))
+        total, parts = stock.parse_losses(
+            stock(**stock.data_preprocessor(copy.deepcopy(batch), True),
+                  mode='loss'))
         total.backward()
         losses[width] = parts
         for name, p in stock.named_parameters():
@@ -67,7 +69,8 @@ def test_a_step_is_the_sum_of_the_steps_of_stock_detectors():
     for name, width in zip(names, WIDTHS):
         torch.testing.assert_close(log[name], losses[width]['loss'].detach())
     torch.testing.assert_close(
-        log['loss'], sum(p['loss'] for p in losses.values()).detach())
+        log['loss'],
+        sum(p['loss'] for p in losses.values()).detach())
     # MMDetection's own names are the parts of the widest network.
     for name in ('loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox',
                  'loss_mask', 'acc'):
@@ -76,8 +79,7 @@ def test_a_step_is_the_sum_of_the_steps_of_stock_detectors():
     assert wrapper.steps == 1
     for (name, _), gradient in zip(detector.named_parameters(),
                                    wrapper.gradients):
-        torch.testing.assert_close(gradient, sums[name], rtol=1e-4,
-                                   atol=1e-5,
+        torch.testing.assert_close(gradient, sums[name], rtol=1e-4, atol=1e-5,
                                    msg=lambda m, name=name: f'{name}: {m}')
 
 
@@ -89,8 +91,9 @@ def test_widths_of_a_plan_are_those_that_train():
         lambda conv, args: seen.append(args[0].shape[1]))
     log = detector.train_step(pseudo_collate(scenes()), wrapper_of(detector))
     assert seen == [64, 20]  # 64 * 0.3, rounded to multiples of 4
-    assert {key for key in log if key.startswith('width')} == {
-        'width_max', 'width_min'}
+    assert {key
+            for key in log
+            if key.startswith('width')} == {'width_max', 'width_min'}
 
 
 def test_images_without_instances_train():
@@ -98,8 +101,7 @@ def test_images_without_instances_train():
     wrapper = wrapper_of(detector)
     log = detector.train_step(pseudo_collate(scenes(items=0)), wrapper)
     assert torch.isfinite(log['loss']) and log['loss_mask'] == 0
-    assert all(g is None or torch.isfinite(g).all()
-               for g in wrapper.gradients)
+    assert all(g is None or torch.isfinite(g).all() for g in wrapper.gradients)
 
 
 def test_a_pass_may_take_its_samples_apart(monkeypatch):
@@ -130,12 +132,14 @@ def test_activation_checkpoints_change_nothing():
 
 
 NECKS = {
-    'FPN': dict(type='FPN', num_outs=4),
-    'extra level from the input': dict(
-        type='FPN', start_level=1, add_extra_convs='on_input', num_outs=4),
-    'PAFPN': dict(type='PAFPN', num_outs=3, norm_cfg=dict(type='BN')),
-    'ChannelMapper': dict(type='ChannelMapper', norm_cfg=dict(type='GN',
-                                                              num_groups=8)),
+    'FPN':
+    dict(type='FPN', num_outs=4),
+    'extra level from the input':
+    dict(type='FPN', start_level=1, add_extra_convs='on_input', num_outs=4),
+    'PAFPN':
+    dict(type='PAFPN', num_outs=3, norm_cfg=dict(type='BN')),
+    'ChannelMapper':
+    dict(type='ChannelMapper', norm_cfg=dict(type='GN', num_groups=8)),
 }
 
 
@@ -157,8 +161,10 @@ def test_reading_fewer_channels_is_padding_with_zeros(name):
     stock = copy.deepcopy(neck)
     slice_inputs(neck, backbone)
     assert list(neck.state_dict()) == keys
-    whole = [torch.randn(2, c, 16 // 2**i, 16 // 2**i)
-             for i, c in enumerate(backbone.out_channels)]
+    whole = [
+        torch.randn(2, c, 16 // 2**i, 16 // 2**i)
+        for i, c in enumerate(backbone.out_channels)
+    ]
     for width in (1.0, 0.5, 0.3, 0.25):
         active = backbone.feature_channels(width)
         padded = [m.clone() for m in whole]
@@ -200,8 +206,11 @@ def test_statistics_are_those_of_a_stock_detector_in_training(width):
     detector = all_widths()
     detector.init_weights()
     images = scenes()
-    norms = {name: module for name, module in detector.named_modules()
-             if isinstance(module, SlimmableBatchNorm)}
+    norms = {
+        name: module
+        for name, module in detector.named_modules()
+        if isinstance(module, SlimmableBatchNorm)
+    }
     parts = {name.split('.')[0] for name in norms}
     assert parts == {'backbone', 'neck', 'roi_head'}
     stock = cut_by_hand(detector, width).train()
@@ -226,31 +235,30 @@ def test_statistics_are_those_of_a_stock_detector_in_training(width):
 
 
 def test_norms_of_the_backbone_alone_need_no_annotations():
-    detector = all_widths(**{
-        'neck.norm_cfg': None, 'roi_head.mask_head.norm_cfg': None})
+    detector = all_widths(
+        **{'neck.norm_cfg': None, 'roi_head.mask_head.norm_cfg': None})
     images = [dict(image, data_samples=None) for image in scenes()]
     batch = torch.stack([image['inputs'] for image in images]).float()
     detector.run_norms(batch, [None, None])
-    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm)
-                   for part in (detector.neck, detector.roi_head)
-                   for module in part.modules())
+    assert not any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for part in (detector.neck, detector.roi_head)
+        for module in part.modules())
 
 
 FCOS = dict(
     type='us3l_mm.AllWidthsDetector', detector='FCOS', sync_norms=True,
-    widths=[1.0, 0.5, 0.25],
-    data_preprocessor=dict(type='DetDataPreprocessor'),
+    widths=[1.0, 0.5,
+            0.25], data_preprocessor=dict(type='DetDataPreprocessor'),
     backbone=dict(type='us3l_mm.SlimmableResNet', depth=18, base_channels=8,
-                  stem_channels=8, divisor=2, num_stages=3,
-                  strides=(1, 2, 2), dilations=(1, 1, 1),
-                  out_indices=(0, 1, 2)),
+                  stem_channels=8, divisor=2, num_stages=3, strides=(1, 2, 2),
+                  dilations=(1, 1, 1), out_indices=(0, 1, 2)),
     neck=dict(type='FPN', out_channels=8, start_level=1, num_outs=3,
               add_extra_convs='on_input', norm_cfg=dict(type='BN')),
-    bbox_head=dict(
-        type='FCOSHead', num_classes=10, in_channels=8, feat_channels=8,
-        stacked_convs=1, strides=[8, 16, 32],
-        norm_cfg=dict(type='GN', num_groups=2),
-        regress_ranges=((-1, 16), (16, 32), (32, 1e8))))
+    bbox_head=dict(type='FCOSHead', num_classes=10, in_channels=8,
+                   feat_channels=8, stacked_convs=1, strides=[8, 16, 32],
+                   norm_cfg=dict(type='GN', num_groups=2),
+                   regress_ranges=((-1, 16), (16, 32), (32, 1e8))))
 
 
 def train_fcos(forward_of, world_size, rank):
@@ -310,9 +318,10 @@ class UsesMapsElsewhere(nn.Module):
         return self.conv(maps[0]), maps[1]
 
 
-@pytest.mark.parametrize('neck, message', [
-    (PassesOn, 'No convolution of this PassesOn.*lateral convolutions'),
-    (UsesMapsElsewhere, 'UsesMapsElsewhere uses a map.*outside')])
+@pytest.mark.parametrize(
+    'neck, message',
+    [(PassesOn, 'No convolution of this PassesOn.*lateral convolutions'),
+     (UsesMapsElsewhere, 'UsesMapsElsewhere uses a map.*outside')])
 def test_necks_that_cannot_take_fewer_channels_are_refused(neck, message):
     backbone = narrow_network()
     with pytest.raises(ValueError, match=message):
@@ -326,8 +335,8 @@ def test_necks_that_cannot_take_fewer_channels_are_refused(neck, message):
     ({'widths': [0.5, 0.5]}, 'named once'),
     ({'detector': 'MaskCNN'}, "no detector 'MaskCNN'"),
     ({'neck': None}, 'needs a neck'),
-    ({'backbone': dict(type='ResNet', depth=18, _delete_=True)},
-     'this ResNet has one'),
+    ({'backbone': dict(type='ResNet', depth=18, _delete_=True)
+      }, 'this ResNet has one'),
 ])
 def test_what_cannot_run_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):

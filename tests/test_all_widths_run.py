@@ -25,8 +25,8 @@ need_detection()
 from mmdet.visualization import DetLocalVisualizer  # noqa: E402
 from pycocotools.coco import COCO  # noqa: E402
 from pycocotools.cocoeval import COCOeval  # noqa: E402
-from small_detectors import (CHANNELS, DEMO, DIVISOR,  # noqa: E402
-                             FOLDER, stock_detector)
+from small_detectors import (  # noqa: E402
+    CHANNELS, DEMO, DIVISOR, FOLDER, stock_detector)
 
 from us3l_mm.apis.detection import detect, load_detector  # noqa: E402
 
@@ -35,17 +35,20 @@ WIDTHS = [1.0, 0.75, 0.5, 0.25]
 
 
 def options(folder) -> list:
-    scenes = [f'{kind}_dataloader.dataset.{key}' for kind in
-              ('train', 'val', 'test') for key in (
-                  f'data_root={folder}/scenes', 'scenes.num_train=4',
-                  'scenes.num_val=3')]
-    return [*scenes, 'train_dataloader.batch_size=2', 'log_level=ERROR',
-            f'model.backbone.base_channels={CHANNELS}',
-            f'model.backbone.stem_channels={CHANNELS}',
-            f'model.backbone.divisor={DIVISOR}',
-            'model.roi_head.bbox_head.fc_out_channels=32',
-            'model.backbone.init_cfg=None', 'model.test_cfg.rcnn.score_thr=0',
-            'train_cfg.max_iters=3', 'default_hooks.logger.interval=1']
+    scenes = [
+        f'{kind}_dataloader.dataset.{key}' for kind in ('train', 'val', 'test')
+        for key in (f'data_root={folder}/scenes', 'scenes.num_train=4',
+                    'scenes.num_val=3')
+    ]
+    return [
+        *scenes, 'train_dataloader.batch_size=2', 'log_level=ERROR',
+        f'model.backbone.base_channels={CHANNELS}',
+        f'model.backbone.stem_channels={CHANNELS}',
+        f'model.backbone.divisor={DIVISOR}',
+        'model.roi_head.bbox_head.fc_out_channels=32',
+        'model.backbone.init_cfg=None', 'model.test_cfg.rcnn.score_thr=0',
+        'train_cfg.max_iters=3', 'default_hooks.logger.interval=1'
+    ]
 
 
 def call(monkeypatch, tool, *argv):
@@ -83,17 +86,23 @@ def test_log_and_checkpoint_of_a_training(folder):
     *steps, metrics = scalars(folder / 'work')
     assert len(steps) == 3
     for step in steps:
-        parts = [step[f'loss_{name}'] for name in
-                 ('max', 'rand0', 'rand1', 'min')]
+        parts = [
+            step[f'loss_{name}'] for name in ('max', 'rand0', 'rand1', 'min')
+        ]
         assert step['loss'] == pytest.approx(sum(parts), rel=1e-5)
         assert np.isfinite(parts).all()
-    assert {f'coco/{kind}_mAP_w{w:.2f}' for kind in ('bbox', 'segm')
-            for w in WIDTHS} <= metrics.keys()
+    assert {
+        f'coco/{kind}_mAP_w{w:.2f}'
+        for kind in ('bbox', 'segm')
+        for w in WIDTHS
+    } <= metrics.keys()
     state = load_weights(str(folder / 'work/iter_3.pth'))['state_dict']
-    norms = [key.removesuffix('running_mean') for key in state
-             if key.endswith('running_mean')]
-    assert {name.split('.')[0] for name in norms} == {'backbone', 'neck',
-                                                      'roi_head'}
+    norms = [
+        key.removesuffix('running_mean') for key in state
+        if key.endswith('running_mean')
+    ]
+    assert {name.split('.')[0]
+            for name in norms} == {'backbone', 'neck', 'roi_head'}
     for name in norms:
         for width in WIDTHS:
             assert f'{name}running_var{statistics_suffix(width)}' in state
@@ -101,12 +110,14 @@ def test_log_and_checkpoint_of_a_training(folder):
 
 def ap_by_hand(predictions, folder) -> float:
     """Of boxes, by pycocotools alone."""
-    found = [dict(image_id=p['img_id'], category_id=int(label),
-                  score=float(score), bbox=[
-                      box[0], box[1], box[2] - box[0], box[3] - box[1]])
-             for p in predictions for box, score, label in zip(*(
-                 p['pred_instances'][key].tolist()
-                 for key in ('bboxes', 'scores', 'labels')))]
+    found = [
+        dict(image_id=p['img_id'], category_id=int(label), score=float(score),
+             bbox=[box[0], box[1], box[2] - box[0], box[3] - box[1]])
+        for p in predictions
+        for box, score, label in zip(*(p['pred_instances'][key].tolist()
+                                       for key in ('bboxes', 'scores',
+                                                   'labels')))
+    ]
     [path] = (folder / 'scenes').rglob('*val*.json')
     truth = COCO(str(path))
     categories = truth.getCatIds()
@@ -123,10 +134,14 @@ def test_a_test_prints_the_ap_of_every_width(folder, monkeypatch, capsys):
     out = folder / 'out.pkl'
     call(monkeypatch, 'test', DEMO, folder / 'work/iter_3.pth', '--work-dir',
          folder / 'test', '--out', out, '--cfg-options', *options(folder))
-    table = [line.split('│')[1:-1] for line in
-             capsys.readouterr().out.splitlines() if line.startswith('│')]
-    [tested] = [json.loads(path.read_text()) for path in
-                (folder / 'test').glob('*/*.json')]
+    table = [
+        line.split('│')[1:-1] for line in capsys.readouterr().out.splitlines()
+        if line.startswith('│')
+    ]
+    [tested] = [
+        json.loads(path.read_text())
+        for path in (folder / 'test').glob('*/*.json')
+    ]
     validated = scalars(folder / 'work')[-1]
     assert [float(row[0]) for row in table] == WIDTHS
     config = Config.fromfile(next((folder / 'work').glob('*.py')))
@@ -134,14 +149,15 @@ def test_a_test_prints_the_ap_of_every_width(folder, monkeypatch, capsys):
     ap50 = []
     for row, width in zip(table, WIDTHS):
         name = f'w{width:.2f}'
-        columns = [f'coco/{kind}_mAP{overlap}_{name}' for kind in
-                   ('bbox', 'segm') for overlap in ('', '_50', '_75')]
+        columns = [
+            f'coco/{kind}_mAP{overlap}_{name}' for kind in ('bbox', 'segm')
+            for overlap in ('', '_50', '_75')
+        ]
         assert [float(cell) for cell in row[1:]] == pytest.approx(
             [100 * tested[column] for column in columns], abs=0.051)
         # The checkpoint has the statistics that the validation ran on.
         assert all(tested[c] == validated[c] for c in columns)
-        predictions = pickle.loads(
-            (folder / f'out_{name}.pkl').read_bytes())
+        predictions = pickle.loads((folder / f'out_{name}.pkl').read_bytes())
         expected = ap_by_hand(predictions, folder)
         assert [tested[c] for c in columns[:2]] == pytest.approx(
             expected, abs=6e-4)  # the metric rounds to three digits
@@ -151,8 +167,8 @@ def test_a_test_prints_the_ap_of_every_width(folder, monkeypatch, capsys):
         stock.load_state_dict(slice_network(detector, width).state_dict())
         stock.cfg, stock.dataset_meta = detector.cfg, detector.dataset_meta
         path = predictions[0]['img_path']
-        for [sample] in (detect(detector, [path], width),
-                         detect(stock, [path])):
+        for [sample] in (detect(detector, [path],
+                                width), detect(stock, [path])):
             for key in ('bboxes', 'scores', 'labels'):
                 torch.testing.assert_close(
                     sample.pred_instances[key],
@@ -163,24 +179,25 @@ def test_a_test_prints_the_ap_of_every_width(folder, monkeypatch, capsys):
 def test_a_width_that_was_not_trained_is_calibrated_first(
         folder, monkeypatch, capsys):
     call(monkeypatch, 'test', DEMO, folder / 'work/iter_3.pth', '--work-dir',
-         folder / 'other', '--out', folder / 'other.json', '--out-item',
-         'metrics', '--cfg-options', *options(folder), 'log_level=INFO',
-         'test_cfg.widths=[1.0,0.4]')
+         folder / 'other', '--out',
+         folder / 'other.json', '--out-item', 'metrics', '--cfg-options',
+         *options(folder), 'log_level=INFO', 'test_cfg.widths=[1.0,0.4]')
     assert ('statistics of the widths 0.4 measured on 4 images'
             in capsys.readouterr().out)
     metrics = json.loads((folder / 'other.json').read_text())
     validated = scalars(folder / 'work')[-1]
     assert 'coco/bbox_mAP_w0.40' in metrics
-    assert (metrics['coco/bbox_mAP_50_w1.00']
-            == validated['coco/bbox_mAP_50_w1.00'])
+    assert (metrics['coco/bbox_mAP_50_w1.00'] ==
+            validated['coco/bbox_mAP_50_w1.00'])
 
 
 def test_calibration_does_not_touch_the_training(folder, monkeypatch):
-    call(monkeypatch, 'train', DEMO, '--work-dir', folder / 'often',
-         '--no-validate', '--cfg-options', *options(folder),
-         'custom_hooks.1.interval=1')
-    ours, theirs = (load_weights(str(folder / name / 'iter_3.pth'))
-                    ['state_dict'] for name in ('work', 'often'))
+    call(monkeypatch, 'train', DEMO,
+         '--work-dir', folder / 'often', '--no-validate', '--cfg-options',
+         *options(folder), 'custom_hooks.1.interval=1')
+    ours, theirs = (load_weights(str(folder / name /
+                                     'iter_3.pth'))['state_dict']
+                    for name in ('work', 'often'))
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         assert torch.equal(value, theirs[key]), key
@@ -215,8 +232,9 @@ def test_the_coco_config_is_the_protocol_of_slimclr():
     init_default_scope('mmdet')
     cfg = Config.fromfile(COCO_CONFIG)
     optimizer, per_process = cfg.optim_wrapper, cfg.train_dataloader.batch_size
-    assert optimizer.optimizer.to_dict() == dict(
-        type='SGD', lr=0.02 * 4, momentum=0.9, weight_decay=1e-4)
+    assert optimizer.optimizer.to_dict() == dict(type='SGD', lr=0.02 * 4,
+                                                 momentum=0.9,
+                                                 weight_decay=1e-4)
     assert optimizer.clip_grad.max_norm == 35
     assert cfg.auto_scale_lr.base_batch_size == 8 * per_process == 64
     warm_up, steps = cfg.param_scheduler
@@ -226,8 +244,11 @@ def test_the_coco_config_is_the_protocol_of_slimclr():
     assert model.widths == [1.0, 0.75, 0.5, 0.25]
     assert all(p.requires_grad for p in model.parameters())
     model.train()
-    norms = {name.split('.')[0]: module.training for name, module in
-             model.named_modules() if isinstance(module, SlimmableBatchNorm)}
+    norms = {
+        name.split('.')[0]: module.training
+        for name, module in model.named_modules()
+        if isinstance(module, SlimmableBatchNorm)
+    }
     assert norms == {'backbone': True}  # nothing to measure in the heads
     assert not any('bn' in name for name, _ in model.neck.named_modules())
     for hook in cfg.custom_hooks:

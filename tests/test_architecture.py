@@ -38,8 +38,9 @@ def imports(path):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             package = ['us3l_mm', *inside[:len(inside) - node.level]]
-            names = ['.'.join((package if node.level else [])
-                              + [node.module or ''])]
+            names = [
+                '.'.join((package if node.level else []) + [node.module or ''])
+            ]
         else:
             continue
         yield from (name.split('.')[1:] for name in names
@@ -50,8 +51,7 @@ FILES = sorted(p for p in ROOT.rglob('*.py')
                if p.parent != ROOT or p.stem != '__init__')
 
 
-@pytest.mark.parametrize('path', FILES,
-                         ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path):
     inside = path.relative_to(ROOT).with_suffix('').parts
     own = room_of([part for part in inside if part != '__init__'])
@@ -62,6 +62,5 @@ def test_imports_point_down(path):
 
 
 def test_every_room_has_a_floor():
-    rooms = {room_of(p.relative_to(ROOT).with_suffix('').parts)
-             for p in FILES}
+    rooms = {room_of(p.relative_to(ROOT).with_suffix('').parts) for p in FILES}
     assert rooms <= FLOOR.keys()

@@ -19,10 +19,11 @@ MIB = 2**20
 
 
 def run(name, *arguments):
-    return subprocess.run(
-        [sys.executable, str(BENCHMARKS / name), '--device', 'cpu',
-         *map(str, arguments)], capture_output=True, text=True,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    return subprocess.run([
+        sys.executable,
+        str(BENCHMARKS / name), '--device', 'cpu', *map(str, arguments)
+    ], capture_output=True, text=True,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
 
 def figures_of(path, name, *arguments):
@@ -40,13 +41,16 @@ def numbers(value):
     return [value] if isinstance(value, (int, float)) else []
 
 
-@pytest.mark.parametrize('network', [['--depth', 18, '--image-size', 16], [
-    '--config', CONFIGS / 'us3l_vit-tiny_8xb64-coslr-300e_cifar10.py',
-    '--image-size', 32, '--cfg-options', 'model.backbone.img_size=32']],
-    ids=['resnet', 'vit'])
+@pytest.mark.parametrize(
+    'network',
+    [['--depth', 18, '--image-size', 16],
+     [
+         '--config', CONFIGS / 'us3l_vit-tiny_8xb64-coslr-300e_cifar10.py',
+         '--image-size', 32, '--cfg-options', 'model.backbone.img_size=32'
+     ]], ids=['resnet', 'vit'])
 def test_train_step_gives_finite_figures(network, tmp_path):
-    figures = figures_of(tmp_path, 'train_step.py', *network,
-                         '--batch-size', 2, '--rounds', 1)
+    figures = figures_of(tmp_path, 'train_step.py', *network, '--batch-size',
+                         2, '--rounds', 1)
     assert all(map(math.isfinite, numbers(figures)))
     parts = {row['part']: row for row in figures['parts']}
     assert parts['iteration']['share'] == 1
@@ -54,9 +58,9 @@ def test_train_step_gives_finite_figures(network, tmp_path):
 
 
 def test_vit_widths_are_timed_in_three_ways(tmp_path):
-    figures = figures_of(
-        tmp_path, 'vit_widths.py', '--batch-size', 2, '--rounds', 1,
-        '--patch-size', 8, '--widths', 1.0, 0.5)
+    figures = figures_of(tmp_path, 'vit_widths.py', '--batch-size', 2,
+                         '--rounds', 1, '--patch-size', 8, '--widths', 1.0,
+                         0.5)
     assert all(map(math.isfinite, numbers(figures)))
     full, half = figures['widths']
     assert full['macs'] == full['reference_macs'] > half['reference_macs']
@@ -65,9 +69,9 @@ def test_vit_widths_are_timed_in_three_ways(tmp_path):
 
 
 def test_a_slice_needs_the_memory_of_the_plain_network(tmp_path):
-    figures = figures_of(
-        tmp_path, 'slices.py', '--depth', 18, '--batch-size', 1, '--rounds',
-        1, '--image-size', 32, '--widths', 0.25, 1.0)
+    figures = figures_of(tmp_path, 'slices.py', '--depth', 18, '--batch-size',
+                         1, '--rounds', 1, '--image-size', 32, '--widths',
+                         0.25, 1.0)
     assert all(map(math.isfinite, numbers(figures)))
     for row in figures['widths']:
         channels = int(64 * row['width'])
@@ -106,14 +110,13 @@ def test_slices_refuses_a_width_without_a_plain_network(monkeypatch, capsys):
 
 
 def test_one_pass_and_by_width_measure_the_same(tmp_path):
-    figures = figures_of(
-        tmp_path, 'calibration.py', '--base-channels', 16, '--image-size', 32,
-        '--num-images', 20, '--batch-size', 8, '--rounds', 1, '--num-widths',
-        3)
+    figures = figures_of(tmp_path, 'calibration.py', '--base-channels', 16,
+                         '--image-size', 32, '--num-images', 20,
+                         '--batch-size', 8, '--rounds', 1, '--num-widths', 3)
     assert all(map(math.isfinite, numbers(figures)))
     assert figures['largest_difference'] < 1e-5
-    assert [row['part'] for row in figures['parts']] == [
-        'calibration', 'features', 'both']
+    assert [row['part'] for row in figures['parts']
+            ] == ['calibration', 'features', 'both']
     for row in figures['parts']:
         assert row['ratio'] == row['by_width_s'] / row['one_pass_s']
     *parts, both = figures['parts']
@@ -123,10 +126,9 @@ def test_one_pass_and_by_width_measure_the_same(tmp_path):
 
 @pytest.mark.ddp
 def test_communication_counts_what_is_said(tmp_path):
-    figures = figures_of(
-        tmp_path, 'communication.py', '--base-channels', 16, '--image-size',
-        8, '--batch-size', 2, '--rounds', 1, '--iterations', 200, '--modes',
-        'sequential', 'joint')
+    figures = figures_of(tmp_path, 'communication.py', '--base-channels', 16,
+                         '--image-size', 8, '--batch-size', 2, '--rounds', 1,
+                         '--iterations', 200, '--modes', 'sequential', 'joint')
     modes = {row['update_mode']: row for row in figures['modes']}
     assert [row['optimizer_steps'] for row in modes.values()] == [3, 1]
     for row in modes.values():
@@ -135,14 +137,13 @@ def test_communication_counts_what_is_said(tmp_path):
             row['optimizer_steps'] * row['parameters_mib'])
         # Two views, prediction and target, in the base pass alone: 256
         # numbers of 2 images from 2 processes each.
-        assert row['said']['embeddings'] == dict(
-            calls=4, mib=4 * 4 * 256 * 4 / MIB)
+        assert row['said']['embeddings'] == dict(calls=4,
+                                                 mib=4 * 4 * 256 * 4 / MIB)
         # One exchange forward, one backward: 20 norms of the ResNet and 2 of
         # the projector, 1 of the distillation head; two views; the teacher.
-        assert row['said']['norms']['calls'] == 2 * (
-            22 + 22 * 2 + 2 * 23 * 2)
-        assert min(row[name] for name in (
-            'together_ms', 'apart_ms', 'alone_ms', 'communication')) > 0
+        assert row['said']['norms']['calls'] == 2 * (22 + 22 * 2 + 2 * 23 * 2)
+        assert min(row[name] for name in ('together_ms', 'apart_ms',
+                                          'alone_ms', 'communication')) > 0
     with_grid, without = figures['shapes']['rows']
     assert with_grid['grid'] == 1 / 32 and without['grid'] is None
     assert with_grid['widths'] <= 25 < 100 < without['widths']

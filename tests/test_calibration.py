@@ -28,8 +28,8 @@ def one_layer(dims):
     if dims == 2:
         return nn.Sequential(SlimmableConv2d(3, 32, 3, slice_in=False),
                              SlimmableBatchNorm2d(32))
-    return nn.Sequential(nn.Flatten(),
-                         SlimmableLinear(192, 32, slice_in=False),
+    return nn.Sequential(nn.Flatten(), SlimmableLinear(192, 32,
+                                                       slice_in=False),
                          SlimmableBatchNorm1d(32))
 
 
@@ -42,13 +42,17 @@ def small_resnet(**options):
 def uneven_batches(sizes=(5, 1, 8, 3, 1), seed=0):
     """Batches whose means differ, so that averaging variances is wrong."""
     g = torch.Generator().manual_seed(seed)
-    return [torch.randn(n, 3, 8, 8, generator=g) * (i + 1) + 3 * i
-            for i, n in enumerate(sizes)]
+    return [
+        torch.randn(n, 3, 8, 8, generator=g) * (i + 1) + 3 * i
+        for i, n in enumerate(sizes)
+    ]
 
 
 def norms_of(network):
-    return [layer for layer in slimmable_layers(network)
-            if isinstance(layer, (SlimmableBatchNorm1d, SlimmableBatchNorm2d))]
+    return [
+        layer for layer in slimmable_layers(network)
+        if isinstance(layer, (SlimmableBatchNorm1d, SlimmableBatchNorm2d))
+    ]
 
 
 def assert_giant_batch(network, images, width):
@@ -101,14 +105,20 @@ def test_nothing_else_changes():
     network.layer2.train()
     modes = [m.training for m in network.modules()]
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    states = [random.getstate(), np.random.get_state()[1].tolist(),
-              torch.get_rng_state().tolist()]
+    states = [
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist()
+    ]
     with at_width(network, 0.75):
         calibrate(network, uneven_batches(), [0.25])
         assert {layer.width for layer in slimmable_layers(network)} == {0.75}
     assert [m.training for m in network.modules()] == modes
-    assert states == [random.getstate(), np.random.get_state()[1].tolist(),
-                      torch.get_rng_state().tolist()]
+    assert states == [
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist()
+    ]
     after = network.state_dict()
     assert any('_w0250000' in name for name in after)
     for name, value in before.items():
@@ -138,8 +148,9 @@ def test_a_loader_that_breaks_leaves_the_network_as_it_was():
 def test_dropout_and_drop_path_are_off():
     plain, dropping = small_resnet(), small_resnet(drop_path_rate=0.9)
     dropping.conv1 = nn.Sequential(dropping.conv1, nn.Dropout(0.9))
-    assert any(type(m.drop_path).__name__ == 'DropPath'
-               for m in dropping.modules() if isinstance(m, BasicBlock))
+    assert any(
+        type(m.drop_path).__name__ == 'DropPath' for m in dropping.modules()
+        if isinstance(m, BasicBlock))
     batches = uneven_batches()
     calibrate(plain, batches, [0.5])
     calibrate(dropping, batches, [0.5])
@@ -178,8 +189,8 @@ def test_a_teacher_is_not_reached():
 
 
 def test_networks_with_statistics_of_their_own_need_no_images():
-    network = small_resnet(norm_cfg=dict(type='SwitchableBN',
-                                         widths=[1.0, 0.5]))
+    network = small_resnet(
+        norm_cfg=dict(type='SwitchableBN', widths=[1.0, 0.5]))
 
     def unread():
         raise AssertionError('nobody should ask for images')
@@ -213,8 +224,10 @@ def _calibrate_a_shard(rank, port, out):
     batches = uneven_batches()
     for limit in (None, 7):
         # The second process has three batches, one of them of one image.
-        seen = calibrate(network, batches[rank::2] if limit is None else [
-            torch.cat(batches)], [0.5], limit)
+        seen = calibrate(
+            network,
+            batches[rank::2] if limit is None else [torch.cat(batches)], [0.5],
+            limit)
         statistics[limit] = seen, network[-1].statistics(0.5)
     torch.save(statistics, f'{out}/{rank}.pth')
     torch.distributed.destroy_process_group()

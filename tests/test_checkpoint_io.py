@@ -39,7 +39,8 @@ def write_a_trace(path):
 @pytest.mark.parametrize('zipped', [True, False])
 @pytest.mark.parametrize('content', [
     dict(state_dict=WEIGHTS, meta=dict(epoch=3)),
-    dict(model=WEIGHTS, meta=dict(epoch=3)), WEIGHTS])
+    dict(model=WEIGHTS, meta=dict(epoch=3)), WEIGHTS
+])
 def test_weights_are_found(tmp_path, content, zipped):
     file = tmp_path / 'weights.pth'
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
@@ -69,7 +70,7 @@ def test_a_file_with_code_is_refused_and_not_executed(tmp_path, zipped):
         torch.save(dict(state_dict=WEIGHTS, extra=Runs(function, str(trace))),
                    file, _use_new_zipfile_serialization=zipped)
         with pytest.raises(ValueError, match='would execute code .*'
-                                             '--trust-pickle'):
+                           '--trust-pickle'):
             load_weights(file)
         assert not trace.exists()
     torch.save(dict(state_dict=WEIGHTS, extra=Runs(write_a_trace, str(trace))),
@@ -105,8 +106,8 @@ def _replace_pickle(file, code):
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(file, 'w') as archive:
         for name, content in members.items():
-            archive.writestr(name, code if name.endswith('data.pkl')
-                             else content)
+            archive.writestr(name,
+                             code if name.endswith('data.pkl') else content)
 
 
 @pytest.mark.parametrize('zipped', [True, False])
@@ -155,8 +156,8 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
 
 
 def _sha256(path):
-    return subprocess.run(['sha256sum', path], capture_output=True,
-                          check=True, text=True).stdout.split()[0]
+    return subprocess.run(['sha256sum', path], capture_output=True, check=True,
+                          text=True).stdout.split()[0]
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):

@@ -21,8 +21,9 @@ from us3l_mm.export.checkpoint_io import load_weights
 def write(folder, *names):
     for name in names:
         number = int(re.search(r'\d+', name).group())
-        torch.save(dict(state_dict=dict(weight=torch.full((500, ), number)),
-                        meta=dict(iter=number)), folder / name)
+        torch.save(
+            dict(state_dict=dict(weight=torch.full((500, ), number)),
+                 meta=dict(iter=number)), folder / name)
 
 
 def cut(path):
@@ -54,8 +55,7 @@ def without_iteration(path):
     (other_file, 'epoch_3.pth is not a PyTorch checkpoint'),
     (without_iteration, 'epoch_3.pth .*does not say at which iteration'),
 ])
-def test_a_broken_newest_file_is_named_and_passed_over(tmp_path, damage,
-                                                       says):
+def test_a_broken_newest_file_is_named_and_passed_over(tmp_path, damage, says):
     write(tmp_path, *(f'epoch_{i}.pth' for i in (1, 2, 3, 10)))
     (tmp_path / 'epoch_10.pth').unlink()
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_3.pth'))
@@ -63,8 +63,8 @@ def test_a_broken_newest_file_is_named_and_passed_over(tmp_path, damage,
     assert find_checkpoint(str(tmp_path), say=told.append) == str(
         tmp_path / 'epoch_3.pth') and not told
     damage(tmp_path / 'epoch_3.pth')
-    assert find_checkpoint(str(tmp_path), say=told.append) == str(
-        tmp_path / 'epoch_2.pth')
+    assert find_checkpoint(str(tmp_path),
+                           say=told.append) == str(tmp_path / 'epoch_2.pth')
     assert len(told) == 1 and re.search(f'Passed over: .*{says}', told[0])
 
 
@@ -74,13 +74,14 @@ def test_several_broken_files_in_a_row(tmp_path):
     told = []
     for number in (11, 10, 9):
         cut(tmp_path / f'epoch_{number}.pth')
-    assert find_checkpoint(str(tmp_path), say=told.append) == str(
-        tmp_path / 'epoch_8.pth')
-    assert [re.search(r'epoch_\d+', text).group() for text in told] == [
-        'epoch_11', 'epoch_10', 'epoch_9']
+    assert find_checkpoint(str(tmp_path),
+                           say=told.append) == str(tmp_path / 'epoch_8.pth')
+    assert [re.search(r'epoch_\d+', text).group()
+            for text in told] == ['epoch_11', 'epoch_10', 'epoch_9']
     cut(tmp_path / 'epoch_8.pth')
-    with pytest.raises(ValueError, match='None of the 4 checkpoints in .*can '
-                       'be read.*leave out --resume'):
+    with pytest.raises(
+            ValueError, match='None of the 4 checkpoints in .*can '
+            'be read.*leave out --resume'):
         find_checkpoint(str(tmp_path), say=told.append)
 
 
@@ -89,8 +90,8 @@ def test_a_pointer_to_nothing(tmp_path, pointer):
     write(tmp_path, 'epoch_1.pth', 'epoch_2.pth')
     (tmp_path / 'last_checkpoint').write_text(pointer)
     told = []
-    assert find_checkpoint(str(tmp_path), say=told.append) == str(
-        tmp_path / 'epoch_2.pth')
+    assert find_checkpoint(str(tmp_path),
+                           say=told.append) == str(tmp_path / 'epoch_2.pth')
     assert bool(told) == pointer.startswith('/')
 
 
@@ -105,8 +106,9 @@ def test_what_is_no_checkpoint_of_a_run_is_not_resumed_from(tmp_path):
           'epoch_7-0a1b2c3d.pth')
     assert find_checkpoint(str(tmp_path)) is None
     write(tmp_path, 'mine7.pth')
-    assert find_checkpoint(str(tmp_path), templates=['mine{}.pth']) == str(
-        tmp_path / 'mine7.pth')
+    assert find_checkpoint(str(tmp_path),
+                           templates=['mine{}.pth'
+                                      ]) == str(tmp_path / 'mine7.pth')
 
 
 def test_of_two_kinds_the_newest_by_time_is_taken(tmp_path):
@@ -117,6 +119,7 @@ def test_of_two_kinds_the_newest_by_time_is_taken(tmp_path):
 
 
 class Code:
+
     def __init__(self, path):
         self.path = path
 
@@ -126,9 +129,9 @@ class Code:
 
 def test_a_file_with_code_is_neither_executed_nor_passed_over(tmp_path):
     write(tmp_path, 'epoch_1.pth')
-    torch.save(dict(state_dict=dict(weight=torch.ones(1)), meta=dict(iter=2),
-                    more=Code(str(tmp_path / 'executed'))),
-               tmp_path / 'epoch_2.pth')
+    torch.save(
+        dict(state_dict=dict(weight=torch.ones(1)), meta=dict(iter=2),
+             more=Code(str(tmp_path / 'executed'))), tmp_path / 'epoch_2.pth')
     with pytest.raises(ValueError, match='epoch_2.pth.*would execute code'):
         find_checkpoint(str(tmp_path))
     assert not (tmp_path / 'executed').exists()
@@ -143,11 +146,12 @@ def test_a_full_disk_names_file_and_space_and_leaves_the_old_file(
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     monkeypatch.setattr(os, 'fsync', full)
-    monkeypatch.setattr(writing.shutil, 'disk_usage', lambda folder: type(
-        'Usage', (), dict(free=123456)))
-    with pytest.raises(OSError, match=r'epoch_1.pth was not written: No space '
-                       rf'left.*2.0 MB and {tmp_path} has 0.1 MB free.*'
-                       '--resume') as error:
+    monkeypatch.setattr(writing.shutil, 'disk_usage',
+                        lambda folder: type('Usage', (), dict(free=123456)))
+    with pytest.raises(
+            OSError, match=r'epoch_1.pth was not written: No space '
+            rf'left.*2.0 MB and {tmp_path} has 0.1 MB free.*'
+            '--resume') as error:
         WholeFileBackend().put(b'new ' * 500000, path)
     assert error.value.errno == errno.ENOSPC
     assert path.read_bytes() == b'old'
@@ -156,21 +160,25 @@ def test_a_full_disk_names_file_and_space_and_leaves_the_old_file(
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path):
     mine = ['.epoch_3.4711.pth', '.last_checkpoint.1', '.best_x_epoch_1.7.pth']
-    others = ['epoch_3.pth', '.measured.4711.pth', '.epoch_3.pth',
-              '.hidden', 'last_checkpoint', '.epoch_3.4711.pth.keep']
+    others = [
+        'epoch_3.pth', '.measured.4711.pth', '.epoch_3.pth', '.hidden',
+        'last_checkpoint', '.epoch_3.4711.pth.keep'
+    ]
     for name in mine + others:
         (tmp_path / name).touch()
-    removed = remove_leftovers(str(tmp_path), [
-        'epoch_{}.pth', 'best_{}.pth', 'last_checkpoint'])
+    removed = remove_leftovers(
+        str(tmp_path), ['epoch_{}.pth', 'best_{}.pth', 'last_checkpoint'])
     assert removed == sorted(mine)
     assert {p.name for p in tmp_path.iterdir()} == {*others}
     assert remove_leftovers(str(tmp_path / 'absent'), ['a']) == []
 
 
 def test_any_config_gets_the_safe_hooks():
-    cfg = Config(dict(default_hooks=dict(
-        checkpoint=dict(type='CheckpointHook', interval=7, save_best='auto')),
-        custom_hooks=[dict(type=CheckpointHook, interval=2)]))
+    cfg = Config(
+        dict(
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook',
+                                               interval=7, save_best='auto')),
+            custom_hooks=[dict(type=CheckpointHook, interval=2)]))
     for _ in range(2):  # twice is once
         make_resumable(cfg)
         assert cfg.default_hooks.to_dict() == dict(
@@ -203,27 +211,31 @@ def order_of_writes(monkeypatch):
     return done
 
 
-def test_the_old_checkpoint_goes_after_the_new_one_has_come(tmp_path,
-                                                            monkeypatch):
+def test_the_old_checkpoint_goes_after_the_new_one_has_come(
+        tmp_path, monkeypatch):
     done = order_of_writes(monkeypatch)
-    cfg = small_cfg(tmp_path, **{
-        'default_hooks.checkpoint.max_keep_ckpts': 1,
-        'default_hooks.checkpoint.published_keys': ['meta', 'state_dict'],
-        'train_cfg.max_epochs': 3})
+    cfg = small_cfg(
+        tmp_path, **{
+            'default_hooks.checkpoint.max_keep_ckpts': 1,
+            'default_hooks.checkpoint.published_keys': ['meta', 'state_dict'],
+            'train_cfg.max_epochs': 3
+        })
     (tmp_path / '.epoch_9.4711.pth').touch()
     Runner.from_cfg(cfg).train()
     pointer = '+last_checkpoint'
     assert done[:9] == [
-        '-.epoch_9.4711.pth', '+epoch_1.pth', pointer, '+epoch_2.pth',
-        pointer, '-epoch_1.pth', '+epoch_3.pth', pointer, '-epoch_2.pth']
-    assert (tmp_path / 'last_checkpoint').read_text() == str(
-        tmp_path / 'epoch_3.pth')
+        '-.epoch_9.4711.pth', '+epoch_1.pth', pointer, '+epoch_2.pth', pointer,
+        '-epoch_1.pth', '+epoch_3.pth', pointer, '-epoch_2.pth'
+    ]
+    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path /
+                                                             'epoch_3.pth')
     [published] = tmp_path.glob('epoch_3-????????.pth')
     content = load_weights(str(published))
     assert {*content} == {'meta', 'state_dict'}
     # A run that was killed before it removed the old one does so on resuming.
-    ids = load_weights(str(tmp_path / 'epoch_3.pth'))['message_hub'][
-        'runtime_info']['keep_ckpt_ids']
+    ids = load_weights(
+        str(tmp_path /
+            'epoch_3.pth'))['message_hub']['runtime_info']['keep_ckpt_ids']
     assert ids == [2, 3]
     write(tmp_path, 'epoch_2.pth')
     cfg.resume = True
@@ -232,10 +244,13 @@ def test_the_old_checkpoint_goes_after_the_new_one_has_come(tmp_path,
 
 
 def test_the_best_one_is_replaced_likewise(tmp_path, monkeypatch):
-    runner = Runner.from_cfg(small_cfg(tmp_path, **{
-        'default_hooks.checkpoint.save_best': 'accuracy',
-        'default_hooks.checkpoint.rule': 'greater',
-        'train_cfg.max_epochs': 1}))
+    runner = Runner.from_cfg(
+        small_cfg(
+            tmp_path, **{
+                'default_hooks.checkpoint.save_best': 'accuracy',
+                'default_hooks.checkpoint.rule': 'greater',
+                'train_cfg.max_epochs': 1
+            }))
     runner.train()
     done = order_of_writes(monkeypatch)
     [hook] = [h for h in runner.hooks if isinstance(h, CheckpointHook)]
@@ -247,16 +262,15 @@ def test_the_best_one_is_replaced_likewise(tmp_path, monkeypatch):
     assert names == [f'+{first}', f'+{third}', f'-{first}', f'+{third}']
 
 
-def test_without_a_checkpoint_a_resumed_run_says_that_it_starts(tmp_path,
-                                                               capsys):
+def test_without_a_checkpoint_a_resumed_run_says_that_it_starts(
+        tmp_path, capsys):
     cfg = small_cfg(tmp_path, **{'train_cfg.max_epochs': 1, 'resume': True})
     Runner.from_cfg(cfg).train()
     assert 'no checkpoint in' in capsys.readouterr().out
     assert (tmp_path / 'epoch_1.pth').exists()
 
 
-def test_a_run_whose_checkpoints_are_all_broken_does_not_start_again(
-        tmp_path):
+def test_a_run_whose_checkpoints_are_all_broken_does_not_start_again(tmp_path):
     (tmp_path / 'epoch_1.pth').write_text('broken')
     cfg = small_cfg(tmp_path, resume=True)
     with pytest.raises(ValueError, match='None of the 1 checkpoints'):

@@ -15,18 +15,21 @@ COLLAPSING = {
     'model.base_method': 'simsiam', 'model.neck.with_last_bn': False,
     'model.predictor': dict(_delete_=True, type='us3l_mm.Identity'),
     'model.base_loss': dict(type='mmpretrain.CosineSimilarityLoss'),
-    'model.distill_from': 'online'}
+    'model.distill_from': 'online'
+}
 
 
 def log_of(tmp_path, changes, **hook):
     """Train sixty iterations; the text of the log."""
-    cfg = small_cfg(tmp_path, **{
-        'optim_wrapper.optimizer.lr': .2, 'train_cfg.max_epochs': 20,
-        **changes})
+    cfg = small_cfg(
+        tmp_path, **{
+            'optim_wrapper.optimizer.lr': .2, 'train_cfg.max_epochs': 20,
+            **changes
+        })
     cfg.model.backbone.update(num_stages=2, strides=(1, 2), dilations=(1, 1),
                               out_indices=(1, ))
-    cfg.custom_hooks.append(dict(type='us3l_mm.CollapseMonitorHook', begin=8,
-                                 interval=4, **hook))
+    cfg.custom_hooks.append(
+        dict(type='us3l_mm.CollapseMonitorHook', begin=8, interval=4, **hook))
     try:
         Runner.from_cfg(cfg).train()
     finally:
@@ -48,8 +51,9 @@ def test_a_sound_run_is_left_alone(tmp_path):
 
 
 def test_a_collapse_ends_training_if_asked(tmp_path):
-    with pytest.raises(RuntimeError, match='spread_max is 0.* under 0.15 for '
-                       '12 iterations'):
+    with pytest.raises(
+            RuntimeError, match='spread_max is 0.* under 0.15 for '
+            '12 iterations'):
         log_of(tmp_path, COLLAPSING, patience=12, action='stop')
 
 
@@ -81,10 +85,11 @@ def test_only_a_lasting_collapse_counts():
     assert alarm([low] * 30, 'spread_min', indicators=['spread_max']) is None
 
 
-@pytest.mark.parametrize('bad, says', [
-    (dict(action='cry'), "one of .'warn', 'stop'."),
-    (dict(threshold=0.), 'between 0 and 1, got 0.0'),
-    (dict(patience=0), 'patience is a number of iterations of at least 1')])
+@pytest.mark.parametrize(
+    'bad, says',
+    [(dict(action='cry'), "one of .'warn', 'stop'."),
+     (dict(threshold=0.), 'between 0 and 1, got 0.0'),
+     (dict(patience=0), 'patience is a number of iterations of at least 1')])
 def test_useless_settings_are_refused(bad, says):
     with pytest.raises(ValueError, match=says):
         CollapseMonitorHook(**bad)

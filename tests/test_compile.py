@@ -61,8 +61,10 @@ def test_one_graph_for_each_width_and_no_more(tmp_path):
 
 
 def test_more_widths_than_pytorch_compiles_by_itself(tmp_path):
-    changes = {'custom_hooks.1.grid': 1 / 32, 'compile': EAGER,
-               'custom_hooks.1.num_samples': 6, 'train_cfg.max_epochs': 2}
+    changes = {
+        'custom_hooks.1.grid': 1 / 32, 'compile': EAGER,
+        'custom_hooks.1.num_samples': 6, 'train_cfg.max_epochs': 2
+    }
     widths, graphs, _ = train(tmp_path, 128, **changes)
     met = {w for iteration in widths for w in iteration}
     networks = {active_channels(128, width) for width in met}
@@ -73,8 +75,9 @@ def test_more_widths_than_pytorch_compiles_by_itself(tmp_path):
 
 
 def test_compiling_any_width_is_refused(tmp_path):
-    with pytest.raises(ValueError, match='DynamicSamplerHook.grid=None. draws '
-                       'new ones.*Set a grid, such as grid=1/32'):
+    with pytest.raises(
+            ValueError, match='DynamicSamplerHook.grid=None. draws '
+            'new ones.*Set a grid, such as grid=1/32'):
         train(tmp_path, **{'custom_hooks.1.grid': None, 'compile': True})
 
 
@@ -85,5 +88,5 @@ def test_compiling_without_the_hook_is_refused(tmp_path):
 
 def test_checkpoints_of_the_runner_are_refused(tmp_path):
     with pytest.raises(ValueError, match='model.backbone.with_cp=True'):
-        Runner.from_cfg(small_cfg(
-            tmp_path, activation_checkpointing='backbone')).train()
+        Runner.from_cfg(
+            small_cfg(tmp_path, activation_checkpointing='backbone')).train()

@@ -40,9 +40,12 @@ def leaves(value, prefix='') -> dict:
     if prefix == 'custom_hooks':
         return {f'{prefix}.{hook.type}': hook.to_dict() for hook in value}
     if isinstance(value, (dict, Config)):
-        return {key: leaf for name, child in value.items()
-                for key, leaf in leaves(child, f'{prefix}.{name}'.strip('.')
-                                        ).items()}
+        return {
+            key: leaf
+            for name, child in value.items()
+            for key, leaf in leaves(child, f'{prefix}.{name}'.strip(
+                '.')).items()
+        }
     return {prefix: value}
 
 
@@ -68,9 +71,9 @@ def test_config_builds(path):
         'accumulate' if path.stem.startswith('accumulate') else 'sequential')
 
 
-@pytest.mark.parametrize('path', [
-    path for path in CONFIGS if re.search(r'_\d+xb\d+', path.stem)
-], ids=name_of)
+@pytest.mark.parametrize(
+    'path', [path for path in CONFIGS if re.search(r'_\d+xb\d+', path.stem)],
+    ids=name_of)
 def test_config_is_what_its_name_says(path):
     cfg = config_of(path)
     gpus, per_gpu = map(int, re.search(r'_(\d+)xb(\d+)', path.stem).groups())
@@ -89,34 +92,43 @@ def test_config_is_what_its_name_says(path):
         epochs = int(re.search(r'-(\d+)e$', recipe).group(1))
         assert cfg.train_cfg.max_epochs == epochs
         assert cfg.train_dataloader.dataset.type == dict(
-            cifar10='CIFAR10', cifar100='CIFAR100', in1k='ImageNet',
+            cifar10='CIFAR10',
+            cifar100='CIFAR100',
+            in1k='ImageNet',
         ).get(data, 'CustomDataset')
 
 
 def test_short_name_is_the_canonical_config():
     short = config_of(ROOT / 'configs/us3l/r50_8xb256.py')
-    long = config_of(
-        ROOT / 'configs/us3l/us3l_resnet50_8xb256-coslr-100e_in1k.py')
+    long = config_of(ROOT /
+                     'configs/us3l/us3l_resnet50_8xb256-coslr-100e_in1k.py')
     assert short.to_dict() == long.to_dict()
     assert short.optim_wrapper.optimizer.lr == pytest.approx(
         0.05 * 2048 / 480, abs=1e-4)
 
 
 ABSENT = 'absent'
-WEIGHT_DECAY = {'optim_wrapper.optimizer.weight_decay': 1e-4,
-                'custom_hooks.us3l_mm.GroupRegHook': ABSENT}
+WEIGHT_DECAY = {
+    'optim_wrapper.optimizer.weight_decay': 1e-4,
+    'custom_hooks.us3l_mm.GroupRegHook': ABSENT
+}
 
 
 def sampler(**kwargs) -> dict:
-    return {'custom_hooks.us3l_mm.DynamicSamplerHook': dict(
-        type='us3l_mm.DynamicSamplerHook', **kwargs)}
+    return {
+        'custom_hooks.us3l_mm.DynamicSamplerHook':
+        dict(type='us3l_mm.DynamicSamplerHook', **kwargs)
+    }
 
 
 def alone(width) -> dict:
     """The differences of a network of one width, trained on its own."""
     knn = leaves(config_of(RECIPE))['custom_hooks.us3l_mm.WidthKNNHook']
-    return {**sampler(widths=[width]), **WEIGHT_DECAY,
-            'custom_hooks.us3l_mm.WidthKNNHook': {**knn, 'widths': [width]}}
+    return {
+        **sampler(widths=[width]),
+        **WEIGHT_DECAY, 'custom_hooks.us3l_mm.WidthKNNHook':
+        {**knn, 'widths': [width]}
+    }
 
 
 WHOLE_RANGE = sampler(num_samples=3, num_stages=1, grid=1 / 32)
@@ -127,20 +139,24 @@ DIFFERENCES = {
     'individual-w075': alone(0.75),
     'individual-w100': alone(1.0),
     'us-net': {'model.distill_from': None, **WHOLE_RANGE, **WEIGHT_DECAY},
-    's-net': {'model.distill_from': None, **sampler(widths=FOUR),
-              'model.backbone.norm_cfg.type': 'SwitchableBN',
-              'model.backbone.norm_cfg.widths': FOUR, **WEIGHT_DECAY},
+    's-net': {
+        'model.distill_from': None,
+        **sampler(widths=FOUR), 'model.backbone.norm_cfg.type': 'SwitchableBN',
+        'model.backbone.norm_cfg.widths': FOUR, **WEIGHT_DECAY
+    },
     'sandwich': WHOLE_RANGE,
     'distill-online': {'model.distill_from': 'online'},
     'cosine-no-momentum': {
         'model.base_method': 'simsiam', 'model.base_loss': 'cosine',
-        'model.distill_from': 'online',
-        'model.predictor.type': 'us3l_mm.Identity',
-        'model.neck.out_channels': 256, 'model.neck.with_last_bn': False,
+        'model.distill_from': 'online', 'model.predictor.type':
+        'us3l_mm.Identity', 'model.neck.out_channels': 256,
+        'model.neck.with_last_bn': False,
         'model.distill_predictor.hid_channels': 2048,
-        'model.distill_predictor.with_last_bias': False,
-        **{f'model.base_loss.{key}': ABSENT
-           for key in ('type', 'temperature', 'gather')}},
+        'model.distill_predictor.with_last_bias': False, **{
+            f'model.base_loss.{key}': ABSENT
+            for key in ('type', 'temperature', 'gather')
+        }
+    },
     'shared-head': {'model.share_head': True},
     'no-group-reg': WEIGHT_DECAY,
     'accumulate': {'model.update_mode': 'accumulate'},
@@ -150,9 +166,11 @@ DIFFERENCES = {
 @pytest.mark.parametrize('path', BASELINES, ids=name_of)
 def test_baseline_differs_from_the_recipe_in_what_it_is_about(path):
     recipe, baseline = leaves(config_of(RECIPE)), leaves(config_of(path))
-    found = {key: baseline.get(key, ABSENT)
-             for key in recipe.keys() | baseline.keys()
-             if recipe.get(key, ABSENT) != baseline.get(key, ABSENT)}
+    found = {
+        key: baseline.get(key, ABSENT)
+        for key in recipe.keys() | baseline.keys()
+        if recipe.get(key, ABSENT) != baseline.get(key, ABSENT)
+    }
     assert found == DIFFERENCES[path.stem.split('_')[0]]
 
 
@@ -161,8 +179,11 @@ def test_the_collapsing_baseline_has_the_layers_of_the_recipe():
     shapes = []
     for each in (RECIPE, path):
         algorithm = MODELS.build(config_of(each).model)
-        shapes.append({name: p.shape for name, p in
-                       algorithm.named_parameters() if 'teacher' not in name})
+        shapes.append({
+            name: p.shape
+            for name, p in algorithm.named_parameters()
+            if 'teacher' not in name
+        })
     assert shapes[0] == shapes[1]
 
 
@@ -184,18 +205,22 @@ def augmented(tmp_path, cfg, rgb, count) -> torch.Tensor:
     """(2 * count, 3) RGB colours of the views of an even image."""
     pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
     first = sample(tmp_path, cfg, rgb)
-    views = [view for seed in range(count) for view in pipeline(
-        dict(first, sample_idx=SampleIndex(0, seed)))['inputs']]
-    size = max(t.get('scale', 0) for t in cfg.get(
-        'view_pipeline1', cfg.get('view_pipeline')))
+    views = [
+        view for seed in range(count) for view in pipeline(
+            dict(first, sample_idx=SampleIndex(0, seed)))['inputs']
+    ]
+    size = max(
+        t.get('scale', 0)
+        for t in cfg.get('view_pipeline1', cfg.get('view_pipeline')))
     assert {view.shape for view in views} == {(3, size, size)}
     assert {view.dtype for view in views} == {torch.uint8}
     colours = torch.stack([view.flatten(1).float().mean(1) for view in views])
     return colours.flip(1) if cfg.data_preprocessor.to_rgb else colours
 
 
-@pytest.mark.parametrize('path', [
-    path for path in DATA if path not in ASYMMETRIC], ids=name_of)
+@pytest.mark.parametrize('path',
+                         [path for path in DATA if path not in ASYMMETRIC],
+                         ids=name_of)
 def test_augmentation_has_the_shares_of_the_paper(path, tmp_path):
     cfg = config_of(path)
     in1k = cfg.train_dataloader.dataset.type == 'ImageNet'
@@ -220,8 +245,8 @@ def test_views_of_transformers_are_the_asymmetric_pair(path, tmp_path):
     """BYOL's: the first view is always blurred, the second solarised."""
     cfg = config_of(path)
     pipelines = cfg.view_pipeline1, cfg.view_pipeline2
-    for kind, probabilities in (('GaussianBlur', (1.0, 0.1)),
-                                ('Solarize', (0.2, ))):
+    for kind, probabilities in (('GaussianBlur', (1.0, 0.1)), ('Solarize',
+                                                               (0.2, ))):
         assert tuple(t.prob for pipeline in pipelines for t in pipeline
                      if t.type == kind) == probabilities
     colours = augmented(tmp_path, cfg, (200, 90, 40), 300)
@@ -253,15 +278,17 @@ def test_metafile_lists_the_recipes_and_invents_nothing():
     index = load(ROOT / 'model-index.yml')
     assert index['Import'] == ['configs/us3l/metafile.yml']
     models = load(ROOT / 'configs/us3l/metafile.yml')['Models']
-    recipes = [p for p in CONFIGS if p.parent.name == 'us3l'
-               and 'demo' not in p.stem and p.stem.count('_') >= 3]
+    recipes = [
+        p for p in CONFIGS if p.parent.name == 'us3l' and 'demo' not in p.stem
+        and p.stem.count('_') >= 3
+    ]
     assert [m['Name'] for m in models] == [p.stem for p in recipes]
     for model, path in zip(models, recipes):
         cfg = config_of(path)
         assert model['Config'] == f'configs/us3l/{path.name}'
         assert model['Metadata']['Epochs'] == cfg.train_cfg.max_epochs
-        assert (model['Metadata']['Batch Size']
-                == cfg.auto_scale_lr.base_batch_size)
+        assert (model['Metadata']['Batch Size'] ==
+                cfg.auto_scale_lr.base_batch_size)
         assert model['Results'] is None and 'Weights' not in model
 
 
@@ -271,8 +298,10 @@ def test_readme_lists_every_config():
     links = re.findall(r'\]\((?!http)(.+?)\)', text)
     linked = {folder / link for link in links}
     assert all(path.exists() for path in linked)
-    recipes = {p for p in CONFIGS if p.parent == folder
-               and 'demo' not in p.stem}
+    recipes = {
+        p
+        for p in CONFIGS if p.parent == folder and 'demo' not in p.stem
+    }
     assert recipes <= linked
     assert all(f'`{name}`' in text or f'`{name[-5:]}`' in text
                for name in DIFFERENCES)

@@ -36,37 +36,44 @@ def randomised(network):
 def authors_file(path, statistics):
     """A CIFAR ResNet-18 of a quarter of the channels, with their keys."""
     torch.manual_seed(0)
-    network = randomised(mmpretrain.ResNet_CIFAR(
-        18, base_channels=16, stem_channels=16))
-    weights = {f'module.encoder_q.{key}': value
-               for key, value in network.state_dict().items()
-               if statistics or not key.endswith((
-                   'running_mean', 'running_var', 'num_batches_tracked'))}
+    network = randomised(
+        mmpretrain.ResNet_CIFAR(18, base_channels=16, stem_channels=16))
+    weights = {
+        f'module.encoder_q.{key}': value
+        for key, value in network.state_dict().items()
+        if statistics or not key.endswith(('running_mean', 'running_var',
+                                           'num_batches_tracked'))
+    }
     weights.update({
-        'module.encoder_q.fc.0.weight': torch.zeros(8, 128),
-        'module.encoder_q.fc.1.running_mean': torch.zeros(8),
-        'module.encoder_k.layer1.0.conv1.weight': torch.zeros(16, 16, 3, 3),
-        'module.predictor.0.weight': torch.zeros(8, 8),
-        'module.predictor_new.0.weight': torch.zeros(8, 8)})
-    torch.save(dict(epoch=400, arch='us_cifar_resnet18', state_dict=weights,
-                    optimizer=dict(state={}, param_groups=[])), path)
-    return {key.removeprefix('module.encoder_q.'): value
-            for key, value in weights.items()}
+        'module.encoder_q.fc.0.weight':
+        torch.zeros(8, 128), 'module.encoder_q.fc.1.running_mean':
+        torch.zeros(8), 'module.encoder_k.layer1.0.conv1.weight':
+        torch.zeros(16, 16, 3, 3), 'module.predictor.0.weight':
+        torch.zeros(8, 8), 'module.predictor_new.0.weight':
+        torch.zeros(8, 8)
+    })
+    torch.save(
+        dict(epoch=400, arch='us_cifar_resnet18', state_dict=weights,
+             optimizer=dict(state={}, param_groups=[])), path)
+    return {
+        key.removeprefix('module.encoder_q.'): value
+        for key, value in weights.items()
+    }
 
 
 def authors_forward(weights, x, width):
     """Their sub-network, step by step: leading slices, eval-mode norms."""
+
     def conv(x, name, stride=1):
         weight = weights[f'{name}.weight']
         rows = max(8, int(weight.shape[0] * width + 4) // 8 * 8)
         weight = weight[:rows, :x.shape[1]]
-        return F.conv2d(x, weight, stride=stride,
-                        padding=weight.shape[2] // 2)
+        return F.conv2d(x, weight, stride=stride, padding=weight.shape[2] // 2)
 
     def norm(x, name):
-        mean, var, scale, shift = (
-            weights[f'{name}.{part}'][:x.shape[1]] for part in
-            ('running_mean', 'running_var', 'weight', 'bias'))
+        mean, var, scale, shift = (weights[f'{name}.{part}'][:x.shape[1]]
+                                   for part in ('running_mean', 'running_var',
+                                                'weight', 'bias'))
         return F.batch_norm(x, mean, var, scale, shift)
 
     x = norm(conv(x, 'conv1'), 'bn1').relu()
@@ -88,8 +95,8 @@ def test_the_authors_network_computes_the_same(tmp_path, capsys):
     authors_file(source, statistics=False)
     weights = authors_file(calibrated, statistics=True)
     out = str(tmp_path / 'ours.pth')
-    tool('us3l_to_ours')([str(source), out, '--statistics',
-                          f'0.5={calibrated}'])
+    tool('us3l_to_ours')(
+        [str(source), out, '--statistics', f'0.5={calibrated}'])
     printed = capsys.readouterr().out
     assert ('Left out: module.encoder_k, module.encoder_q.fc, '
             'module.predictor, module.predictor_new') in printed
@@ -104,29 +111,36 @@ def test_the_authors_network_computes_the_same(tmp_path, capsys):
 def test_the_authors_statistics_must_fit(tmp_path):
     source, other = tmp_path / 'a.pth.tar', tmp_path / 'b.pth.tar'
     weights = authors_file(source, statistics=False)
-    changed = {f'module.encoder_q.{key}': value + (value.ndim == 4)
-               for key, value in weights.items() if 'module' not in key}
+    changed = {
+        f'module.encoder_q.{key}': value + (value.ndim == 4)
+        for key, value in weights.items() if 'module' not in key
+    }
     torch.save(dict(state_dict=changed), other)
     convert, out = tool('us3l_to_ours'), str(tmp_path / 'ours.pth')
     for argument, message in [
-            (f'0.5={other}', 'is of another network: its conv1.weight'),
-            (f'0.5={source}', 'has no running statistics of bn1'),
-            (f'0.1={source}', 'outside the range')]:
+        (f'0.5={other}', 'is of another network: its conv1.weight'),
+        (f'0.5={source}', 'has no running statistics of bn1'),
+        (f'0.1={source}', 'outside the range')
+    ]:
         with pytest.raises(SystemExit, match=message):
             convert([str(source), out, '--statistics', argument])
     assert not os.path.exists(out)
 
 
 @pytest.mark.parametrize('prefix', ['', 'backbone.', 'module.'])
-@pytest.mark.parametrize('depth, cls', [
-    (18, mmpretrain.ResNet), (50, mmpretrain.ResNet_CIFAR),
-    (50, mmpretrain.ResNetV1d)])
+@pytest.mark.parametrize('depth, cls', [(18, mmpretrain.ResNet),
+                                        (50, mmpretrain.ResNet_CIFAR),
+                                        (50, mmpretrain.ResNetV1d)])
 def test_an_ordinary_resnet_is_the_full_width(tmp_path, depth, cls, prefix):
-    plain = randomised(cls(depth=depth, base_channels=16,
-                           stem_channels=32))
-    torch.save(dict(state_dict={
-        **{prefix + key: value for key, value in plain.state_dict().items()},
-        'head.fc.weight': torch.zeros(10, 128)}), tmp_path / 'plain.pth')
+    plain = randomised(cls(depth=depth, base_channels=16, stem_channels=32))
+    torch.save(
+        dict(
+            state_dict={
+                **{
+                    prefix + key: value
+                    for key, value in plain.state_dict().items()
+                }, 'head.fc.weight': torch.zeros(10, 128)
+            }), tmp_path / 'plain.pth')
     out = str(tmp_path / 'ours.pth')
     tool('plain_to_ours')([str(tmp_path / 'plain.pth'), out])
     network = load_backbone(out)
@@ -153,25 +167,32 @@ def test_what_is_no_resnet_is_refused(tmp_path):
     keys = plain.state_dict()
     cases = [
         ({'features.0.weight': torch.zeros(2)}, 'There is no ResNet in the '),
-        ({f'{p}.{k}': v for k, v in keys.items() for p in 'ab'},
+        ({f'{p}.{k}': v
+          for k, v in keys.items()
+          for p in 'ab'},
          r"several ResNets .* prefixes \['a.', 'b.'\]: .*--prefix"),
-        ({k: v for k, v in keys.items() if 'layer4.1' not in k},
+        ({k: v
+          for k, v in keys.items() if 'layer4.1' not in k},
          r'No ResNet has \[2, 2, 2, 1\] blocks without bottleneck'),
-        ({k: v for k, v in keys.items() if 'layer4.1.conv2' not in k},
-         'missing: layer4.1.conv2.weight'),
+        ({k: v
+          for k, v in keys.items()
+          if 'layer4.1.conv2' not in k}, 'missing: layer4.1.conv2.weight'),
     ]
     for weights, message in cases:
         torch.save(weights, source)
         with pytest.raises(SystemExit, match=message):
             tool('plain_to_ours')([source, out])
-    with pytest.raises(SystemExit, match='There is no ResNet under '
-                                         'module.encoder_q. or encoder_q.'):
+    with pytest.raises(
+            SystemExit, match='There is no ResNet under '
+            'module.encoder_q. or encoder_q.'):
         tool('us3l_to_ours')([source, out])
     assert os.listdir(tmp_path) == ['a.pth']
 
 
 def test_converters_refuse_code(tmp_path):
+
     class Runs:
+
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / 'trace'), )
 
@@ -179,6 +200,6 @@ def test_converters_refuse_code(tmp_path):
                tmp_path / 'a.pth')
     for name in ('plain_to_ours', 'us3l_to_ours'):
         with pytest.raises(SystemExit, match='would execute code .*'
-                                             '--trust-pickle'):
+                           '--trust-pickle'):
             tool(name)([str(tmp_path / 'a.pth'), str(tmp_path / 'out.pth')])
     assert os.listdir(tmp_path) == ['a.pth']

@@ -51,19 +51,24 @@ def checkpoint(tmp_path, tools):
 @needs_mmdet
 def test_two_iterations_from_end_to_end(tmp_path, tools, checkpoint, capsys,
                                         monkeypatch):
-    command = ['--checkpoint', str(checkpoint), '--work-dir',
-               str(tmp_path / 'out'), '--widths', '0.5', '0.25',
-               '--iterations', '2', '--scenes', '8', '--pictures', '2',
-               '--cfg-options', 'train_dataloader.dataset.scenes.num_val=3']
+    command = [
+        '--checkpoint',
+        str(checkpoint), '--work-dir',
+        str(tmp_path / 'out'), '--widths', '0.5', '0.25', '--iterations', '2',
+        '--scenes', '8', '--pictures', '2', '--cfg-options',
+        'train_dataloader.dataset.scenes.num_val=3'
+    ]
     monkeypatch.setattr(tools.demo, 'DRAWN', -1.0)  # untrained, unsure
     tools.demo.main(command)
     first = capsys.readouterr().out
     assert 'after 2 iterations on 8 scenes, on 3 scenes' in ' '.join(
         first.split())
     report = json.loads((tmp_path / 'out/report.json').read_text())
-    assert [(run['width'], run['start']) for run in report['runs']] == [
-        (0.5, 'pre-trained'), (0.5, 'random'), (0.25, 'pre-trained'),
-        (0.25, 'random')]
+    assert [(run['width'], run['start'])
+            for run in report['runs']] == [(0.5, 'pre-trained'),
+                                           (0.5, 'random'),
+                                           (0.25, 'pre-trained'),
+                                           (0.25, 'random')]
     assert all(0 <= run[f'{kind}_mAP'] <= run[f'{kind}_mAP_50'] <= 1
                for run in report['runs'] for kind in ('bbox', 'segm'))
     for name, channels in (('w050', 16), ('w025', 8)):
@@ -101,8 +106,8 @@ def test_the_two_starts_differ_in_the_backbone_only(tmp_path, tools,
     weights = torch.load(sliced, weights_only=False)['state_dict']
     own = [key for key in states['random'] if key.startswith('backbone.')]
     assert sorted(own) == sorted(weights)
-    assert all(torch.equal(states['pre-trained'][key], weights[key])
-               for key in own)
+    assert all(
+        torch.equal(states['pre-trained'][key], weights[key]) for key in own)
     assert not torch.equal(states['random']['backbone.conv1.weight'],
                            weights['backbone.conv1.weight'])
 
@@ -124,22 +129,28 @@ def test_the_truth_as_prediction_has_an_ap_of_one(tmp_path, tools, capsys):
         for i, scene in enumerate(scenes):
             sample = data[i]['data_samples']
             masks = torch.from_numpy(scene.masks)
-            boxes = [[*np.argwhere(mask).min(0)[::-1],
-                      *np.argwhere(mask).max(0)[::-1] + 1]
-                     for mask in scene.masks]
-            metric.process({}, [dict(sample.to_dict(), pred_instances=dict(
-                bboxes=torch.tensor(np.array(boxes), dtype=torch.float32),
-                labels=torch.tensor(scene.labels), masks=masks,
-                scores=torch.ones(len(masks))))])
+            boxes = [[
+                *np.argwhere(mask).min(0)[::-1],
+                *np.argwhere(mask).max(0)[::-1] + 1
+            ] for mask in scene.masks]
+            metric.process({}, [
+                dict(
+                    sample.to_dict(), pred_instances=dict(
+                        bboxes=torch.tensor(np.array(boxes),
+                                            dtype=torch.float32),
+                        labels=torch.tensor(scene.labels), masks=masks,
+                        scores=torch.ones(len(masks))))
+            ])
         found = metric.evaluate(len(scenes))
         assert found['coco/bbox_mAP'] == found['coco/segm_mAP'] == 1.0
 
 
-def test_the_network_is_pre_trained_where_there_is_none(tmp_path, tools,
-                                                        monkeypatch, capsys):
+def test_the_network_is_pre_trained_where_there_is_none(
+        tmp_path, tools, monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(tools.demo.subprocess, 'run', lambda command, **kw: (
-        calls.append(command), SimpleNamespace(returncode=len(calls) - 1))[1])
+    monkeypatch.setattr(
+        tools.demo.subprocess, 'run', lambda command, **kw:
+        (calls.append(command), SimpleNamespace(returncode=len(calls) - 1))[1])
     args = tools.demo.parse_args(['--pretrain-dir', str(tmp_path)])
     found = tools.demo.find_checkpoint(args, Console(file=sys.stdout))
     assert found == str(tmp_path / 'epoch_60.pth')
@@ -180,27 +191,31 @@ def test_a_folder_of_ones_own_by_one_option(tmp_path, tools):
         'train_dataloader.persistent_workers': False,
         'val_dataloader.persistent_workers': False,
         'train_dataloader.dataset.pipeline.2.scale': (96, 96),
-        'val_dataloader.dataset.pipeline.1.scale': (96, 96),
-        'work_dir': str(tmp_path / 'work'), 'log_level': 'ERROR'}
+        'val_dataloader.dataset.pipeline.1.scale': (96, 96), 'work_dir':
+        str(tmp_path / 'work'), 'log_level': 'ERROR'
+    }
     cfg = tools.train.load_config(str(OWN), options)
     tools.train.launch.add_checks(cfg)
     assert cfg.val_evaluator.ann_file == (
         f'{folder}/annotations/instances_val.json')
-    with pytest.raises(ValueError, match=(
-            'has 10 classes.*Set model.roi_head.bbox_head.num_classes=10 '
-            'model.roi_head.mask_head.num_classes=10')):
+    with pytest.raises(
+            ValueError, match=(
+                'has 10 classes.*Set model.roi_head.bbox_head.num_classes=10 '
+                'model.roi_head.mask_head.num_classes=10')):
         tools.train.train(cfg.copy())
-    cfg.merge_from_dict({'model.roi_head.bbox_head.num_classes': 10,
-                         'model.roi_head.mask_head.num_classes': 10,
-                         'experiment_name': 'second'})
+    cfg.merge_from_dict({
+        'model.roi_head.bbox_head.num_classes': 10,
+        'model.roi_head.mask_head.num_classes': 10, 'experiment_name': 'second'
+    })
     tools.train.train(cfg)
     assert (tmp_path / 'work/epoch_1.pth').exists()
 
 
 @needs_mmdet
 def test_categories_of_training_and_evaluation_are_compared(tmp_path):
-    folder = Path(write_digit_scenes(str(tmp_path / 'own'), SceneSettings(
-        num_train=1, num_val=1)))
+    folder = Path(
+        write_digit_scenes(str(tmp_path / 'own'),
+                           SceneSettings(num_train=1, num_val=1)))
     path = folder / 'annotations/instances_val.json'
     content = json.loads(path.read_text())
     content['categories'].reverse()
@@ -224,8 +239,10 @@ def test_a_picture_shows_masks_where_they_are():
     masks = np.zeros((2, 20, 30), bool)
     masks[0, 8:14, 3:9] = True
     masks[1, 10:18, 20:26] = True
-    drawn = draw_instances(image, Instances(
-        masks, np.array([0, 1]), ('a', 'b'), np.array([0.9, 0.8])), scale=4)
+    drawn = draw_instances(
+        image,
+        Instances(masks, np.array([0, 1]), ('a', 'b'), np.array([0.9, 0.8])),
+        scale=4)
     assert drawn.shape == (80, 120, 3)
     inside = drawn[40:50, 20:30].reshape(-1, 3)
     other = drawn[50:60, 88:96].reshape(-1, 3)

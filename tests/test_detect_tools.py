@@ -29,6 +29,7 @@ def tool(monkeypatch):
 
     def main(name, *argv):
         importlib.import_module(name).main([str(word) for word in argv])
+
     return main
 
 
@@ -38,16 +39,18 @@ def detector(tmp_path_factory):
     folder = write_coco(tmp_path_factory.mktemp('coco'))
     options = [*coco_options(folder), *SMALL, *SMALL_MASKS]
     from train import load_config, parse_args
-    cfg = load_config(str(CONFIG), parse_args(
-        ['x', '--cfg-options', *options]).cfg_options)
+    cfg = load_config(str(CONFIG),
+                      parse_args(['x', '--cfg-options', *options]).cfg_options)
     init_default_scope('mmdet')
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     # Norms that pass something on, and classes that differ
     with torch.no_grad():
         model.roi_head.bbox_head.fc_cls.bias[:3] = torch.tensor([2., 3., 1.])
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(
-        dataset_meta=dict(classes=CLASSES))), folder / 'epoch_1.pth')
+    torch.save(
+        dict(state_dict=model.state_dict(),
+             meta=dict(dataset_meta=dict(classes=CLASSES))),
+        folder / 'epoch_1.pth')
     return folder, options
 
 
@@ -58,8 +61,8 @@ def tools_beside():
         yield
 
 
-def test_boxes_in_a_table_and_pictures_in_a_folder(
-        detector, tool, tmp_path, capsys):
+def test_boxes_in_a_table_and_pictures_in_a_folder(detector, tool, tmp_path,
+                                                   capsys):
     folder, options = detector
     images = [folder / 'images/0.png', folder / 'images/1.png']
     (tmp_path / 'other').mkdir()
@@ -70,18 +73,20 @@ def test_boxes_in_a_table_and_pictures_in_a_folder(
          *options)
     text = capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == [
-        '0.png', '0_2.png', '1.png']
+        '0.png', '0_2.png', '1.png'
+    ]
     for image, name in zip([*images, same_name],
                            ['0.png', '1.png', '0_2.png']):
         before = cv2.imread(str(image))
         after = cv2.imread(str(tmp_path / 'out' / name))
         assert after.shape == before.shape and (after != before).any()
     *tables, _ = text.split('drawn into')
-    scores = [[float(row.split('│')[2]) for row in table.splitlines()
-               if row.startswith('│')] for table in tables]
+    scores = [[
+        float(row.split('│')[2]) for row in table.splitlines()
+        if row.startswith('│')
+    ] for table in tables]
     assert len(scores) == 3 and scores[0]
-    assert all(s == sorted(s, reverse=True) and min(s) >= 0.2
-               for s in scores)
+    assert all(s == sorted(s, reverse=True) and min(s) >= 0.2 for s in scores)
     assert scores[1] == scores[2]  # the same image
     assert {name for name in CLASSES if name in text}
 
@@ -92,16 +97,17 @@ def test_what_is_detected_is_what_the_detector_predicts(detector):
     from us3l_mm.apis.detection import detect, load_detector
     from train import load_config, parse_args
     folder, options = detector
-    cfg = load_config(str(CONFIG), parse_args(
-        ['x', '--cfg-options', *options]).cfg_options)
+    cfg = load_config(str(CONFIG),
+                      parse_args(['x', '--cfg-options', *options]).cfg_options)
     model = load_detector(cfg, str(folder / 'epoch_1.pth'))
     path = str(folder / 'images/0.png')
     by_path, by_array = detect(model, [path, cv2.imread(path)])
     packed = Compose(cfg.test_dataloader.dataset.pipeline)(dict(
         img_path=path, img_id=0, instances=[]))
     with torch.no_grad():
-        [expected] = model.test_step(dict(
-            inputs=[packed['inputs']], data_samples=[packed['data_samples']]))
+        [expected] = model.test_step(
+            dict(inputs=[packed['inputs']],
+                 data_samples=[packed['data_samples']]))
     for sample in (by_path, by_array):
         for name in ('bboxes', 'scores', 'labels', 'masks'):
             np.testing.assert_array_equal(
@@ -124,6 +130,7 @@ def test_what_cannot_be_used_is_refused(detector, tool, tmp_path, config,
     folder, options = detector
 
     class Code:
+
         def __reduce__(self):
             return open, (str(tmp_path / 'executed'), 'w')
 
@@ -139,9 +146,10 @@ def test_what_cannot_be_used_is_refused(detector, tool, tmp_path, config,
     assert not (tmp_path / 'executed').exists()
 
 
-@pytest.mark.parametrize('content, says', [
-    (None, 'there is no image'), (b'', 'cannot be read as an image'),
-    (b'text', 'cannot be read as an image')])
+@pytest.mark.parametrize('content, says',
+                         [(None, 'there is no image'),
+                          (b'', 'cannot be read as an image'),
+                          (b'text', 'cannot be read as an image')])
 def test_what_is_no_image_is_named(detector, tool, tmp_path, content, says):
     if content is not None:
         (tmp_path / 'a.jpg').write_bytes(content)
@@ -152,8 +160,10 @@ def test_what_is_no_image_is_named(detector, tool, tmp_path, content, says):
 
 # Parameters and multiply-accumulates of a ResNet-50 at 224 pixels: the sizes
 # published for it less its classifier, and the widths of it.
-BACKBONE = {1.0: (23_508_032, 4.0872e9), 0.75: (13_234_992, 2.3212e9),
-            0.5: (5_892_640, 1.0513e9), 0.25: (1_480_976, 0.2776e9)}
+BACKBONE = {
+    1.0: (23_508_032, 4.0872e9), 0.75: (13_234_992, 2.3212e9), 0.5:
+    (5_892_640, 1.0513e9), 0.25: (1_480_976, 0.2776e9)
+}
 
 
 def config_of(name) -> Config:
@@ -161,9 +171,9 @@ def config_of(name) -> Config:
     return Config.fromfile(FOLDER / f'{name}_fpn_ms-1x_coco.py')
 
 
-@pytest.mark.parametrize('name, widths', [
-    ('mask-rcnn_r50-w050', [1.0, 0.75, 0.25]),
-    ('mask-rcnn_r50-any-width', [0.5])])
+@pytest.mark.parametrize('name, widths',
+                         [('mask-rcnn_r50-w050', [1.0, 0.75, 0.25]),
+                          ('mask-rcnn_r50-any-width', [0.5])])
 def test_parts_of_a_detector_at_every_width(name, widths):
     counted = count_config(config_of(name), (224, 224), widths)
     assert [*counted] == widths
@@ -176,18 +186,18 @@ def test_parts_of_a_detector_at_every_width(name, widths):
         # but with norms, on maps of 56, 28, 14 and 7 pixels.
         channels = [int(c * width) for c in (256, 512, 1024, 2048)]
         sides = [56, 28, 14, 7]
-        assert parts['neck'].params == (
-            256 * sum(channels) + 4 * 9 * 256**2 + 8 * 2 * 256)
-        assert parts['neck'].macs == sum(
-            (256 * c + 9 * 256**2) * side**2
-            for c, side in zip(channels, sides))
+        assert parts['neck'].params == (256 * sum(channels) + 4 * 9 * 256**2 +
+                                        8 * 2 * 256)
+        assert parts['neck'].macs == sum((256 * c + 9 * 256**2) * side**2
+                                         for c, side in zip(channels, sides))
         # Proposals: 3x3, then 3 scores and 12 offsets, on five maps.
         assert parts['proposals'].macs == sum(
             side**2 for side in [*sides, 4]) * (9 * 256**2 + 256 * 15)
         # Boxes: four 3x3 convolutions on 7x7, two linear layers, 1000 times
         assert parts['box head'].times == 1000
-        assert parts['box head'].macs == 1000 * (
-            4 * 9 * 256**2 * 49 + 256 * 49 * 1024 + 1024 * (81 + 320))
+        assert parts['box head'].macs == 1000 * (4 * 9 * 256**2 * 49 +
+                                                 256 * 49 * 1024 + 1024 *
+                                                 (81 + 320))
         # Masks: four on 14x14, a 2x2 deconvolution, 1x1 on 28x28, 100 times
         assert parts['mask head'].times == 100
         assert parts['mask head'].macs == 100 * (
@@ -202,11 +212,11 @@ def test_widths_of_the_config_itself_and_those_it_cannot_have():
         count_config(config_of('mask-rcnn_r50-any-width'), (64, 64), [0.1])
 
 
-@pytest.mark.parametrize('name, parts', [
-    ('us3l_resnet50_8xb60-coslr-100e_in1k',
-     ['backbone', 'neck', 'head', 'distill head']),
-    ('benchmarks/linear-w050_resnet50_8xb256-coslr-60e_in1k',
-     ['backbone', 'head'])])
+@pytest.mark.parametrize(
+    'name, parts', [('us3l_resnet50_8xb60-coslr-100e_in1k',
+                     ['backbone', 'neck', 'head', 'distill head']),
+                    ('benchmarks/linear-w050_resnet50_8xb256-coslr-60e_in1k',
+                     ['backbone', 'head'])])
 def test_other_kinds_of_config_have_parts_too(tool, capsys, name, parts):
     cfg = Config.fromfile(ROOT / f'configs/us3l/{name}.py')
     counted = count_config(cfg, (224, 224), [1.0, 0.5])

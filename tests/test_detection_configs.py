@@ -43,14 +43,20 @@ def width_of(path) -> float:
 def leaves(value, prefix='') -> dict:
     if not isinstance(value, (dict, Config)):
         return {prefix: value}
-    return {key: leaf for name, child in value.items() for key, leaf in
-            leaves(child, f'{prefix}.{name}'.strip('.')).items()}
+    return {
+        key: leaf
+        for name, child in value.items()
+        for key, leaf in leaves(child, f'{prefix}.{name}'.strip('.')).items()
+    }
 
 
 def test_two_detectors_at_four_widths_and_at_any():
-    assert {path.stem for path in CONFIGS} == {
-        f'{kind}_r50-{which}_fpn_ms-1x_coco' for kind in KINDS
-        for which in ('w100', 'w075', 'w050', 'w025', 'any-width')}
+    assert {path.stem
+            for path in CONFIGS} == {
+                f'{kind}_r50-{which}_fpn_ms-1x_coco'
+                for kind in KINDS
+                for which in ('w100', 'w075', 'w050', 'w025', 'any-width')
+            }
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -59,8 +65,8 @@ def test_it_builds_what_its_name_says(path):
     model, kind = MODELS.build(cfg.model), path.stem.split('_')[0]
     assert type(model).__name__ == KINDS[kind]
     assert type(model).__module__.startswith('mmdet.')
-    assert type(model.backbone).__module__.startswith(
-        'mmdet.' if path in SLICES else 'us3l_mm.')
+    assert type(model.backbone).__module__.startswith('mmdet.' if path in
+                                                      SLICES else 'us3l_mm.')
     with torch.no_grad():
         maps = model.eval().backbone(torch.zeros(1, 3, 64, 64))
     # Spec sizes of a ResNet-50 pyramid, times the width
@@ -84,8 +90,8 @@ def test_every_other_config_builds_and_computes_losses(path):
         inputs=[torch.zeros(3, side, side, dtype=torch.uint8)] * 2,
         data_samples=[one_object(side, classes - 1) for _ in range(2)])
     data = model.data_preprocessor(batch, training=True)
-    total, _ = model.parse_losses(model.loss(
-        data['inputs'], data['data_samples']))
+    total, _ = model.parse_losses(
+        model.loss(data['inputs'], data['data_samples']))
     assert torch.isfinite(total) and total > 0
     total.backward()
 
@@ -95,9 +101,8 @@ def one_object(side, label):
     from mmdet.structures.mask import BitmapMasks
     mask = np.zeros((1, side, side), np.uint8)
     mask[0, 8:40, 12:36] = 1
-    sample = DetDataSample(metainfo=dict(
-        img_shape=(side, side), ori_shape=(side, side),
-        batch_input_shape=(side, side), scale_factor=(1.0, 1.0)))
+    sample = DetDataSample(metainfo=dict(img_shape=(side, side), ori_shape=(
+        side, side), batch_input_shape=(side, side), scale_factor=(1.0, 1.0)))
     sample.gt_instances = InstanceData(
         bboxes=torch.tensor([[12., 8., 36., 40.]]),
         labels=torch.tensor([label]), masks=BitmapMasks(mask, side, side))
@@ -107,10 +112,12 @@ def one_object(side, label):
 def check_transfer_settings(model, with_masks):
     # Everything learns, and every norm is one over all processes.
     assert all(p.requires_grad for p in model.parameters())
-    norms = [m for m in model.modules()
-             if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    assert all(isinstance(norm, nn.SyncBatchNorm) and norm.training
-               for norm in norms)
+    norms = [
+        m for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]
+    assert all(
+        isinstance(norm, nn.SyncBatchNorm) and norm.training for norm in norms)
     # Backbone, pyramid (lateral and output), box head, mask head
     assert len(norms) == 53 + 2 * 4 + 4 + 4 * with_masks
     # In a single process MMEngine makes them plain ones, ours as well.
@@ -127,7 +134,8 @@ def test_schedule_and_images(path):
     pipeline = cfg.train_dataloader.dataset.pipeline
     assert [step.type for step in pipeline] == [
         'LoadImageFromFile', 'LoadAnnotations', 'RandomChoiceResize',
-        'RandomFlip', 'PackDetInputs']
+        'RandomFlip', 'PackDetInputs'
+    ]
     assert [min(s) for s in pipeline[2].scales] == [*range(640, 801, 32)]
     assert pipeline[1].get('with_mask', False) is ('mask' in path.stem)
     assert cfg.val_dataloader.dataset.pipeline[1].scale == (1333, 800)
@@ -141,10 +149,9 @@ def test_schedule_and_images(path):
     assert (here.mean, here.std) == (there.mean, there.std)
     assert here.bgr_to_rgb is there.to_rgb is True
     images = torch.arange(2 * 3 * 32 * 32).reshape(2, 3, 32, 32) % 251
-    with_boxes = MODELS.build(here).forward(dict(inputs=list(images),
-                                                 data_samples=None))
-    views = MODELS.build(dict(there, type='mmpretrain.'
-                              + there.type)).forward(
+    with_boxes = MODELS.build(here).forward(
+        dict(inputs=list(images), data_samples=None))
+    views = MODELS.build(dict(there, type='mmpretrain.' + there.type)).forward(
         dict(inputs=[images.to(torch.uint8)], data_samples=[]))
     torch.testing.assert_close(with_boxes['inputs'], views['inputs'][0])
 
@@ -155,18 +162,21 @@ def test_widths_differ_in_channels_alone(path):
     full = leaves(config_of(re.sub(r'-w\d+_', '-w100_', str(path))))
     narrow = leaves(config_of(path))
     channels = int(64 * width_of(path))
-    assert {key: narrow[key] for key in narrow
-            if key not in full or narrow[key] != full[key]} == {
+    assert {
+        key: narrow[key]
+        for key in narrow if key not in full or narrow[key] != full[key]
+    } == {
         'model.backbone.base_channels': channels,
-        'model.backbone.stem_channels': channels,
-        'model.neck.in_channels': [channels * 4 * 2**i for i in range(4)]}
+        'model.backbone.stem_channels': channels, 'model.neck.in_channels':
+        [channels * 4 * 2**i for i in range(4)]
+    }
 
 
 @pytest.mark.parametrize('width', [0.25, 0.3, 0.7, 1.0])
 def test_the_neck_follows_any_width(width):
     path = FOLDER / 'mask-rcnn_r50-any-width_fpn_ms-1x_coco.py'
-    model = MODELS.build(config_of(
-        path, **{'model.backbone.width': width}).model)
+    model = MODELS.build(
+        config_of(path, **{'model.backbone.width': width}).model)
     with torch.no_grad():
         maps = model.eval().backbone(torch.zeros(1, 3, 32, 32))
         assert {m.shape[1] for m in model.neck(maps)} == {256}
@@ -204,8 +214,10 @@ def test_processes_on_cpus_have_plain_norms():
 
 def test_readme_lists_every_config_and_every_source_is_named():
     text = (FOLDER / 'README.md').read_text()
-    links = {FOLDER / link for link in
-             re.findall(r'\]\((?!http)(.+?\.py)\)', text)}
+    links = {
+        FOLDER / link
+        for link in re.findall(r'\]\((?!http)(.+?\.py)\)', text)
+    }
     assert {*CONFIGS} <= {path.resolve() for path in links}
     assert all(path.exists() for path in links)
     for name in re.findall(r'(?:tools|configs)/[\w./-]+\.(?:py|sh)', text):

@@ -53,17 +53,21 @@ def files(tmp_path_factory) -> dict:
         channels = int(64 * width)
         network = ResNet(50, base_channels=channels, stem_channels=channels)
         paths[width] = folder / f'{width}.pth'
-        torch.save(dict(state_dict={
-            f'backbone.{key}': value for key, value in
-            network.state_dict().items()}, meta=dict(width=width)),
-            paths[width])
+        torch.save(
+            dict(
+                state_dict={
+                    f'backbone.{key}': value
+                    for key, value in network.state_dict().items()
+                }, meta=dict(width=width)), paths[width])
     return paths
 
 
 def options(name, coco, file) -> list:
     masks = 'mask' in name
-    return [*coco_options(coco, masks), *SMALL, *(SMALL_MASKS * masks),
-            'log_level=ERROR', f'model.backbone.init_cfg.checkpoint={file}']
+    return [
+        *coco_options(coco, masks), *SMALL, *(SMALL_MASKS * masks),
+        'log_level=ERROR', f'model.backbone.init_cfg.checkpoint={file}'
+    ]
 
 
 def call(monkeypatch, tool, *argv):
@@ -81,9 +85,11 @@ def train(monkeypatch, name, coco, file, work_dir, *changes, flags=()):
 
 
 def scalars(work_dir) -> list:
-    return [json.loads(line) for path in
-            sorted(work_dir.glob('*/vis_data/scalars.json'))
-            for line in path.read_text().splitlines()]
+    return [
+        json.loads(line)
+        for path in sorted(work_dir.glob('*/vis_data/scalars.json'))
+        for line in path.read_text().splitlines()
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -101,12 +107,12 @@ def trained(coco, files, tmp_path_factory):
 def test_two_iterations_and_an_evaluation(trained, files):
     *steps, metrics = scalars(trained)
     assert len(steps) == 2 and np.isfinite([s['loss'] for s in steps]).all()
-    assert {'loss_rpn_cls', 'loss_cls', 'loss_bbox', 'loss_mask'} <= {
-        *steps[0]}
+    assert {'loss_rpn_cls', 'loss_cls', 'loss_bbox',
+            'loss_mask'} <= {*steps[0]}
     # Two images a batch instead of 16: an eighth, at the end of the warm-up
     # of 500 iterations; the second iteration is at 1/499 of the way.
-    assert steps[1]['lr'] == pytest.approx(
-        0.02 / 8 * (0.001 + 0.999 / 499), rel=1e-3)
+    assert steps[1]['lr'] == pytest.approx(0.02 / 8 * (0.001 + 0.999 / 499),
+                                           rel=1e-3)
     assert 0 <= metrics['coco/bbox_mAP'] <= 1
     assert 0 <= metrics['coco/segm_mAP'] <= 1
     # All layers of the backbone have learned, norms too.
@@ -118,15 +124,17 @@ def test_two_iterations_and_an_evaluation(trained, files):
         assert not torch.equal(before[name], after[name]), name
 
 
-def test_the_checkpoint_gives_the_same_figures_again(
-        trained, coco, files, tmp_path, monkeypatch):
+def test_the_checkpoint_gives_the_same_figures_again(trained, coco, files,
+                                                     tmp_path, monkeypatch):
     call(monkeypatch, 'test', FOLDER / f'{MASK}_fpn_ms-1x_coco.py',
          trained / 'epoch_1.pth', '--work-dir', tmp_path / 'work', '--out',
          tmp_path / 'out.pkl', '--show-dir', tmp_path / 'pictures',
          '--cfg-options', *options(MASK, coco, ''))
     validated = scalars(trained)[-1]
-    [tested] = [json.loads(path.read_text()) for path in
-                (tmp_path / 'work').glob('*/*.json')]
+    [tested] = [
+        json.loads(path.read_text())
+        for path in (tmp_path / 'work').glob('*/*.json')
+    ]
     for name in ('coco/bbox_mAP', 'coco/segm_mAP', 'coco/bbox_mAP_50'):
         assert tested[name] == validated[name]
     predictions = pickle.loads((tmp_path / 'out.pkl').read_bytes())
@@ -139,8 +147,8 @@ def test_the_checkpoint_gives_the_same_figures_again(
     assert cv2.imread(str(pictures[0])).shape == (48, 2 * 64, 3)
 
 
-def test_a_resumed_run_needs_no_file_and_goes_on(
-        trained, coco, files, tmp_path, monkeypatch):
+def test_a_resumed_run_needs_no_file_and_goes_on(trained, coco, files,
+                                                 tmp_path, monkeypatch):
     # Its weights are no longer those of the file, which is fine.
     work_dir = tmp_path / 'more'
     train(monkeypatch, MASK, coco, files[0.25], work_dir,
@@ -149,14 +157,14 @@ def test_a_resumed_run_needs_no_file_and_goes_on(
     assert [step['step'] for step in scalars(work_dir)] == [3, 4]
 
 
-@pytest.mark.parametrize('name, changes', [
-    (FASTER, ()),
-    (ANY, ('model.backbone.width=0.3',
-           'model.backbone.missing_statistics=reset'))])
-def test_the_other_kinds_train_and_are_evaluated(
-        coco, files, tmp_path, monkeypatch, name, changes):
-    train(monkeypatch, name, coco,
-          files[1.0 if name == ANY else 0.25], tmp_path, *changes)
+@pytest.mark.parametrize('name, changes',
+                         [(FASTER, ()),
+                          (ANY, ('model.backbone.width=0.3',
+                                 'model.backbone.missing_statistics=reset'))])
+def test_the_other_kinds_train_and_are_evaluated(coco, files, tmp_path,
+                                                 monkeypatch, name, changes):
+    train(monkeypatch, name, coco, files[1.0 if name == ANY else 0.25],
+          tmp_path, *changes)
     *steps, metrics = scalars(tmp_path)
     assert len(steps) == 2 and np.isfinite([s['loss'] for s in steps]).all()
     assert ('loss_mask' in steps[0]) is (name == ANY)
@@ -185,14 +193,17 @@ def test_two_processes_one_of_them_without_instances(files, tmp_path):
     # Each process sees one image at a time; of four, three are empty.
     some = write_coco(tmp_path / 'some', 4, empty=(1, 2, 3))
     done = subprocess.run(
-        ['bash', str(ROOT / 'tools/dist_train.sh'),
-         str(FOLDER / f'{MASK}_fpn_ms-1x_coco.py'), '2', '--work-dir',
-         str(tmp_path / 'out'), '--cfg-options',
-         *options(MASK, some, files[0.25]), 'train_dataloader.batch_size=1',
-         'train_dataloader.dataset.filter_cfg.filter_empty_gt=False'],
-        capture_output=True, text=True, timeout=300, env={
-            **os.environ, 'OMP_NUM_THREADS': '1', 'PORT': '29678',
-            'PYTHON': sys.executable})
+        [
+            'bash',
+            str(ROOT / 'tools/dist_train.sh'),
+            str(FOLDER / f'{MASK}_fpn_ms-1x_coco.py'), '2', '--work-dir',
+            str(tmp_path / 'out'), '--cfg-options',
+            *options(MASK, some, files[0.25]), 'train_dataloader.batch_size=1',
+            'train_dataloader.dataset.filter_cfg.filter_empty_gt=False'
+        ], capture_output=True, text=True, timeout=300, env={
+            **os.environ, 'OMP_NUM_THREADS': '1', 'PORT': '29678', 'PYTHON':
+            sys.executable
+        })
     assert done.returncode == 0, done.stderr[-3000:]
     *steps, metrics = scalars(tmp_path / 'out')
     assert len(steps) == 2 and np.isfinite([s['loss'] for s in steps]).all()
@@ -234,16 +245,19 @@ def no_file(content):
 @pytest.fixture
 def built(monkeypatch):
     """A function that builds data set and detector as train.py would."""
+
     def build(folder, *changes):
         tool = importlib.import_module('train')
         args = tool.parse_args([
             str(FOLDER / f'{MASK}_fpn_ms-1x_coco.py'), '--cfg-options',
-            *options(MASK, folder, ''), *changes])
-        cfg = tool.merge_args(
-            tool.load_config(args.config, args.cfg_options), args)
+            *options(MASK, folder, ''), *changes
+        ])
+        cfg = tool.merge_args(tool.load_config(args.config, args.cfg_options),
+                              args)
         init_default_scope('mmdet')
         return (DATASETS.build(cfg.train_dataloader.dataset),
                 MODELS.build(cfg.model))
+
     return build
 
 
@@ -255,12 +269,11 @@ def built(monkeypatch):
     (None, ['model.roi_head.mask_head.num_classes=80'],
      r'data set has 3 classes.*mask_head.num_classes=80.*Set model.roi_head'
      '.mask_head.num_classes=3'),
-    (None, ['train_dataloader.dataset.metainfo.classes=square'],
-     r"is a text; write \('square',\)"),
-    (no_instances, ['train_dataloader.dataset.filter_cfg=None'],
-     'No image of .* has an instance'),
-    (no_masks, [],
-     'None of the 8 instances.*segmentation.*Faster R-CNN'),
+    (None, ['train_dataloader.dataset.metainfo.classes=square'
+            ], r"is a text; write \('square',\)"),
+    (no_instances, ['train_dataloader.dataset.filter_cfg=None'
+                    ], 'No image of .* has an instance'),
+    (no_masks, [], 'None of the 8 instances.*segmentation.*Faster R-CNN'),
     (no_file, [], '1 are not there, such as .*gone.png'),
 ])
 def test_useless_annotations_are_refused(coco, tmp_path, built, change,
@@ -292,8 +305,8 @@ def test_some_of_the_classes_may_be_learned(coco, built):
 ])
 def test_categories_are_found_anywhere_in_the_file(tmp_path, text):
     (tmp_path / 'a.json').write_text(text)
-    assert read_categories(str(tmp_path / 'a.json')) == json.loads(text)[
-        'categories']
+    assert read_categories(str(tmp_path /
+                               'a.json')) == json.loads(text)['categories']
 
 
 def test_an_empty_training_set_and_classes_are_refused_by_the_tool(
@@ -329,29 +342,32 @@ def test_images_of_zero_size_are_refused_before_training(
 def test_missing_files_are_named_before_anything_is_read(
         coco, files, tmp_path, monkeypatch):
     gone = tmp_path / 'gone'
-    with pytest.raises(SystemExit, match=r'(?s)not there:.*gone/annotations'
-                       r'.json, of train_dataloader.*val_evaluator'):
+    with pytest.raises(
+            SystemExit, match=r'(?s)not there:.*gone/annotations'
+            r'.json, of train_dataloader.*val_evaluator'):
         train(monkeypatch, MASK, gone, files[0.25], tmp_path)
-    with pytest.raises(SystemExit, match='(?s)does not say where .*'
-                       'init_cfg.checkpoint=FILE.*slice_checkpoint.py'):
+    with pytest.raises(
+            SystemExit, match='(?s)does not say where .*'
+            'init_cfg.checkpoint=FILE.*slice_checkpoint.py'):
         train(monkeypatch, MASK, coco, '', tmp_path)
     with pytest.raises(SystemExit, match=f'no file {tmp_path}/no.pth with'):
         train(monkeypatch, MASK, coco, tmp_path / 'no.pth', tmp_path)
 
 
-def test_a_full_file_in_a_narrow_network_never_begins(
-        coco, files, tmp_path, monkeypatch):
+def test_a_full_file_in_a_narrow_network_never_begins(coco, files, tmp_path,
+                                                      monkeypatch):
     with pytest.raises(ValueError, match='159 have another shape there'):
         train(monkeypatch, MASK, coco, files[1.0], tmp_path / 'a')
-    with pytest.raises(ValueError, match=r'neck.in_channels=\[64, 128, 256, '
-                       r'1024\], but .*gives \[64, 128, 256, 512\] channels'):
+    with pytest.raises(
+            ValueError, match=r'neck.in_channels=\[64, 128, 256, '
+            r'1024\], but .*gives \[64, 128, 256, 512\] channels'):
         train(monkeypatch, MASK, coco, files[0.25], tmp_path / 'b',
               'model.neck.in_channels=[64,128,256,1024]')
     assert not scalars(tmp_path / 'a') and not scalars(tmp_path / 'b')
 
 
-def test_weights_drawn_anew_after_loading_never_begin(
-        coco, files, tmp_path, monkeypatch):
+def test_weights_drawn_anew_after_loading_never_begin(coco, files, tmp_path,
+                                                      monkeypatch):
     original = DetResNet.init_weights
 
     def forgets(self):
@@ -359,14 +375,15 @@ def test_weights_drawn_anew_after_loading_never_begin(
         torch.nn.init.normal_(self.layer2[0].conv2.weight)
 
     monkeypatch.setattr(DetResNet, 'init_weights', forgets)
-    with pytest.raises(ValueError, match='1 of the 318 tensors.*'
-                       'layer2.0.conv2.weight.*overwritten'):
+    with pytest.raises(
+            ValueError, match='1 of the 318 tensors.*'
+            'layer2.0.conv2.weight.*overwritten'):
         train(monkeypatch, MASK, coco, files[0.25], tmp_path)
     assert not scalars(tmp_path)
 
 
-def test_a_stock_config_of_a_user_is_protected(
-        coco, files, tmp_path, monkeypatch):
+def test_a_stock_config_of_a_user_is_protected(coco, files, tmp_path,
+                                               monkeypatch):
     # Nothing of this project in it; the tool adds the check.
     stock = tmp_path / 'stock.py'
     stock.write_text(
@@ -374,8 +391,9 @@ def test_a_stock_config_of_a_user_is_protected(
         'model = dict(backbone=dict(base_channels=16, stem_channels=16, '
         f"init_cfg=dict(checkpoint={str(files[1.0])!r}, prefix='backbone.')), "
         'neck=dict(in_channels=[64, 128, 256, 512]))\n')
-    with pytest.raises(ValueError, match=r'64, 3, 7, 7\) in the file, '
-                       r'\(16, 3, 7, 7\) in the model'):
-        call(monkeypatch, 'train', stock, '--work-dir', tmp_path / 'out',
-             '--cfg-options', *coco_options(coco, masks=False),
-             'log_level=ERROR')
+    with pytest.raises(
+            ValueError, match=r'64, 3, 7, 7\) in the file, '
+            r'\(16, 3, 7, 7\) in the model'):
+        call(monkeypatch, 'train', stock,
+             '--work-dir', tmp_path / 'out', '--cfg-options',
+             *coco_options(coco, masks=False), 'log_level=ERROR')

@@ -23,16 +23,19 @@ from us3l_mm.registry import MODELS
 
 need_detection()
 FOLDER = Path(__file__).parents[1] / 'configs/us3l/detection'
-SLICED = {1.0: 'mask-rcnn_r50-w100', 0.75: 'mask-rcnn_r50-w075',
-          0.5: 'mask-rcnn_r50-w050', 0.25: 'mask-rcnn_r50-w025'}
+SLICED = {
+    1.0: 'mask-rcnn_r50-w100', 0.75: 'mask-rcnn_r50-w075', 0.5:
+    'mask-rcnn_r50-w050', 0.25: 'mask-rcnn_r50-w025'
+}
 ANY = 'mask-rcnn_r50-any-width'
 
 
 def config_of(name, **options) -> Config:
     init_default_scope('mmdet')
     cfg = Config.fromfile(FOLDER / f'{name}_fpn_ms-1x_coco.py')
-    cfg.merge_from_dict({f'model.backbone.{key}': value
-                         for key, value in options.items()})
+    cfg.merge_from_dict(
+        {f'model.backbone.{key}': value
+         for key, value in options.items()})
     return cfg
 
 
@@ -64,8 +67,12 @@ def full(tmp_path_factory):
     path = tmp_path_factory.mktemp('full') / 'measured.pth'
     cfg = ("model = dict(type='us3l_mm.US3LAlgorithm', backbone=dict("
            "type='us3l_mm.SlimmableResNet', depth=50))")
-    torch.save(dict(state_dict={f'backbone.{key}': value for key, value in
-                                state.items()}, meta=dict(cfg=cfg)), path)
+    torch.save(
+        dict(
+            state_dict={
+                f'backbone.{key}': value
+                for key, value in state.items()
+            }, meta=dict(cfg=cfg)), path)
     return state, path
 
 
@@ -102,11 +109,11 @@ def test_every_tensor_is_that_of_the_slice(full, slices, width, way):
         cfg = config_of(SLICED[width], **{'init_cfg.checkpoint': str(file)})
     else:
         file = path
-        cfg = config_of(ANY, width=width,
-                        **{'init_cfg.checkpoint': str(file)})
+        cfg = config_of(ANY, width=width, **{'init_cfg.checkpoint': str(file)})
     backbone = initial_backbone(cfg)
     own, expected = backbone.state_dict(), naive_slice(state, width)
-    assert {name for name in own
+    assert {name
+            for name in own
             if not name.endswith('num_batches_tracked')} == expected.keys()
     assert len(expected) == 159 + 2 * 53
     for name, value in expected.items():
@@ -153,8 +160,8 @@ def built(name, **options) -> nn.Module:
 def test_another_network_is_refused(full, slices, name, options, file, says):
     path = full[1] if file == 'full' else slices / f'{file}.pth'
     with pytest.raises(ValueError, match=f'(?s){says}'):
-        check_weights(built(name, **options), read_file(str(path),
-                                                        'backbone.'))
+        check_weights(built(name, **options),
+                      read_file(str(path), 'backbone.'))
 
 
 def test_fewer_layers_than_the_file_has_are_refused(slices, tmp_path):
@@ -162,19 +169,21 @@ def test_fewer_layers_than_the_file_has_are_refused(slices, tmp_path):
     content = torch.load(slices / '0.25.pth', weights_only=True)
     for key in list(content['state_dict']):
         if key.startswith('backbone.layer3.5.'):
-            content['state_dict'][key.replace('.5.', '.6.')] = content[
-                'state_dict'][key]
+            content['state_dict'][key.replace(
+                '.5.', '.6.')] = content['state_dict'][key]
     torch.save(content, tmp_path / 'deeper.pth')
-    with pytest.raises(ValueError, match=r'(?s)not in the model: backbone\.'
-                       r'layer3\.6\.conv1.*\(3, 4, 7, 3\).*\(3, 4, 6, 3\)'):
+    with pytest.raises(
+            ValueError, match=r'(?s)not in the model: backbone\.'
+            r'layer3\.6\.conv1.*\(3, 4, 7, 3\).*\(3, 4, 6, 3\)'):
         check_weights(built(SLICED[0.25]),
                       read_file(str(tmp_path / 'deeper.pth'), 'backbone.'))
 
 
 @pytest.mark.parametrize('prefix', ['encoder.', '', 'backbone.layer1'])
 def test_another_prefix_is_refused(slices, prefix):
-    with pytest.raises(ValueError, match=r"(?s)159 are not in the file.*below "
-                       f"the prefix '{prefix}.*begins with ..backbone.bn1"):
+    with pytest.raises(
+            ValueError, match=r"(?s)159 are not in the file.*below "
+            f"the prefix '{prefix}.*begins with ..backbone.bn1"):
         check_weights(built(SLICED[0.5]),
                       read_file(str(slices / '0.5.pth'), prefix))
 
@@ -186,38 +195,48 @@ def edited(slices, tmp_path, edit) -> str:
     return str(tmp_path / 'edited.pth')
 
 
-@pytest.mark.parametrize('part, says', [
-    ('layer2.1.conv2.weight', '1 are not in the file.*layer2.1.conv2.weight'),
-    ('layer2.1.bn2.running_var', 'lacks batch-norm statistics.*running_var')])
+@pytest.mark.parametrize(
+    'part, says',
+    [('layer2.1.conv2.weight', '1 are not in the file.*layer2.1.conv2.weight'),
+     ('layer2.1.bn2.running_var', 'lacks batch-norm statistics.*running_var')])
 def test_a_missing_tensor_is_named(slices, tmp_path, part, says):
-    path = edited(slices, tmp_path, lambda state: {
-        key: value for key, value in state.items() if part not in key})
+    path = edited(
+        slices, tmp_path, lambda state:
+        {key: value
+         for key, value in state.items() if part not in key})
     with pytest.raises(ValueError, match=f'(?s){says}'):
         check_weights(built(SLICED[0.25]), read_file(path, 'backbone.'))
 
 
 def test_files_of_elsewhere_may_have_a_classifier_and_lack_counters(
         slices, tmp_path):
-    path = edited(slices, tmp_path, lambda state: {
-        **{key.removeprefix('backbone.'): value.half()
-           for key, value in state.items() if 'num_batches' not in key},
-        'fc.weight': torch.ones(10, 512)})
-    cfg = config_of(SLICED[0.25], init_cfg=dict(
-        type='Pretrained', checkpoint=path, _delete_=True))
+    path = edited(
+        slices, tmp_path, lambda state: {
+            **{
+                key.removeprefix('backbone.'): value.half()
+                for key, value in state.items() if 'num_batches' not in key
+            }, 'fc.weight': torch.ones(10, 512)
+        })
+    cfg = config_of(
+        SLICED[0.25], init_cfg=dict(type='Pretrained', checkpoint=path,
+                                    _delete_=True))
     check_weights(initial_backbone(cfg), read_file(path, None))
 
 
 def test_statistics_that_begin_anew_are_expected_so(full, tmp_path):
-    state = {f'backbone.{key}': value for key, value in full[0].items()
-             if 'running' not in key}
+    state = {
+        f'backbone.{key}': value
+        for key, value in full[0].items() if 'running' not in key
+    }
     torch.save(dict(state_dict=state), tmp_path / 'bare.pth')
-    cfg = config_of(ANY, width=0.5, missing_statistics='reset', **{
-        'init_cfg.checkpoint': str(tmp_path / 'bare.pth')})
+    cfg = config_of(ANY, width=0.5, missing_statistics='reset',
+                    **{'init_cfg.checkpoint': str(tmp_path / 'bare.pth')})
     backbone = initial_backbone(cfg)
     file = read_file(str(tmp_path / 'bare.pth'), 'backbone.')
     check_weights(backbone, file)
-    assert all((norm.running_mean == 0).all() and (norm.running_var == 1).all()
-               for norm in backbone.modules() if isinstance(norm, _BatchNorm))
+    assert all(
+        (norm.running_mean == 0).all() and (norm.running_var == 1).all()
+        for norm in backbone.modules() if isinstance(norm, _BatchNorm))
     backbone.bn1.running_var += 1
     with pytest.raises(ValueError, match='1 of the .* bn1.running_var'):
         check_weights(backbone, file)
@@ -225,8 +244,10 @@ def test_statistics_that_begin_anew_are_expected_so(full, tmp_path):
 
 def test_files_of_a_model_zoo_are_compared_too(slices, monkeypatch):
     content = torch.load(slices / '0.25.pth', weights_only=True)
-    bare = {key.removeprefix('backbone.'): value
-            for key, value in content['state_dict'].items()}
+    bare = {
+        key.removeprefix('backbone.'): value
+        for key, value in content['state_dict'].items()
+    }
     monkeypatch.setattr(CheckpointLoader, 'load_checkpoint',
                         lambda path, map_location: {'zoo://a': bare}[path])
     backbone = built(SLICED[0.25])
@@ -239,14 +260,14 @@ def test_files_of_a_model_zoo_are_compared_too(slices, monkeypatch):
 def runner_of(backbone, resume=False, load_from=None):
     """As much of a Runner as the hook looks at, with a log."""
     log = []
-    return SimpleNamespace(
-        model=SimpleNamespace(backbone=backbone), _resume=resume,
-        _load_from=load_from, logger=SimpleNamespace(info=log.append)), log
+    return SimpleNamespace(model=SimpleNamespace(backbone=backbone),
+                           _resume=resume, _load_from=load_from,
+                           logger=SimpleNamespace(info=log.append)), log
 
 
 def test_the_hook_says_what_it_compared(slices):
-    cfg = config_of(SLICED[0.25], **{
-        'init_cfg.checkpoint': str(slices / '0.25.pth')})
+    cfg = config_of(SLICED[0.25],
+                    **{'init_cfg.checkpoint': str(slices / '0.25.pth')})
     backbone = initial_backbone(cfg)
     runner, log = runner_of(backbone)
     CheckPretrainedHook().before_train(runner)
@@ -270,11 +291,14 @@ def test_a_resumed_run_is_left_alone_once_it_found_its_checkpoint(slices):
 def test_weights_of_load_from_count_where_it_is_given(slices, tmp_path):
     backbone = built(SLICED[0.25])
     backbone.init_cfg['checkpoint'] = str(slices / '0.25.pth')
-    torch.save(dict(state_dict={
-        f'backbone.{key}': value for key, value in
-        backbone.state_dict().items()}), tmp_path / 'detector.pth')
-    for path, fits in ((tmp_path / 'detector.pth', True),
-                       (slices / '0.5.pth', False)):
+    torch.save(
+        dict(
+            state_dict={
+                f'backbone.{key}': value
+                for key, value in backbone.state_dict().items()
+            }), tmp_path / 'detector.pth')
+    for path, fits in ((tmp_path / 'detector.pth', True), (slices / '0.5.pth',
+                                                           False)):
         runner, log = runner_of(backbone, load_from=str(path))
         if fits:
             CheckPretrainedHook().before_train(runner)
@@ -285,6 +309,7 @@ def test_weights_of_load_from_count_where_it_is_given(slices, tmp_path):
 
 
 def test_backbones_that_translate_their_files_are_named_in_the_log(slices):
+
     class Other(nn.Module):
         init_cfg = dict(type='Pretrained', checkpoint=str(slices / '0.5.pth'))
 

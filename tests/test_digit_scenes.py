@@ -35,16 +35,18 @@ def test_masks_are_what_was_painted_and_nothing_else_was(seed, monkeypatch):
     monkeypatch.setattr(RenderDigit, 'render', recorded)
     digits, labels = digits_of('test')
     settings = SceneSettings(num_digits=(9, 12), image_size=48)
-    scene = render_scene(digits, labels, settings,
-                         np.random.default_rng(seed))
+    scene = render_scene(digits, labels, settings, np.random.default_rng(seed))
     painted = []  # (layer, its pixels)
     for digit, layer in layers:
-        pixels = {(y, x) for y in range(48) for x in range(48)
-                  if 0 < layer[y, x] >= layer.max() / 4}
-        if all(len(own - pixels - set().union(*(p for _, _, p, _ in later)))
-               >= 0.7 * len(own) for own, later in (
-                   (painted[i][2], painted[i + 1:])
-                   for i in range(len(painted)))):
+        pixels = {(y, x)
+                  for y in range(48)
+                  for x in range(48) if 0 < layer[y, x] >= layer.max() / 4}
+        if all(
+                len(own - pixels -
+                    set().union(*(p
+                                  for _, _, p, _ in later))) >= 0.7 * len(own)
+                for own, later in ((painted[i][2], painted[i + 1:])
+                                   for i in range(len(painted)))):
             painted.append((digit, layer, pixels, len(painted)))
     assert 1 < len(painted) < len(layers)  # some found no room
     assert len(scene.labels) == len(scene.masks) == len(painted)
@@ -76,8 +78,9 @@ def test_scenes_are_a_function_of_the_settings():
 
 def test_training_and_validation_scenes_show_other_digits(monkeypatch):
     seen, render = set(), RenderDigit.render
-    monkeypatch.setattr(RenderDigit, 'render', lambda self, digit, rng: (
-        seen.add(digit.tobytes()), render(self, digit, rng))[1])
+    monkeypatch.setattr(
+        RenderDigit, 'render', lambda self, digit, rng:
+        (seen.add(digit.tobytes()), render(self, digit, rng))[1])
     shown = []
     for split in ('train', 'val'):
         seen.clear()
@@ -87,14 +90,15 @@ def test_training_and_validation_scenes_show_other_digits(monkeypatch):
 
 
 def test_files_hold_the_scenes_and_cocos_tools_read_them(tmp_path, capsys):
-    coco = pytest.importorskip('pycocotools.coco', reason='pycocotools, '
-                               'which MMDetection installs')
+    coco = pytest.importorskip(
+        'pycocotools.coco', reason='pycocotools, '
+        'which MMDetection installs')
     folder = write_digit_scenes(str(tmp_path / 'deep' / 'scenes'), SMALL)
     for split in ('train', 'val'):
         file = coco.COCO(f'{folder}/annotations/instances_{split}.json')
         scenes = render_scenes(split, SMALL)
-        assert [c['name'] for c in file.dataset['categories']] == list(
-            '0123456789')
+        assert [c['name']
+                for c in file.dataset['categories']] == list('0123456789')
         assert file.getImgIds() == list(range(1, len(scenes) + 1))
         for number, scene in enumerate(scenes, 1):
             name = file.loadImgs(number)[0]['file_name']
@@ -119,8 +123,10 @@ def test_several_processes_may_render_at_once(tmp_path):
     pytest.importorskip('pycocotools')
     folder = tmp_path / 'scenes'
     context = multiprocessing.get_context('fork')
-    workers = [context.Process(target=write_digit_scenes,
-                               args=(str(folder), SMALL)) for _ in range(4)]
+    workers = [
+        context.Process(target=write_digit_scenes, args=(str(folder), SMALL))
+        for _ in range(4)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -128,8 +134,8 @@ def test_several_processes_may_render_at_once(tmp_path):
     assert [worker.exitcode for worker in workers] == [0] * 4
     found = json.loads(
         (folder / 'annotations/instances_train.json').read_text())
-    assert found == json.loads(json.dumps(coco_annotations(
-        render_scenes('train', SMALL), SMALL)))
+    assert found == json.loads(
+        json.dumps(coco_annotations(render_scenes('train', SMALL), SMALL)))
     assert [p.name for p in tmp_path.iterdir()] == ['scenes']
 
 
@@ -144,12 +150,14 @@ def test_a_failed_rendering_leaves_nothing(tmp_path, monkeypatch):
 def test_a_folder_with_something_else_is_refused(tmp_path):
     pytest.importorskip('pycocotools')
     (tmp_path / 'other').mkdir()
-    with pytest.raises(ValueError, match='other exists and holds no digit '
-                       'scenes. Give another data_root'):
+    with pytest.raises(
+            ValueError, match='other exists and holds no digit '
+            'scenes. Give another data_root'):
         write_digit_scenes(str(tmp_path / 'other'), SMALL)
     folder = write_digit_scenes(str(tmp_path / 'scenes'), SMALL)
-    with pytest.raises(ValueError, match='rendered with num_train=3, wanted '
-                       'are num_train=5. Remove the folder'):
+    with pytest.raises(
+            ValueError, match='rendered with num_train=3, wanted '
+            'are num_train=5. Remove the folder'):
         write_digit_scenes(folder, SceneSettings(num_train=5, num_val=4))
 
 
@@ -172,13 +180,16 @@ def test_classes_are_those_of_the_annotation_file(tmp_path):
     path = tmp_path / 'file.json'
     with pytest.raises(FileNotFoundError, match='data_root that holds it'):
         class_names(str(path))
-    for content, message in (
-            ([], 'no annotation file'), ({'categories': []}, '"categories"'),
-            ({'categories': [{'name': 'a'}, {'name': 'a'}]},
-             r"several categories called \['a'\]")):
+    for content, message in (([], 'no annotation file'), ({'categories': []},
+                                                          '"categories"'),
+                             ({'categories': [{'name': 'a'}, {'name': 'a'}]},
+                              r"several categories called \['a'\]")):
         path.write_text(json.dumps(content))
         with pytest.raises(ValueError, match=message):
             class_names(str(path))
-    path.write_text(json.dumps({'categories': [
-        {'id': 7, 'name': 'zebra'}, {'id': 2, 'name': 'ant'}]}))
+    path.write_text(
+        json.dumps({
+            'categories': [{'id': 7, 'name': 'zebra'},
+                           {'id': 2, 'name': 'ant'}]
+        }))
     assert class_names(str(path)) == ['zebra', 'ant']

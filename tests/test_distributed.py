@@ -21,12 +21,13 @@ SWITCHABLE = dict(type='SwitchableBN', widths=[1.0, 0.5, 0.25])
 
 # Base method, update mode, whether norms and negatives span processes, and
 # changes to the algorithm.
-JOINT = [(method, mode, 'joint', {})
-         for method in sorted(BASE_METHODS) for mode in UPDATE_MODES]
-LOCAL = [(method, mode, 'local', {}) for method, mode in (
-    ('byol', 'sequential'), ('byol', 'accumulate'), ('byol', 'joint'),
-    ('simclr_momentum', 'sequential'), ('moco_v3', 'accumulate'),
-    ('simsiam', 'joint'))]
+JOINT = [(method, mode, 'joint', {}) for method in sorted(BASE_METHODS)
+         for mode in UPDATE_MODES]
+LOCAL = [(method, mode, 'local', {})
+         for method, mode in (('byol', 'sequential'), ('byol', 'accumulate'),
+                              ('byol', 'joint'), ('simclr_momentum',
+                                                  'sequential'),
+                              ('moco_v3', 'accumulate'), ('simsiam', 'joint'))]
 # What leaves other parameters unused: private norms, feature projections, a
 # second head's absence; checkpoints, which hide parameters from the wrapper;
 # an update of several batches.
@@ -63,8 +64,9 @@ def build(case):
     if BASE_METHODS[method].predictor is None:
         cfg.pop('predictor')
     if BASE_METHODS[method].loss in ('info_nce', 'moco_v3'):
-        loss = dict(type='us3l_mm.MoCoV3Loss' if method == 'moco_v3' else
-                    'us3l_mm.InfoNCELoss', gather=scope == 'joint')
+        loss = dict(
+            type='us3l_mm.MoCoV3Loss' if method == 'moco_v3' else
+            'us3l_mm.InfoNCELoss', gather=scope == 'joint')
         cfg.base_loss = loss
         if BASE_METHODS[method].distill_loss == BASE_METHODS[method].loss:
             cfg.distill_loss = loss
@@ -103,14 +105,18 @@ def plans(case):
     if 'backbone.norm_cfg' in case[3]:
         middle = SWITCHABLE['widths']
         return [Plan.of([1.0]), *[Plan.of(middle)] * (ITERATIONS - 1)]
-    return [Plan.of(sandwich(lowest[i], 1.0, 3, 0, i, 1 / 32),
-                    progress=i / ITERATIONS) for i in range(ITERATIONS)]
+    return [
+        Plan.of(sandwich(lowest[i], 1.0, 3, 0, i, 1 / 32),
+                progress=i / ITERATIONS) for i in range(ITERATIONS)
+    ]
 
 
 def shards(iteration, world_size):
     g = torch.Generator().manual_seed(iteration)
-    views = [torch.rand(IMAGES, 3, 12, 12, generator=g, dtype=torch.float64)
-             for _ in range(2)]
+    views = [
+        torch.rand(IMAGES, 3, 12, 12, generator=g, dtype=torch.float64)
+        for _ in range(2)
+    ]
     return list(zip(*(view.chunk(world_size) for view in views)))
 
 
@@ -127,11 +133,14 @@ def worker(rank, folder, cases):
             model.train_step(list(shards(iteration, world_size)[rank]),
                              wrapper)
             if iteration + 1 == COMPARED:
-                saved['early'] = {k: v.clone() for k, v in
-                                  algorithm.state_dict().items()}
+                saved['early'] = {
+                    k: v.clone()
+                    for k, v in algorithm.state_dict().items()
+                }
         saved['late'] = algorithm.state_dict()
-        torch.save(saved, os.path.join(
-            folder, f'{world_size}-{case_id(case)}-{rank}.pth'))
+        torch.save(
+            saved,
+            os.path.join(folder, f'{world_size}-{case_id(case)}-{rank}.pth'))
 
 
 @pytest.fixture(scope='module')
@@ -147,8 +156,8 @@ def joint_batch(case, iterations):
     algorithm = build(case)
     wrapper = optimizer(algorithm, case)
     for iteration, algorithm.plan in enumerate(plans(case)[:iterations]):
-        algorithm.train_step([torch.cat(view) for view in
-                              zip(*shards(iteration, 2))], wrapper)
+        algorithm.train_step(
+            [torch.cat(view) for view in zip(*shards(iteration, 2))], wrapper)
     return algorithm.state_dict()
 
 
@@ -204,8 +213,10 @@ def close(actual, expected, what):
 
 
 def load(folder, world_size, case):
-    return [torch.load(folder / f'{world_size}-{case_id(case)}-{rank}.pth')
-            for rank in range(world_size)]
+    return [
+        torch.load(folder / f'{world_size}-{case_id(case)}-{rank}.pth')
+        for rank in range(world_size)
+    ]
 
 
 @pytest.mark.parametrize('case', CASES, ids=case_id)
@@ -215,8 +226,10 @@ def test_two_processes_equal_one(trained, case):
     initial = build(case).state_dict()
     expected = whole(case, COMPARED)
     close(ranks[0]['early'], expected, 'after 4 iterations,')
-    still = [name for name, p in build(case).named_parameters()
-             if torch.equal(expected[name], initial[name])]
+    still = [
+        name for name, p in build(case).named_parameters()
+        if torch.equal(expected[name], initial[name])
+    ]
     assert not still
 
 

@@ -28,11 +28,12 @@ spec.loader.exec_module(tool)
 def labelled(split, num_images):
     return dict(
         batch_size=16, num_workers=0,
-        sampler=dict(type='DefaultSampler', shuffle=False),
-        dataset=dict(type='us3l_mm.RenderedDigits', split=split,
-                     num_images=num_images, pipeline=[
-                         dict(type='Resize', scale=(16, 16)),
-                         dict(type='PackInputs')]))
+        sampler=dict(type='DefaultSampler', shuffle=False), dataset=dict(
+            type='us3l_mm.RenderedDigits', split=split, num_images=num_images,
+            pipeline=[
+                dict(type='Resize', scale=(16, 16)),
+                dict(type='PackInputs')
+            ]))
 
 
 @pytest.fixture(scope='module')
@@ -51,8 +52,11 @@ def files(tmp_path_factory):
 
 
 def evaluate(files, out, *flags, checkpoint='tiny.pth', config='tiny.py'):
-    tool.main([str(files / config), str(files / checkpoint), '--out',
-               str(out), '--device', 'cpu', *flags])
+    tool.main([
+        str(files / config),
+        str(files / checkpoint), '--out',
+        str(out), '--device', 'cpu', *flags
+    ])
 
 
 def report_of(out):
@@ -132,8 +136,8 @@ def test_an_interrupted_run_goes_on_width_by_width(files, tmp_path,
     assert report_of(tmp_path / 'parts') == report_of(tmp_path / 'whole')
 
 
-def test_other_settings_do_not_mix_with_earlier_results(files, tmp_path,
-                                                        capsys):
+def test_other_settings_do_not_mix_with_earlier_results(
+        files, tmp_path, capsys):
     evaluate(files, tmp_path, '--widths', '0.5')
     evaluate(files, tmp_path, '--widths', '0.5', '--k', '3')
     assert 'was measured with another k' in capsys.readouterr().out
@@ -143,8 +147,8 @@ def test_other_settings_do_not_mix_with_earlier_results(files, tmp_path,
     assert 'another batch_size, calibrate_on, data' in capsys.readouterr().out
 
 
-def test_statistics_of_augmented_images_are_the_same_every_time(files,
-                                                                tmp_path):
+def test_statistics_of_augmented_images_are_the_same_every_time(
+        files, tmp_path):
     saved = [tmp_path / f'{i}.pth' for i in range(2)]
     for i, path in enumerate(saved):
         evaluate(files, tmp_path / str(i), '--widths', '0.5', '--calibrate-on',
@@ -193,8 +197,8 @@ def write_bad_checkpoints(files):
     ('bare.pth', 'would execute code|not copied completely'),
     ('deeper.pth', r'not those of this SlimmableResNet_CIFAR\(depth=18'),
 ])
-def test_bad_checkpoints_are_refused_and_not_executed(
-        files, tmp_path, checkpoint, message):
+def test_bad_checkpoints_are_refused_and_not_executed(files, tmp_path,
+                                                      checkpoint, message):
     write_bad_checkpoints(files)
     with pytest.raises(SystemExit, match=message):
         evaluate(files, tmp_path, checkpoint=checkpoint)
@@ -222,11 +226,11 @@ def test_bad_flags_are_refused_before_any_work(files, tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_config_without_labelled_images_shows_what_to_write(files,
-                                                              tmp_path):
+def test_a_config_without_labelled_images_shows_what_to_write(files, tmp_path):
     small_cfg('unused').dump(files / 'unlabelled.py')
-    with pytest.raises(SystemExit, match=r'unlabelled.py has no '
-                       r'knn_bank_dataloader(.|\n)*sampler=dict'):
+    with pytest.raises(
+            SystemExit, match=r'unlabelled.py has no '
+            r'knn_bank_dataloader(.|\n)*sampler=dict'):
         evaluate(files, tmp_path, config='unlabelled.py')
 
 
@@ -246,24 +250,30 @@ def test_the_preprocessor_is_that_of_training(files):
     config.model.pop('data_preprocessor')
     config.data_preprocessor = dict(type='SelfSupDataPreprocessor',
                                     mean=[10.0] * 3, std=[2.0] * 3)
-    _, preprocessor = load_network(config, load_weights(
-        str(files / 'tiny.pth')))
+    _, preprocessor = load_network(config,
+                                   load_weights(str(files / 'tiny.pth')))
     batch = dict(inputs=torch.full((1, 3, 2, 2), 14), data_samples=None)
-    assert torch.equal(preprocessor(batch)['inputs'],
-                       torch.full((1, 3, 2, 2), 2.0))
+    assert torch.equal(
+        preprocessor(batch)['inputs'], torch.full((1, 3, 2, 2), 2.0))
 
 
 @pytest.mark.ddp
 def test_two_processes_find_what_one_does(files, tmp_path):
     environment = dict(os.environ, OMP_NUM_THREADS='1')
-    flags = ['--widths', '1.0', '0.5', '--linear', '--knn', '--baselines',
-             '--calibrate-on', 'plain', '--device', 'cpu', '--batch-size', '7',
-             '--num-images', '36', '--save-checkpoint']
-    command = ['-m', 'torch.distributed.run', '--nproc_per_node=2',
-               '--master_port=0', '--standalone', str(TOOL),
-               str(files / 'tiny.py'), str(files / 'tiny.pth'), *flags,
-               str(tmp_path / 'two.pth'), '--out', str(tmp_path / 'two'),
-               '--launcher', 'pytorch']
+    flags = [
+        '--widths', '1.0', '0.5', '--linear', '--knn', '--baselines',
+        '--calibrate-on', 'plain', '--device', 'cpu', '--batch-size', '7',
+        '--num-images', '36', '--save-checkpoint'
+    ]
+    command = [
+        '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=0',
+        '--standalone',
+        str(TOOL),
+        str(files / 'tiny.py'),
+        str(files / 'tiny.pth'), *flags,
+        str(tmp_path / 'two.pth'), '--out',
+        str(tmp_path / 'two'), '--launcher', 'pytorch'
+    ]
     done = subprocess.run([sys.executable, *command], env=environment,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -36,8 +36,9 @@ def small_resnet(**options):
 
 def labelled_batches(sizes=(4, 1, 3)):
     g = torch.Generator().manual_seed(0)
-    return [(torch.rand(n, 3, 8, 8, generator=g),
-             torch.randint(0, 3, (n, ), generator=g)) for n in sizes]
+    return [(torch.rand(n, 3, 8, 8,
+                        generator=g), torch.randint(0, 3, (n, ), generator=g))
+            for n in sizes]
 
 
 def blobs(n=240, c=12, classes=4, seed=0):
@@ -61,8 +62,9 @@ def test_features_are_pooled_maps_of_each_width():
     network.eval()
     for width, channels in ((1.0, 128), (0.5, 64)):
         with torch.no_grad(), at_width(network, width):
-            expected = torch.cat([network(images)[-1].mean(dim=(2, 3))
-                                  for images, _ in batches])
+            expected = torch.cat([
+                network(images)[-1].mean(dim=(2, 3)) for images, _ in batches
+            ])
         assert features[width].shape == (8, channels)
         assert features[width].dtype == np.float32
         np.testing.assert_allclose(features[width], expected, rtol=1e-5,
@@ -104,13 +106,14 @@ def test_knn_equals_a_naive_double_loop(weights):
     (bank, bank_labels), (queries, query_labels) = blobs(60), blobs(30, seed=1)
     right = 0
     for query, label in zip(queries, query_labels):
-        distances = [np.linalg.norm(query / np.linalg.norm(query)
-                                    - other / np.linalg.norm(other))
-                     for other in bank]
+        distances = [
+            np.linalg.norm(query / np.linalg.norm(query) -
+                           other / np.linalg.norm(other)) for other in bank
+        ]
         votes = Counter()
         for i in np.argsort(distances)[:7]:
-            votes[bank_labels[i]] += (1 if weights == 'uniform' else
-                                      1 / distances[i])
+            votes[bank_labels[i]] += (1 if weights == 'uniform' else 1 /
+                                      distances[i])
         most = max(votes.values())
         right += label == min(c for c, v in votes.items() if v == most)
     assert knn_accuracy(bank, bank_labels, queries, query_labels, 7,
@@ -119,8 +122,9 @@ def test_knn_equals_a_naive_double_loop(weights):
 
 @pytest.mark.parametrize('k', [0, 61, 2.5, True])
 def test_k_must_be_a_number_of_neighbours_that_there_are(k):
-    with pytest.raises(ValueError, match='from 1 to the 60 labelled images of '
-                       f'the bank, got k={k}'):
+    with pytest.raises(
+            ValueError, match='from 1 to the 60 labelled images of '
+            f'the bank, got k={k}'):
         knn_accuracy(*blobs(60), *blobs(30), k)
 
 
@@ -128,8 +132,9 @@ def test_k_must_be_a_number_of_neighbours_that_there_are(k):
 def test_features_of_diverged_weights_are_refused(classify):
     features, labels = blobs(60)
     features[3] = np.nan
-    with pytest.raises(ValueError, match='1 of 60 images are not finite: the '
-                       'weights have probably diverged'):
+    with pytest.raises(
+            ValueError, match='1 of 60 images are not finite: the '
+            'weights have probably diverged'):
         classify(features, labels, *blobs(30))
 
 
@@ -142,9 +147,10 @@ def test_linear_probe_equals_scikit_learns_logistic_regression():
     scaler = StandardScaler().fit(train)
     for decay in (1.0, 1e-2):
         expected = LogisticRegression(
-            C=1 / (decay * len(train)), max_iter=1000).fit(
-                scaler.transform(train), train_labels).score(
-                    scaler.transform(test), test_labels)
+            C=1 / (decay * len(train)),
+            max_iter=1000).fit(scaler.transform(train),
+                               train_labels).score(scaler.transform(test),
+                                                   test_labels)
         found = linear_probe(train, train_labels, test, test_labels, [decay])
         assert found == (pytest.approx(100 * expected), decay)
 
@@ -155,10 +161,14 @@ def test_the_decay_is_chosen_on_held_out_training_images():
     order = np.random.RandomState(0).permutation(100)  # as scikit-learn's
     held_out, rest = order[:20], order[20:]
     scaler = StandardScaler().fit(train[rest])
-    scores = {decay: LogisticRegression(C=1 / (decay * 80), max_iter=1000).fit(
-        scaler.transform(train[rest]), labels[rest]).score(
-            scaler.transform(train[held_out]), labels[held_out])
-        for decay in (10.0, 1.0, 1e-1, 1e-2)}
+    scores = {
+        decay:
+        LogisticRegression(C=1 / (decay * 80), max_iter=1000).fit(
+            scaler.transform(train[rest]),
+            labels[rest]).score(scaler.transform(train[held_out]),
+                                labels[held_out])
+        for decay in (10.0, 1.0, 1e-1, 1e-2)
+    }
     best = max(scores, key=scores.get)
     assert scores[best] > min(scores.values())
     # Test images, here noise with any labels, have no say.
@@ -173,9 +183,9 @@ def test_a_linear_probe_needs_two_classes():
         linear_probe(np.eye(5), np.zeros(5, int), np.eye(5), np.zeros(5, int))
 
 
-@pytest.mark.parametrize('ours, theirs, depth, size', [
-    (SlimmableResNet, ResNet, 50, (64, 96)),
-    (SlimmableResNet_CIFAR, ResNet_CIFAR, 18, (32, 32))])
+@pytest.mark.parametrize('ours, theirs, depth, size',
+                         [(SlimmableResNet, ResNet, 50, (64, 96)),
+                          (SlimmableResNet_CIFAR, ResNet_CIFAR, 18, (32, 32))])
 def test_sizes_equal_an_independent_count_of_the_plain_network(
         ours, theirs, depth, size):
     widths = [1.0, 0.625, 0.25]
@@ -184,8 +194,8 @@ def test_sizes_equal_an_independent_count_of_the_plain_network(
         channels = int(64 * width)
         plain = theirs(depth, base_channels=channels, stem_channels=channels)
         plain.eval()
-        assert counted[width].params == sum(
-            p.numel() for p in plain.parameters())
+        assert counted[width].params == sum(p.numel()
+                                            for p in plain.parameters())
         flops = FlopCountAnalysis(plain, torch.zeros(1, 3, *size))
         flops.unsupported_ops_warnings(False)
         assert counted[width].macs == flops.by_operator()['conv']
@@ -203,11 +213,11 @@ def test_sizes_off_the_grid_equal_those_of_the_sliced_network():
 
 
 def test_private_norms_are_counted_once_and_linear_layers_too():
-    switchable = small_resnet(norm_cfg=dict(type='SwitchableBN',
-                                            widths=[1.0, 0.5]))
+    switchable = small_resnet(
+        norm_cfg=dict(type='SwitchableBN', widths=[1.0, 0.5]))
     shared = small_resnet()
-    assert (count_complexity(switchable, [0.5], (32, 32))
-            == count_complexity(shared, [0.5], (32, 32)))
+    assert (count_complexity(switchable, [0.5], (32, 32)) == count_complexity(
+        shared, [0.5], (32, 32)))
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
     counted = count_complexity(classifier, [1.0], (2, 2))[1.0]
     assert (counted.params, counted.macs) == (65, 60)
@@ -215,8 +225,10 @@ def test_private_norms_are_counted_once_and_linear_layers_too():
 
 def test_latency_is_that_of_a_cut_copy():
     network = small_resnet().train()
-    before = {name: value.clone()
-              for name, value in network.state_dict().items()}
+    before = {
+        name: value.clone()
+        for name, value in network.state_dict().items()
+    }
     milliseconds = width_latency(network, 0.5, (8, 8), repeats=3, warmup=1)
     assert 0 < milliseconds < 10000
     assert network.training
@@ -228,16 +240,18 @@ def test_latency_is_that_of_a_cut_copy():
 def test_default_widths_are_even_or_those_of_the_norms():
     assert default_widths(small_resnet(), 4) == [0.25, 0.5, 0.75, 1.0]
     assert default_widths(small_resnet(), 1) == [1.0]
-    switchable = small_resnet(norm_cfg=dict(type='SwitchableBN',
-                                            widths=[0.5, 1.0]))
+    switchable = small_resnet(
+        norm_cfg=dict(type='SwitchableBN', widths=[0.5, 1.0]))
     assert default_widths(switchable, 7) == [1.0, 0.5]
     with pytest.raises(ValueError, match='at least 1, got 0'):
         default_widths(small_resnet(), 0)
 
 
 def a_report(**settings):
-    return Report('run', settings, [WidthRow(0.5, 64, 10**6, 0.1, knn=70.0),
-                                    WidthRow(1.0, 128, 4 * 10**6, 0.4)])
+    return Report('run', settings, [
+        WidthRow(0.5, 64, 10**6, 0.1, knn=70.0),
+        WidthRow(1.0, 128, 4 * 10**6, 0.4)
+    ])
 
 
 def test_a_report_is_read_back_as_it_was_written(tmp_path):
@@ -260,8 +274,8 @@ def test_a_report_of_other_settings_is_kept_aside(tmp_path):
     assert not (tmp_path / 'widths.json').exists()
 
 
-def test_a_report_cut_short_by_a_full_disk_leaves_the_old_one(tmp_path,
-                                                             monkeypatch):
+def test_a_report_cut_short_by_a_full_disk_leaves_the_old_one(
+        tmp_path, monkeypatch):
     a_report(k=20).save(str(tmp_path))
     before = (tmp_path / 'widths.json').read_text()
 
@@ -273,8 +287,8 @@ def test_a_report_cut_short_by_a_full_disk_leaves_the_old_one(tmp_path,
     with pytest.raises(OSError, match='No space left'):
         a_report(k=20).save(str(tmp_path))
     assert (tmp_path / 'widths.json').read_text() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['widths.csv',
-                                                          'widths.json']
+    assert sorted(
+        p.name for p in tmp_path.iterdir()) == ['widths.csv', 'widths.json']
 
 
 def test_pictures_are_drawn_and_bad_axes_refused(tmp_path):

@@ -17,9 +17,10 @@ from us3l_mm.engine.resuming.data_position import Layout
 from us3l_mm.export.checkpoint_io import load_weights
 
 ITERATIONS = {
-    'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=10),
-    'param_scheduler': [dict(type='CosineAnnealingLR', by_epoch=False,
-                             T_max=10)]}
+    'train_cfg': dict(_delete_=True, by_epoch=False,
+                      max_iters=10), 'param_scheduler':
+    [dict(type='CosineAnnealingLR', by_epoch=False, T_max=10)]
+}
 # Dropout draws from PyTorch's state.
 DRAWING = {'model.backbone.drop_path_rate': 0.5}
 
@@ -35,17 +36,19 @@ class Watch(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None,
                          outputs=None):
         self.seen[runner.iter] = [
-            int(sample.sample_idx) for sample in data_batch['data_samples']]
+            int(sample.sample_idx) for sample in data_batch['data_samples']
+        ]
         self.lr[runner.iter] = runner.optim_wrapper.get_lr()['lr'][0]
 
 
 def run(work_dir, resume=None, **changes):
     changes = copy.deepcopy(changes)  # MMEngine takes _delete_ out of it
-    cfg = small_cfg(work_dir, **{
-        'train_dataloader.dataset.num_images': 40,
-        'train_cfg': dict(by_epoch=True, max_epochs=2),
-        'default_hooks.checkpoint.by_epoch': False,
-        **DRAWING, **changes})
+    cfg = small_cfg(
+        work_dir, **{
+            'train_dataloader.dataset.num_images': 40, 'train_cfg':
+            dict(by_epoch=True, max_epochs=2),
+            'default_hooks.checkpoint.by_epoch': False, **DRAWING, **changes
+        })
     if not cfg.train_dataloader.num_workers:
         # Without SeedAugmentation, from python's and NumPy's as well.
         cfg.train_dataloader.dataset.pipeline.pop(0)
@@ -62,7 +65,8 @@ def state_of(runner):
     optimizer = runner.optim_wrapper.state_dict()['state']
     return copy.deepcopy((runner.model.state_dict(), {
         f'{key}': state['momentum_buffer']
-        for key, state in optimizer.items()}))
+        for key, state in optimizer.items()
+    }))
 
 
 def assert_same(one, other):
@@ -75,15 +79,17 @@ def assert_same(one, other):
 @pytest.mark.parametrize('loop', ['epochs', 'iterations'])
 @pytest.mark.parametrize('workers', [0, 1])
 def test_any_checkpoint_continues_the_run_to_the_bit(tmp_path, loop, workers):
-    changes = {'train_dataloader.num_workers': workers,
-               'train_dataloader.persistent_workers': bool(workers)}
+    changes = {
+        'train_dataloader.num_workers': workers,
+        'train_dataloader.persistent_workers': bool(workers)
+    }
     if loop == 'iterations':
         changes.update(ITERATIONS)
     whole, watched = run(tmp_path / 'whole', **changes)
     for step in (5, 7) if not workers else (7, ):
-        again, watched_again = run(
-            tmp_path / f'from-{step}', tmp_path / f'whole/iter_{step}.pth',
-            **changes)
+        again, watched_again = run(tmp_path / f'from-{step}',
+                                   tmp_path / f'whole/iter_{step}.pth',
+                                   **changes)
         assert [*watched_again.seen] == [*range(step, 10)]
         for iteration, images in watched_again.seen.items():
             assert images == watched.seen[iteration]
@@ -103,13 +109,17 @@ def runs(tmp_path_factory):
     24 images in batches of 3: eight iterations an epoch, or four.
     """
     folder = tmp_path_factory.mktemp('runs')
-    changes = {'train_dataloader.batch_size': 3, 'train_cfg.max_epochs': 3,
-               # SeedAugmentation in this process would seed dropout as well.
-               'train_dataloader.num_workers': 1,
-               'default_hooks.checkpoint.by_epoch': False}
-    assert finish(*ranks(folder, folder / 'two', [(changes, )] * 2),
-                  start(folder / 'one.log', train, str(folder / 'one'),
-                        changes)) == [0, 0, 0], read_logs(folder)
+    changes = {
+        'train_dataloader.batch_size': 3,
+        'train_cfg.max_epochs': 3,
+        # SeedAugmentation in this process would seed dropout as well.
+        'train_dataloader.num_workers': 1,
+        'default_hooks.checkpoint.by_epoch': False
+    }
+    assert finish(
+        *ranks(folder, folder / 'two', [(changes, )] * 2),
+        start(folder / 'one.log', train, str(folder / 'one'),
+              changes)) == [0, 0, 0], read_logs(folder)
     return folder, changes
 
 
@@ -120,11 +130,12 @@ def read_logs(folder):
 def from_checkpoint(runs, name, processes, checkpoint):
     """Resume, with as many processes, what the fixture has saved."""
     folder, changes = runs
-    changes = {**changes, 'resume': True, 'load_from': str(
-        folder / checkpoint)}
-    started = (ranks(folder, folder / name, [(changes, )] * 2)
-               if processes == 2 else [start(folder / f'{name}.log', train,
-                                             str(folder / name), changes)])
+    changes = {
+        **changes, 'resume': True, 'load_from': str(folder / checkpoint)
+    }
+    started = (
+        ranks(folder, folder / name, [(changes, )] * 2) if processes == 2 else
+        [start(folder / f'{name}.log', train, str(folder / name), changes)])
     assert finish(*started) == [0] * processes, read_logs(folder)
     return folder / name
 
@@ -137,8 +148,8 @@ def test_two_processes_continue_within_an_epoch_to_the_bit(runs):
         whole, rest = notes(runs[0] / 'two', rank), notes(resumed, rank)
         assert rest == {i: whole[i] for i in range(6, 12)}
     # Each process had random states of its own.
-    states = load_weights(str(runs[0] / 'two/iter_6.pth'))['exact_resume'][
-        'random_states']
+    states = load_weights(str(
+        runs[0] / 'two/iter_6.pth'))['exact_resume']['random_states']
     assert not torch.equal(states[0]['torch'], states[1]['torch'])
 
 
@@ -148,8 +159,8 @@ def images_of(work_dir, iterations, processes) -> list:
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize('before, after, step, first, lengths', [
-    (2, 1, 6, 12, (4, 8)), (1, 2, 10, 5, (8, 4))])
+@pytest.mark.parametrize('before, after, step, first, lengths',
+                         [(2, 1, 6, 12, (4, 8)), (1, 2, 10, 5, (8, 4))])
 def test_another_number_of_processes_continues_correctly(
         runs, before, after, step, first, lengths):
     """From within the second of three epochs."""
@@ -161,9 +172,9 @@ def test_another_number_of_processes_continues_correctly(
     old_length, length = lengths
     assert [*here] == [*range(first, 3 * length)]
     # No image of the epoch was left out, none was seen twice.
-    assert sorted(images_of(old, range(old_length, step), before)
-                  + images_of(new, range(first, 2 * length), after)
-                  ) == [*range(24)]
+    assert sorted(
+        images_of(old, range(old_length, step), before) +
+        images_of(new, range(first, 2 * length), after)) == [*range(24)]
     for i, noted in here.items():
         # As if it had had this many processes from the start.
         assert noted['lr'] == pytest.approx(whole[i]['lr'], rel=1e-12)
@@ -174,11 +185,14 @@ def test_another_number_of_processes_continues_correctly(
     assert all(value.isfinite().all() for value in trained.values())
 
 
-@pytest.mark.parametrize('images, batch, drop_last', [
-    (24, 3, False), (23, 4, True), (23, 4, False), (5, 2, False)])
+@pytest.mark.parametrize('images, batch, drop_last', [(24, 3, False),
+                                                      (23, 4, True),
+                                                      (23, 4, False),
+                                                      (5, 2, False)])
 @pytest.mark.parametrize('world', [1, 2, 3])
 def test_a_pass_can_begin_anywhere(images, batch, drop_last, world):
     """Against MMEngine's sampler and PyTorch's own count of batches."""
+
     def sampler(rank, kind=SeededSampler):
         made = kind(range(images), shuffle=True, seed=4)
         made.rank, made.world_size = rank, world
@@ -193,10 +207,10 @@ def test_a_pass_can_begin_anywhere(images, batch, drop_last, world):
         for rank in range(world):
             ours, stock = sampler(rank), sampler(rank, DefaultSampler)
             ours.start_at(start_at)
-            batches = list(torch.utils.data.BatchSampler(
-                ours, batch, drop_last))
-            assert batches == list(torch.utils.data.BatchSampler(
-                stock, batch, drop_last))[steps:]
+            batches = list(
+                torch.utils.data.BatchSampler(ours, batch, drop_last))
+            assert batches == list(
+                torch.utils.data.BatchSampler(stock, batch, drop_last))[steps:]
             assert len(batches) == layout.steps_left(start_at)
             assert list(ours) == list(stock)  # the next pass is a whole one
 
@@ -214,16 +228,19 @@ def test_a_pass_of_other_processes_deals_the_rest_of_the_order():
 
 
 def test_a_sampler_without_positions_is_refused_within_an_epoch(tmp_path):
-    changes = {'train_dataloader.sampler.type': 'DefaultSampler',
-               'train_cfg': dict(by_epoch=True, max_epochs=1)}
-    cfg = small_cfg(tmp_path, **{'default_hooks.checkpoint.by_epoch': False,
-                                 **changes})
+    changes = {
+        'train_dataloader.sampler.type': 'DefaultSampler', 'train_cfg':
+        dict(by_epoch=True, max_epochs=1)
+    }
+    cfg = small_cfg(tmp_path,
+                    **{'default_hooks.checkpoint.by_epoch': False, **changes})
     cfg.train_dataloader.dataset.pipeline.pop(0)
     cfg.custom_hooks.pop(0)
     Runner.from_cfg(cfg).train()
     cfg.update(resume=True, load_from=str(tmp_path / 'iter_2.pth'))
-    with pytest.raises(ValueError, match='at iteration 2, and DefaultSampler'
-                       r".*sampler.type='us3l_mm.SeededSampler'"):
+    with pytest.raises(
+            ValueError, match='at iteration 2, and DefaultSampler'
+            r".*sampler.type='us3l_mm.SeededSampler'"):
         Runner.from_cfg(cfg).train()
 
 
@@ -237,11 +254,12 @@ class Toy(BaseModel):
     def forward(self, inputs, mode):
         if mode == 'predict':
             return [torch.rand(1)]  # as shuffling and test-time dropout do
-        return dict(loss=torch.dropout(
-            self.layer(torch.stack(inputs)), 0.5, True).square().mean())
+        return dict(loss=torch.dropout(self.layer(torch.stack(inputs)), 0.5,
+                                       True).square().mean())
 
 
 class Count(BaseMetric):
+
     def process(self, data_batch, data_samples):
         self.results.append(1)
 
@@ -252,8 +270,8 @@ class Count(BaseMetric):
 def train_toy(work_dir, validate, resume=None):
     torch.manual_seed(3)
     data = [dict(inputs=torch.randn(3)) for _ in range(8)]
-    loader = dict(batch_size=2, dataset=data, sampler=dict(
-        type='DefaultSampler', shuffle=True))
+    loader = dict(batch_size=2, dataset=data,
+                  sampler=dict(type='DefaultSampler', shuffle=True))
     cfg = dict(
         model=Toy(), work_dir=str(work_dir), train_dataloader=loader,
         train_cfg=dict(by_epoch=True, max_epochs=3), log_level='ERROR',
@@ -261,8 +279,8 @@ def train_toy(work_dir, validate, resume=None):
         randomness=dict(seed=0), default_hooks=dict(
             checkpoint=dict(type='us3l_mm.AtomicCheckpointHook', interval=1,
                             save_best='accuracy', rule='greater'),
-            exact_resume=dict(type='us3l_mm.ExactResumeHook')),
-        resume=resume is not None, load_from=resume)
+            exact_resume=dict(type='us3l_mm.ExactResumeHook')), resume=resume
+        is not None, load_from=resume)
     if validate:
         cfg.update(val_cfg=dict(), val_evaluator=[Count()],
                    val_dataloader=loader)

@@ -20,7 +20,8 @@ from us3l_mm.export.checkpoint_io import load_weights
 TRAIN = Path(__file__).parents[1] / 'tools/train.py'
 EVERY_ITERATION = {
     'default_hooks.checkpoint.by_epoch': False,
-    'default_hooks.checkpoint.max_keep_ckpts': 2}
+    'default_hooks.checkpoint.max_keep_ckpts': 2
+}
 
 
 def kill_again_and_again(folder, kills, epochs, seed):
@@ -37,8 +38,11 @@ def kill_again_and_again(folder, kills, epochs, seed):
         least, done = done + (iterations or 0), last_iteration(killed)
         assert done >= least  # it went on where the life before had ended
     assert 0 < done < 3 * epochs
-    assert finish(left_alone, start(log, train, str(killed), {
-        **changes, 'resume': True})) == [0, 0], log.read_text()[-3000:]
+    assert finish(left_alone,
+                  start(log,
+                        train, str(killed), {**changes, 'resume': True})) == [
+                            0, 0
+                        ], log.read_text()[-3000:]
     assert_same_end(end_of(alone), end_of(killed))
 
 
@@ -62,8 +66,8 @@ def test_twenty_random_kills_change_nothing(tmp_path, seed):
 def alone(tmp_path_factory):
     """The folder of a run that is left alone."""
     folder = tmp_path_factory.mktemp('alone')
-    assert finish(start(folder / 'log', train, str(folder / 'run'))) == [0], (
-        folder / 'log').read_text()
+    assert finish(start(folder / 'log', train, str(
+        folder / 'run'))) == [0], (folder / 'log').read_text()
     return folder / 'run'
 
 
@@ -71,24 +75,28 @@ def resumed(folder, changes=None) -> tuple:
     """The end of the run in ``folder / 'run'``, which is resumed, and what
     it said."""
     log = folder / 'resumed.log'
-    assert finish(start(log, train, str(folder / 'run'), {
-        **(changes or {}), 'resume': True})) == [0], log.read_text()
+    assert finish(
+        start(log, train, str(folder / 'run'),
+              {**(changes or {}), 'resume': True})) == [0], log.read_text()
     return end_of(folder / 'run'), log.read_text()
 
 
 # Six steps a checkpoint: the file reaches the disk, takes its name, the
 # folder reaches the disk; then the pointer likewise. Old files go last.
-@pytest.mark.parametrize('step, left', [
-    (7, 1),  # the second file is half written
-    (9, 1),  # it has its name, the pointer is that of the first
-    (11, 1),  # the new pointer is beside its place
-    (13, 2),  # nothing but the old file's removal is missing
-])
-def test_a_kill_while_writing_leaves_a_whole_checkpoint(tmp_path, alone,
-                                                        step, left):
+@pytest.mark.parametrize(
+    'step, left',
+    [
+        (7, 1),  # the second file is half written
+        (9, 1),  # it has its name, the pointer is that of the first
+        (11, 1),  # the new pointer is beside its place
+        (13, 2),  # nothing but the old file's removal is missing
+    ])
+def test_a_kill_while_writing_leaves_a_whole_checkpoint(
+        tmp_path, alone, step, left):
     keep_one = {'default_hooks.checkpoint.max_keep_ckpts': 1}
-    assert finish(start(tmp_path / 'log', train, str(tmp_path / 'run'),
-                        keep_one, None, None, (die_at_write, step))) == [-9]
+    assert finish(
+        start(tmp_path / 'log', train, str(tmp_path / 'run'), keep_one, None,
+              None, (die_at_write, step))) == [-9]
     told = []
     found = find_checkpoint(str(tmp_path / 'run'), say=told.append)
     assert found == str(tmp_path / f'run/epoch_{left}.pth') and not told
@@ -98,14 +106,14 @@ def test_a_kill_while_writing_leaves_a_whole_checkpoint(tmp_path, alone,
         end, _ = resumed(tmp_path, keep_one)
         assert_same_end(end_of(alone), end)
         assert not [*(tmp_path / 'run').glob('.*')]
-        assert [p.name for p in (tmp_path / 'run').glob('epoch_*')] == [
-            'epoch_4.pth']
+        assert [p.name for p in (tmp_path / 'run').glob('epoch_*')
+                ] == ['epoch_4.pth']
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, alone):
     run = tmp_path / 'run'
-    assert finish(start(tmp_path / 'log', train, str(run), None, None, 8)
-                  ) == [-9]
+    assert finish(start(tmp_path / 'log', train, str(run), None, None,
+                        8)) == [-9]
     content = (run / 'epoch_2.pth').read_bytes()
     (run / 'epoch_2.pth').write_bytes(content[:len(content) // 2])
     end, said = resumed(tmp_path)
@@ -115,11 +123,13 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, alone):
 
 def test_a_full_disk_ends_the_run_and_nothing_is_lost(tmp_path, alone):
     run = tmp_path / 'run'
-    assert finish(start(tmp_path / 'log', train, str(run), None, None, None,
-                        (small_files, 2))) == [1]
+    assert finish(
+        start(tmp_path / 'log', train, str(run), None, None, None,
+              (small_files, 2))) == [1]
     said = (tmp_path / 'log').read_text()
-    assert re.search(r'epoch_3.pth was not written: File too large: it has '
-                     rf'[\d.]+ MB and {run} has [\d,.]+ MB free', said)
+    assert re.search(
+        r'epoch_3.pth was not written: File too large: it has '
+        rf'[\d.]+ MB and {run} has [\d,.]+ MB free', said)
     assert 'The disk is full' in said
     assert (run / 'last_checkpoint').read_text() == str(run / 'epoch_2.pth')
     assert not [*run.glob('.*')]
@@ -141,15 +151,16 @@ exit $code
 """
 
 
-@pytest.mark.skipif(shutil.which('unshare') is None,
-                    reason='a small disk is made with unshare')
+@pytest.mark.skipif(
+    shutil.which('unshare') is None,
+    reason='a small disk is made with unshare')
 def test_a_disk_that_is_really_full(tmp_path, alone):
     """One that holds two checkpoints and a half."""
     (tmp_path / 'disk').mkdir()
     size = (alone / 'epoch_1.pth').stat().st_size * 5 // 2
-    script = FULL_DISK.format(
-        size=size, disk=tmp_path / 'disk', folder=tmp_path,
-        python=sys.executable, tests=Path(__file__).parent)
+    script = FULL_DISK.format(size=size, disk=tmp_path / 'disk',
+                              folder=tmp_path, python=sys.executable,
+                              tests=Path(__file__).parent)
     done = subprocess.run(['unshare', '-rm', 'sh', '-c', script],
                           capture_output=True, text=True)
     if done.returncode == 77 or 'unshare' in done.stderr:
@@ -165,9 +176,10 @@ def test_a_disk_that_is_really_full(tmp_path, alone):
     assert_same_end(end_of(alone), end)
 
 
-@pytest.mark.parametrize('how, says', [
-    ('dies', 'A worker process of a data loader died'),
-    ('hangs', 'No worker of a data loader gave a batch within 2 seconds')])
+@pytest.mark.parametrize(
+    'how, says',
+    [('dies', 'A worker process of a data loader died'),
+     ('hangs', 'No worker of a data loader gave a batch within 2 seconds')])
 def test_a_worker_that_ends_or_hangs_is_an_error(tmp_path, how, says):
     """As the tool says it, after the traceback."""
     cfg = cfg_of(tmp_path / 'run')
@@ -188,18 +200,18 @@ def logs(folder) -> str:
 @pytest.mark.ddp
 def test_the_loss_of_a_process_ends_the_others(tmp_path):
     begin = time.monotonic()
-    codes = finish(*ranks(tmp_path, tmp_path / 'run', [
-        (), ({}, None, 4)]), timeout=60)
+    codes = finish(*ranks(tmp_path, tmp_path / 'run', [(), ({}, None, 4)]),
+                   timeout=60)
     assert codes == [1, -9], logs(tmp_path)
     assert time.monotonic() - begin < 60
-    assert 'Another process of this run is gone' in (
-        tmp_path / 'run-0.log').read_text()
+    assert 'Another process of this run is gone' in (tmp_path /
+                                                     'run-0.log').read_text()
 
 
 @pytest.mark.ddp
 def test_a_process_that_hangs_ends_the_others(tmp_path):
-    one, other = ranks(tmp_path, tmp_path / 'run', [
-        (), ({}, None, None, (stop_at, 4))])
+    one, other = ranks(tmp_path, tmp_path / 'run',
+                       [(), ({}, None, None, (stop_at, 4))])
     try:
         assert finish(one, timeout=80) == [1], logs(tmp_path)
     finally:
@@ -209,10 +221,11 @@ def test_a_process_that_hangs_ends_the_others(tmp_path):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize('other, says', [
-    (({'randomness.seed': 1}, ), "the config key randomness.seed is '1' on "
-     "rank 1 .* and '0' on rank 0"),
-    (({}, None, None, (other_weights, )), 'the checksum of the weights is')])
+@pytest.mark.parametrize(
+    'other, says',
+    [(({'randomness.seed': 1}, ), "the config key randomness.seed is '1' on "
+      "rank 1 .* and '0' on rank 0"),
+     (({}, None, None, (other_weights, )), 'the checksum of the weights is')])
 def test_processes_that_disagree_are_refused(tmp_path, other, says):
     assert finish(*ranks(tmp_path, tmp_path / 'run', [(), other])) == [1, 1]
     assert re.search(says, logs(tmp_path)), logs(tmp_path)
@@ -222,9 +235,11 @@ def test_processes_that_disagree_are_refused(tmp_path, other, says):
 def test_clocks_may_differ_and_so_may_the_random_states(tmp_path):
     each = {'randomness.diff_rank_seed': True}
     run = tmp_path / 'run'
-    assert finish(*ranks(tmp_path, run, [
-        (each, ), (each, None, None, (clock_ahead, ))])) == [0, 0], logs(
-            tmp_path)
+    assert finish(
+        *ranks(tmp_path, run, [(each, ), (each, None, None,
+                                          (clock_ahead, ))])) == [
+                                              0, 0
+                                          ], logs(tmp_path)
     assert_same_end(end_of(run, 0), end_of(run, 1))
     notes = [torch.load(run / f'notes-{rank}.pth') for rank in range(2)]
     for i, noted in notes[0].items():

@@ -10,7 +10,8 @@ pytestmark = [
     pytest.mark.skipif(
         not torch.cuda.is_available(),
         reason='no GPU: automatic mixed precision, its loss scale under the '
-        'group regularisation, and training on the device are not tested')]
+        'group regularisation, and training on the device are not tested')
+]
 
 
 @pytest.mark.parametrize('amp', [dict(type='AmpOptimWrapper'), {}])
@@ -23,19 +24,24 @@ def test_training_on_the_device(tmp_path, amp):
 @pytest.mark.parametrize('update_mode', ['sequential', 'accumulate', 'joint'])
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
 def test_half_precision_in_every_mode(tmp_path, update_mode, dtype):
-    runner = Runner.from_cfg(small_cfg(tmp_path, **{
-        'optim_wrapper': dict(type='AmpOptimWrapper', dtype=dtype,
-                              clip_grad=dict(max_norm=10.)),
-        'model.update_mode': update_mode, 'model.channels_last': True,
-        'default_hooks.non_finite': dict(type='us3l_mm.NonFiniteHook')}))
+    runner = Runner.from_cfg(
+        small_cfg(
+            tmp_path, **{
+                'optim_wrapper':
+                dict(type='AmpOptimWrapper', dtype=dtype,
+                     clip_grad=dict(max_norm=10.)), 'model.update_mode':
+                update_mode, 'model.channels_last':
+                True, 'default_hooks.non_finite':
+                dict(type='us3l_mm.NonFiniteHook')
+            }))
     before = [p.detach().clone() for p in runner.model.parameters()]
     runner.train()
     # Only the search for the loss scale may cost steps.
     assert int(runner.model.guard.consecutive) == 0
     for p in runner.model.parameters():
         assert torch.isfinite(p).all() and p.dtype == torch.float32
-    assert any(not torch.equal(p, old) for p, old in zip(
-        runner.model.backbone.parameters(), before))
+    assert any(not torch.equal(p, old)
+               for p, old in zip(runner.model.backbone.parameters(), before))
 
 
 def test_a_step_is_left_out_on_the_device():

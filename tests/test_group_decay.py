@@ -16,9 +16,12 @@ def trained(weight_decay, hook=None, iterations=3, lr=0.01):
     """The student's parameters after a few iterations of AdamW."""
     algorithm = naive.small_algorithm('moco_v3')
     named = naive.student_parameters(algorithm)
-    optimizer = torch.optim.AdamW([  # two groups of unequal learning rates
-        dict(params=list(named.values())[:20], lr=3 * lr),
-        dict(params=list(named.values())[20:])], lr=lr,
+    optimizer = torch.optim.AdamW(
+        [  # two groups of unequal learning rates
+            dict(params=list(named.values())[:20], lr=3 * lr),
+            dict(params=list(named.values())[20:])
+        ],
+        lr=lr,
         weight_decay=weight_decay)
     wrapper = OptimWrapper(optimizer)
     runner = stub_runner(algorithm, wrapper, epochs=2)
@@ -45,8 +48,9 @@ def test_without_groups_it_is_the_weight_decay_of_adamw():
 @pytest.mark.parametrize('group_dims', [None, VIT], ids=['cnn', 'vit'])
 def test_a_step_shrinks_each_group_by_its_own_factor(mode, alpha, group_dims):
     shapes = [(20, ), (16, 4, 3, 3), (6, 24), (5, )]
-    params = [torch.nn.Parameter(torch.randn(s, dtype=torch.float64))
-              for s in shapes]
+    params = [
+        torch.nn.Parameter(torch.randn(s, dtype=torch.float64)) for s in shapes
+    ]
     model = torch.nn.ParameterList(params)
     optimizer = torch.optim.SGD(params, lr=0.5)
     hook = GroupRegHook(lam=0.01, alpha=alpha, mode=mode, decoupled=True,

@@ -53,16 +53,19 @@ SHAPES = [(8, ), (20, ), (3, ), (1, ), (67, ), (64, 3, 3, 3), (20, 16, 1, 1),
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @pytest.mark.parametrize('group_dims', [CNN, VIT, {1: 0, 2: 0, 4: 1}],
                          ids=['cnn', 'vit', 'other'])
-@pytest.mark.parametrize('mode, alpha', [
-    ('linear', 0.05), ('linear', 1 / 7), ('linear', 0.0), ('exp', 0.9),
-    ('exp', 1.0)])
+@pytest.mark.parametrize('mode, alpha', [('linear', 0.05), ('linear', 1 / 7),
+                                         ('linear', 0.0), ('exp', 0.9),
+                                         ('exp', 1.0)])
 @pytest.mark.parametrize('ramp', [0.0, 0.3, 1.0])
-def test_value_and_gradient_equal_a_loop_over_groups(
-        dtype, group_dims, mode, alpha, ramp):
+def test_value_and_gradient_equal_a_loop_over_groups(dtype, group_dims, mode,
+                                                     alpha, ramp):
     g = torch.Generator().manual_seed(0)
-    params = {f'p{i}': nn.Parameter(torch.randn(
-        shape, generator=g, dtype=torch.float64).to(dtype))
-        for i, shape in enumerate(SHAPES)}
+    params = {
+        f'p{i}':
+        nn.Parameter(
+            torch.randn(shape, generator=g, dtype=torch.float64).to(dtype))
+        for i, shape in enumerate(SHAPES)
+    }
     params['head.predictor.weight'] = nn.Parameter(torch.ones(9, dtype=dtype))
     regulariser = GroupRegulariser(params.items(), LAM, alpha, mode,
                                    group_dims=group_dims)
@@ -110,18 +113,18 @@ def test_twenty_channels_leave_the_remainder_to_the_last_group():
     regulariser.loss(False).backward()
     regulariser.add_gradients()
     groups = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6] + [7] * 6
-    torch.testing.assert_close(p.grad, torch.tensor(
-        [2 * (1 - 0.1 * g) for g in groups], dtype=torch.float64))
+    torch.testing.assert_close(
+        p.grad,
+        torch.tensor([2 * (1 - 0.1 * g) for g in groups], dtype=torch.float64))
 
 
 # Through train_step ----------------------------------------------------------
 
 
 def stub_runner(algorithm, wrapper, epochs=8, epoch_length=3):
-    return SimpleNamespace(
-        model=algorithm, optim_wrapper=wrapper, iter=0,
-        max_iters=epochs * epoch_length,
-        train_dataloader=[None] * epoch_length)
+    return SimpleNamespace(model=algorithm, optim_wrapper=wrapper, iter=0,
+                           max_iters=epochs * epoch_length,
+                           train_dataloader=[None] * epoch_length)
 
 
 def naive_ramp(epoch, warmup, epochs):
@@ -159,13 +162,14 @@ def check_training(hook, reg, iterations, wrap=OptimWrapper, clip_norm=None,
         hook.before_train_iter(runner, 0)
         data, views = naive.batch(iteration)
         # What is logged are the norms before the iteration.
-        logged = sum(float(naive_reg(trainer.params, is_base, **reg, **ramp))
-                     for is_base in (True, False, False))
+        logged = sum(
+            float(naive_reg(trainer.params, is_base, **reg, **ramp))
+            for is_base in (True, False, False))
         passes = trainer.step(views, [1.0, 0.5, 0.25])
         log = algorithm.train_step(data, wrapper)
         assert float(log['loss_reg']) == pytest.approx(logged, rel=1e-9)
-        others = sum(sum(losses.values()) - losses['reg']
-                     for _, losses, _ in passes)
+        others = sum(
+            sum(losses.values()) - losses['reg'] for _, losses, _ in passes)
         assert float(log['loss']) == pytest.approx(others + logged, rel=1e-8)
     for name, value in trainer.params.items():
         difference = (named[name].detach() - value).abs().max()
@@ -173,9 +177,10 @@ def check_training(hook, reg, iterations, wrap=OptimWrapper, clip_norm=None,
 
 
 @pytest.mark.parametrize('update_mode', ['sequential', 'accumulate'])
-@pytest.mark.parametrize('mode, alpha, group_dims', [
-    ('linear', 0.1, CNN), ('exp', 0.8, CNN), ('linear', 0.1, VIT)],
-    ids=['linear', 'exp', 'vit'])
+@pytest.mark.parametrize('mode, alpha, group_dims', [('linear', 0.1, CNN),
+                                                     ('exp', 0.8, CNN),
+                                                     ('linear', 0.1, VIT)],
+                         ids=['linear', 'exp', 'vit'])
 def test_training_equals_a_loss_term(update_mode, mode, alpha, group_dims):
     """Across warm-up, ramp and the time after it."""
     reg = dict(lam=LAM, alpha=alpha, mode=mode, group_dims=group_dims)
@@ -220,8 +225,7 @@ class ScalingWrapper(OptimWrapper):
 def test_the_term_survives_another_optim_wrapper(update_mode):
     reg = dict(lam=LAM, alpha=0.1)
     check_training(GroupRegHook(**reg), reg, iterations=(10, 20),
-                   wrap=ScalingWrapper, clip_norm=0.5,
-                   update_mode=update_mode)
+                   wrap=ScalingWrapper, clip_norm=0.5, update_mode=update_mode)
 
 
 @pytest.mark.parametrize('warmup', [0, 3, 4, 6])
@@ -229,8 +233,9 @@ def test_the_ramp_of_each_epoch(warmup):
     """Plain decay during the warm-up, also where it passes half."""
     algorithm = naive.small_algorithm()
     hook = GroupRegHook(lam=1.0, alpha=0.1, warmup_epochs=warmup)
-    runner = stub_runner(algorithm, OptimWrapper(
-        torch.optim.SGD(algorithm.parameters(), lr=0.1)))
+    runner = stub_runner(
+        algorithm, OptimWrapper(torch.optim.SGD(algorithm.parameters(),
+                                                lr=0.1)))
     hook.before_train(runner)
     params = naive.student_parameters(algorithm)
     params = {k: v.detach() for k, v in params.items()}
@@ -245,8 +250,9 @@ def test_the_ramp_of_each_epoch(warmup):
 def test_a_hook_can_serve_two_trainings():
     algorithm = naive.small_algorithm()
     hook = GroupRegHook(lam=1.0, alpha=0.1)
-    runner = stub_runner(algorithm, OptimWrapper(
-        torch.optim.SGD(algorithm.parameters(), lr=0.1)))
+    runner = stub_runner(
+        algorithm, OptimWrapper(torch.optim.SGD(algorithm.parameters(),
+                                                lr=0.1)))
     runner.iter = runner.max_iters - 1
     values = []
     for _ in range(2):
@@ -257,9 +263,11 @@ def test_a_hook_can_serve_two_trainings():
 
 
 def run(tmp_path, name, **changes):
-    cfg = small_cfg(tmp_path / name, **{
-        'train_cfg.max_epochs': 1, 'optim_wrapper.optimizer.lr': 0.05,
-        **changes})
+    cfg = small_cfg(
+        tmp_path / name, **{
+            'train_cfg.max_epochs': 1, 'optim_wrapper.optimizer.lr': 0.05,
+            **changes
+        })
     runner = Runner.from_cfg(cfg)
     runner.train()
     return runner
@@ -268,9 +276,11 @@ def run(tmp_path, name, **changes):
 def test_a_real_run_decays_by_the_hook(tmp_path):
     norms = []
     for lam in (0.0, 0.05):
-        runner = run(tmp_path, f'{lam}', custom_hooks=[
-            dict(type='us3l_mm.DynamicSamplerHook', widths=[1.0, 0.5]),
-            dict(type='us3l_mm.GroupRegHook', lam=lam)])
+        runner = run(
+            tmp_path, f'{lam}', custom_hooks=[
+                dict(type='us3l_mm.DynamicSamplerHook', widths=[1.0, 0.5]),
+                dict(type='us3l_mm.GroupRegHook', lam=lam)
+            ])
         norms.append(runner.model.backbone.layer4[1].conv1.weight.norm())
     assert norms[1] < 0.97 * norms[0]
 
@@ -280,29 +290,33 @@ def test_a_real_run_decays_by_the_hook(tmp_path):
 
 def optimizer_with_decay(algorithm, **groups):
     """A parameter group per first part of the name, with its own decay."""
-    return OptimWrapper(torch.optim.SGD([
-        dict(params=[p for n, p in algorithm.named_parameters()
-                     if n.split('.')[0] == part and p.requires_grad],
-             weight_decay=groups.get(part, 0.0))
-        for part in ('backbone', 'neck', 'head', 'distill_head',
-                     'feature_distiller')], lr=0.1))
+    return OptimWrapper(
+        torch.optim.SGD([
+            dict(
+                params=[
+                    p for n, p in algorithm.named_parameters()
+                    if n.split('.')[0] == part and p.requires_grad
+                ], weight_decay=groups.get(part, 0.0))
+            for part in ('backbone', 'neck', 'head', 'distill_head',
+                         'feature_distiller')
+        ], lr=0.1))
 
 
 def test_weight_decay_on_the_same_parameters_is_refused():
     algorithm = naive.small_algorithm(feature_distill={})
-    runner = stub_runner(algorithm, optimizer_with_decay(
-        algorithm, neck=1e-4))
-    with pytest.raises(ValueError, match=r'weight_decay=0\.0001 on 7 of its '
-                       r'parameters, such as neck\.fc0\.weight.*weight_decay=0'
-                       '.*clear_weight_decay=True'):
+    runner = stub_runner(algorithm, optimizer_with_decay(algorithm, neck=1e-4))
+    with pytest.raises(
+            ValueError, match=r'weight_decay=0\.0001 on 7 of its '
+            r'parameters, such as neck\.fc0\.weight.*weight_decay=0'
+            '.*clear_weight_decay=True'):
         GroupRegHook().before_train(runner)
     assert algorithm.regulariser is None
 
 
 def test_weight_decay_on_other_parameters_is_allowed():
     algorithm = naive.small_algorithm(feature_distill={})
-    runner = stub_runner(algorithm, optimizer_with_decay(
-        algorithm, feature_distiller=1e-4))
+    runner = stub_runner(
+        algorithm, optimizer_with_decay(algorithm, feature_distiller=1e-4))
     GroupRegHook().before_train(runner)
     groups = runner.optim_wrapper.optimizer.param_groups
     assert [group['weight_decay'] for group in groups] == [0, 0, 0, 0, 1e-4]
@@ -315,8 +329,8 @@ def test_weight_decay_is_cleared_on_request_and_that_is_said():
     handler.emit = lambda record: lines.append(record.getMessage())
     logger.addHandler(handler)
     algorithm = naive.small_algorithm()
-    runner = stub_runner(algorithm, optimizer_with_decay(
-        algorithm, backbone=1e-4, head=5e-4))
+    runner = stub_runner(
+        algorithm, optimizer_with_decay(algorithm, backbone=1e-4, head=5e-4))
     GroupRegHook(clear_weight_decay=True).before_train(runner)
     assert all(group['weight_decay'] == 0
                for group in runner.optim_wrapper.optimizer.param_groups)
@@ -328,8 +342,8 @@ def test_weight_decay_is_cleared_on_request_and_that_is_said():
 
 def test_a_real_run_with_weight_decay_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match='GroupRegHook replaces weight decay'):
-        run(tmp_path, 'refused', **{
-            'optim_wrapper.optimizer.weight_decay': 1e-4})
+        run(tmp_path, 'refused',
+            **{'optim_wrapper.optimizer.weight_decay': 1e-4})
 
 
 @pytest.mark.parametrize('options, message', [

@@ -68,8 +68,9 @@ def worker(rank, folder):
         x, grad = batch_of(*case)
         norms.append(run_norm(case, x[own], grad[own], sync=True))
     half = slice(4 * rank, 4 * rank + 4)
-    losses = [run_loss(case, *(e[half] for e in embeddings()))
-              for case in LOSSES]
+    losses = [
+        run_loss(case, *(e[half] for e in embeddings())) for case in LOSSES
+    ]
     torch.save((norms, losses), f'{folder}/{rank}.pth')
 
 
@@ -80,8 +81,10 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f'{rank}.pth') for rank in range(2)]
 
 
-@pytest.mark.parametrize('case', NORMS, ids=lambda c: '-'.join(
-    [c[0].__name__[-2:], str(c[1]), str(c[2])[6:]]))
+@pytest.mark.parametrize(
+    'case', NORMS,
+    ids=lambda c: '-'.join([c[0].__name__[
+        -2:], str(c[1]), str(c[2])[6:]]))
 def test_a_norm_of_uneven_batches_equals_the_joint_one(ranks, case):
     first, second = (norms[NORMS.index(case)] for norms, _ in ranks)
     joint = run_norm(case, *batch_of(*case), sync=False)
@@ -95,19 +98,21 @@ def test_a_norm_of_uneven_batches_equals_the_joint_one(ranks, case):
     for name in ('weight', 'bias'):  # added up over processes
         c = batch_of(*case)[0].shape[1]
         assert joint[name][:c].abs().min() > 0 and not joint[name][c:].any()
-        torch.testing.assert_close(
-            first[name] + second[name], joint[name],
-            rtol=0 if exact else 1e-2, atol=1e-12 if exact else 5e-2)
+        torch.testing.assert_close(first[name] + second[name], joint[name],
+                                   rtol=0 if exact else 1e-2,
+                                   atol=1e-12 if exact else 5e-2)
 
 
-@pytest.mark.parametrize('case', LOSSES, ids=lambda c: (
-    f'{c[0].__name__}-{"all" if c[1] else "own"}'))
+@pytest.mark.parametrize(
+    'case', LOSSES, ids=lambda c:
+    (f'{c[0].__name__}-{"all" if c[1] else "own"}'))
 def test_gathered_losses_have_the_gradient_of_the_joint_batch(ranks, case):
     (loss1, grad1), (loss2, grad2) = (losses[LOSSES.index(case)]
                                       for _, losses in ranks)
     if not case[1]:  # each by itself
-        for (loss, grad), half in (((loss1, grad1), slice(0, 4)),
-                                   ((loss2, grad2), slice(4, 8))):
+        for (loss, grad), half in (((loss1, grad1), slice(0,
+                                                          4)), ((loss2, grad2),
+                                                                slice(4, 8))):
             alone = run_loss(case, *(e[half] for e in embeddings()))
             assert loss == pytest.approx(alone[0], abs=1e-12)
             torch.testing.assert_close(grad, alone[1])
@@ -115,5 +120,5 @@ def test_gathered_losses_have_the_gradient_of_the_joint_batch(ranks, case):
     loss, grad = run_loss(case, *embeddings())
     assert (loss1 + loss2) / 2 == pytest.approx(loss, abs=1e-12)
     # Data parallel training averages: half of each is what takes effect.
-    torch.testing.assert_close(torch.cat([grad1, grad2]) / 2, grad, rtol=0,
-                               atol=1e-12)
+    torch.testing.assert_close(
+        torch.cat([grad1, grad2]) / 2, grad, rtol=0, atol=1e-12)

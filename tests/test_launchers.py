@@ -16,8 +16,11 @@ from us3l_mm.engine.launching.processes import environment
 ROOT = Path(__file__).parents[1]
 TRAIN, DIST_TRAIN = ROOT / 'tools/train.py', ROOT / 'tools/dist_train.sh'
 
-pytestmark = [pytest.mark.ddp, pytest.mark.skipif(
-    torch.cuda.is_available(), reason='says what happens without a GPU')]
+pytestmark = [
+    pytest.mark.ddp,
+    pytest.mark.skipif(torch.cuda.is_available(),
+                       reason='says what happens without a GPU')
+]
 
 
 def free_port() -> str:
@@ -31,7 +34,8 @@ def checkpoint(work_dir) -> tuple:
     content = torch.load(work_dir / 'epoch_4.pth', weights_only=False)
     return content['state_dict'], {
         str(key): state['momentum_buffer']
-        for key, state in content['optimizer']['state'].items()}
+        for key, state in content['optimizer']['state'].items()
+    }
 
 
 @pytest.fixture(scope='module')
@@ -43,8 +47,10 @@ def two(tmp_path_factory):
 
 
 def write_config(two, name, **changes) -> Path:
-    cfg = cfg_of('unused', model_wrapper_cfg=dict(
-        type='us3l_mm.US3LDistributedDataParallel'), **changes)
+    cfg = cfg_of(
+        'unused',
+        model_wrapper_cfg=dict(type='us3l_mm.US3LDistributedDataParallel'),
+        **changes)
     cfg.dump(two / name)
     return two / name
 
@@ -74,20 +80,24 @@ def variables(launcher, rank, folder, port) -> dict:
 @pytest.mark.parametrize('launcher', ['mpi', 'slurm'])
 def test_mpi_and_slurm_on_cpus(two, tmp_path, launcher):
     config, port = write_config(two, 'cfg.py'), free_port()
-    arguments = [config, '--launcher', launcher, '--work-dir',
-                 tmp_path / 'run', '--no-pin-memory']
+    arguments = [
+        config, '--launcher', launcher, '--work-dir', tmp_path / 'run',
+        '--no-pin-memory'
+    ]
     logs = [tmp_path / f'{rank}.log' for rank in range(2)]
-    codes = finish(*(start(log, run_tool, TRAIN, arguments, variables(
-        launcher, rank, tmp_path, port)) for rank, log in enumerate(logs)))
+    codes = finish(*(start(log, run_tool, TRAIN, arguments,
+                           variables(launcher, rank, tmp_path, port))
+                     for rank, log in enumerate(logs)))
     assert codes == [0, 0], '\n'.join(log.read_text() for log in logs)
     assert 'No GPU: 2 processes work on CPUs' in logs[0].read_text()
     assert 'No GPU' not in logs[1].read_text()
     assert_same(two, tmp_path / 'run')
 
 
-@pytest.mark.parametrize('launcher, variable, advice', [
-    ('pytorch', 'RANK', 'torchrun'), ('slurm', 'SLURM_PROCID', 'srun'),
-    ('mpi', 'OMPI_COMM_WORLD_RANK', 'mpirun')])
+@pytest.mark.parametrize('launcher, variable, advice',
+                         [('pytorch', 'RANK', 'torchrun'),
+                          ('slurm', 'SLURM_PROCID', 'srun'),
+                          ('mpi', 'OMPI_COMM_WORLD_RANK', 'mpirun')])
 def test_a_launcher_that_did_not_start_it_is_an_error(monkeypatch, launcher,
                                                       variable, advice):
     monkeypatch.delenv(variable, raising=False)
@@ -103,18 +113,22 @@ def test_several_machines_need_the_address_of_the_first(monkeypatch):
     with pytest.raises(ValueError, match='MASTER_ADDR: the name of the mach'):
         environment('mpi')
     monkeypatch.setenv('MASTER_ADDR', 'first')
-    assert environment('mpi') == dict(
-        RANK='1', WORLD_SIZE='2', LOCAL_RANK='0', MASTER_ADDR='first',
-        MASTER_PORT='29500')
+    assert environment('mpi') == dict(RANK='1', WORLD_SIZE='2', LOCAL_RANK='0',
+                                      MASTER_ADDR='first', MASTER_PORT='29500')
 
 
 def dist_train(config, work_dir, processes=2, **env) -> subprocess.Popen:
     return subprocess.Popen(
-        ['bash', str(DIST_TRAIN), str(config), str(processes), '--work-dir',
-         str(work_dir)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON':
-                        sys.executable, 'PYTHONPATH': str(ROOT / 'tests'),
-                        'PORT': free_port(), **env})
+        [
+            'bash',
+            str(DIST_TRAIN),
+            str(config),
+            str(processes), '--work-dir',
+            str(work_dir)
+        ], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={
+            **os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable,
+            'PYTHONPATH': str(ROOT / 'tests'), 'PORT': free_port(), **env
+        })
 
 
 def with_a_loss(two) -> Path:
@@ -153,8 +167,10 @@ def test_an_elastic_run_restarts_and_ends_with_the_same_bits(two, tmp_path):
 def test_two_machines(two, tmp_path):
     """Two agents of one process each, on this machine."""
     config, port = write_config(two, 'cfg.py'), free_port()
-    agents = [dist_train(config, tmp_path / 'run', 1, NNODES='2',
-                         NODE_RANK=str(node), PORT=port) for node in range(2)]
+    agents = [
+        dist_train(config, tmp_path / 'run', 1, NNODES='2',
+                   NODE_RANK=str(node), PORT=port) for node in range(2)
+    ]
     outputs = [agent.communicate(timeout=300)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs
     assert_same(two, tmp_path / 'run')

@@ -20,8 +20,8 @@ WIDTHS = [0.25, 0.3, 0.4, 0.5, 0.6, 0.77, 0.875, 0.95, 1.0]
 
 
 def channels(full, width):
-    return full if width == 1 else min(full, naive_divisible(full * width, 8,
-                                                             8))
+    return full if width == 1 else min(full, naive_divisible(
+        full * width, 8, 8))
 
 
 def equal(actual, expected, atol=0):
@@ -35,8 +35,10 @@ def check_slice(layer, inputs, width, run, shared, atol=0):
     ``shared`` maps a parameter's name to its slice; ``run`` computes the
     layer from the input and the cut parameters.
     """
-    leaves = {name: getattr(layer, name).detach()[cut].clone()
-              .requires_grad_() for name, cut in shared.items()}
+    leaves = {
+        name: getattr(layer, name).detach()[cut].clone().requires_grad_()
+        for name, cut in shared.items()
+    }
     x1, x2 = inputs.clone().requires_grad_(), inputs.clone().requires_grad_()
     layer.zero_grad()
     with at_width(layer, width):
@@ -67,11 +69,13 @@ def check_plain(layer, inputs, width, atol=0):
 
 @pytest.mark.parametrize('width', WIDTHS)
 @pytest.mark.parametrize('options', [
-    dict(kernel_size=3), dict(kernel_size=1, bias=False),
+    dict(kernel_size=3),
+    dict(kernel_size=1, bias=False),
     dict(kernel_size=3, stride=2, padding=1),
     dict(kernel_size=3, dilation=2, padding=2, bias=False),
     dict(kernel_size=(3, 1), slice_in=False),
-    dict(kernel_size=3, slice_out=False)], ids=str)
+    dict(kernel_size=3, slice_out=False)
+], ids=str)
 def test_dense_convolution_equals_slicing(width, options):
     layer = SlimmableConv2d(40, 64, **options).double()
     c_in, c_out = channels(40, width), channels(64, width)
@@ -79,14 +83,17 @@ def test_dense_convolution_equals_slicing(width, options):
         c_in = 40
     if not options.get('slice_out', True):
         c_out = 64
-    call = {k: v for k, v in options.items()
-            if k in ('stride', 'padding', 'dilation')}
+    call = {
+        k: v
+        for k, v in options.items() if k in ('stride', 'padding', 'dilation')
+    }
     shared = dict(weight=(slice(c_out), slice(c_in)))
     if options.get('bias', True):
         shared['bias'] = slice(c_out)
     x = torch.randn(2, c_in, 7, 6, dtype=torch.float64)
-    check_slice(layer, x, width, lambda x, weight, bias=None: F.conv2d(
-        x, weight, bias, **call), shared)
+    check_slice(layer, x, width,
+                lambda x, weight, bias=None: F.conv2d(x, weight, bias, **call),
+                shared)
     check_plain(layer, x, width)
 
 
@@ -97,8 +104,9 @@ def test_depthwise_convolution_equals_slicing(width, bias):
                             bias=bias).double()
     c = channels(40, width)
     x = torch.randn(2, c, 7, 6, dtype=torch.float64)
-    check_slice(layer, x, width, lambda x, weight, bias=None: F.conv2d(
-        x, weight, bias, 2, 1, groups=c),
+    check_slice(
+        layer, x, width,
+        lambda x, weight, bias=None: F.conv2d(x, weight, bias, 2, 1, groups=c),
         dict(weight=slice(c), **(dict(bias=slice(c)) if bias else {})))
     check_plain(layer, x, width)
 
@@ -110,9 +118,10 @@ def test_expand_ratio_rounds_the_narrow_side():
     assert active_channels(96, 0.7) == 64
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(groups=4), 'dense.*or depthwise.*groups=4'),
-    (dict(padding_mode='reflect'), "pads with 'zeros', got.*'reflect'")],
+@pytest.mark.parametrize(
+    'options, message',
+    [(dict(groups=4), 'dense.*or depthwise.*groups=4'),
+     (dict(padding_mode='reflect'), "pads with 'zeros', got.*'reflect'")],
     ids=str)
 def test_convolutions_that_cannot_be_cut_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
@@ -122,9 +131,11 @@ def test_convolutions_that_cannot_be_cut_are_refused(options, message):
 
 
 @pytest.mark.parametrize('width', WIDTHS)
-@pytest.mark.parametrize('options', [
-    {}, dict(bias=False), dict(slice_out=False), dict(slice_in=False)],
-    ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [{}, dict(bias=False),
+     dict(slice_out=False),
+     dict(slice_in=False)], ids=str)
 def test_linear_equals_slicing(width, options):
     layer = SlimmableLinear(72, 40, **options).double()
     c_in = channels(72, width) if options.get('slice_in', True) else 72
@@ -161,17 +172,18 @@ def test_batch_norm_in_training_equals_the_formula_on_a_slice(
         width, kind, dims):
     norm, c = random_affine(kind(40, eps=1e-3).double()), channels(40, width)
     x = norm_inputs(dims, c)
-    check_slice(norm, x, width, lambda x, weight, bias: F.batch_norm(
-        x, None, None, weight, bias, True, 0.0, 1e-3),
+    check_slice(
+        norm, x, width, lambda x, weight, bias: F.batch_norm(
+            x, None, None, weight, bias, True, 0.0, 1e-3),
         dict(weight=slice(c), bias=slice(c)))
     # And by hand, as torch may share a mistake with itself.
     rest = [0, *range(2, x.dim())]
     shape = [1, c] + [1] * dims
     mean = x.mean(rest, keepdim=True)
-    expected = (x - mean) / ((x - mean)**2).mean(
-        rest, keepdim=True).add(1e-3).sqrt()
-    expected = (expected * norm.weight[:c].view(shape)
-                + norm.bias[:c].view(shape))
+    expected = (x - mean) / (
+        (x - mean)**2).mean(rest, keepdim=True).add(1e-3).sqrt()
+    expected = (expected * norm.weight[:c].view(shape) +
+                norm.bias[:c].view(shape))
     with at_width(norm, width):
         torch.testing.assert_close(norm(x), expected, rtol=0, atol=1e-12)
     check_plain(norm, x, width)
@@ -213,8 +225,8 @@ def test_evaluation_uses_the_statistics_of_its_width(kind, dims, affine):
         x = norm_inputs(dims, c)
         expected = (x - mean.view(shape)) / (var + 1e-3).sqrt().view(shape)
         if affine:
-            expected = (expected * norm.weight[:c].view(shape)
-                        + norm.bias[:c].view(shape))
+            expected = (expected * norm.weight[:c].view(shape) +
+                        norm.bias[:c].view(shape))
         with at_width(norm, width):
             torch.testing.assert_close(norm(x), expected, rtol=0, atol=1e-12)
         check_plain(norm, x, width)
@@ -223,8 +235,9 @@ def test_evaluation_uses_the_statistics_of_its_width(kind, dims, affine):
 
 def test_evaluation_without_statistics_says_how_to_measure_them():
     norm = SlimmableBatchNorm2d(16).eval()
-    with pytest.raises(RuntimeError, match=r'width 1; measured are: none.*'
-                       r'calibrate\(network, batches, widths=\[1\]\)'):
+    with pytest.raises(
+            RuntimeError, match=r'width 1; measured are: none.*'
+            r'calibrate\(network, batches, widths=\[1\]\)'):
         norm(torch.rand(2, 16, 3, 3))
     norm.set_statistics(0.5, torch.zeros(8), torch.ones(8))
     for width in (1.0, 0.75):
@@ -235,8 +248,9 @@ def test_evaluation_without_statistics_says_how_to_measure_them():
 
 def test_statistics_of_the_wrong_size_are_refused():
     norm = SlimmableBatchNorm2d(16)
-    with pytest.raises(ValueError, match=r'0.5 have 8 channels, got mean of '
-                       r'shape \(16,\)'):
+    with pytest.raises(
+            ValueError, match=r'0.5 have 8 channels, got mean of '
+            r'shape \(16,\)'):
         norm.set_statistics(0.5, torch.zeros(16), torch.ones(16))
     assert norm.measured_widths == []
 
@@ -293,9 +307,9 @@ def through_a_file(state):
     return torch.load(file)
 
 
-LOADERS = dict(torch=lambda net, state: net.load_state_dict(state),
-               mmengine=lambda net, state: load_state_dict(
-                   net, state, strict=True))
+LOADERS = dict(
+    torch=lambda net, state: net.load_state_dict(state),
+    mmengine=lambda net, state: load_state_dict(net, state, strict=True))
 
 
 @pytest.mark.parametrize('load', LOADERS.values(), ids=LOADERS)
@@ -376,8 +390,9 @@ def test_a_file_of_a_plain_network_runs_at_full_width(load, counted):
 
 def test_a_file_of_a_plain_network_that_never_trained_has_no_statistics():
     net = measured_network()
-    net.load_state_dict(nn.Sequential(
-        nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16)).double().state_dict())
+    net.load_state_dict(
+        nn.Sequential(nn.Conv2d(3, 16, 1),
+                      nn.BatchNorm2d(16)).double().state_dict())
     assert net[1].measured_widths == []
 
 
@@ -386,8 +401,10 @@ def test_a_file_of_a_plain_network_that_never_trained_has_no_statistics():
 def test_switchable_norms_are_private_plain_norms(kind, dims):
     widths = [1.0, 0.5, 0.3]
     norm = kind(40, widths, eps=1e-3).double()
-    plain = {w: norm.plain_type(channels(40, w), eps=1e-3).double()
-             for w in widths}
+    plain = {
+        w: norm.plain_type(channels(40, w), eps=1e-3).double()
+        for w in widths
+    }
     for index, width in enumerate(norm.widths):
         random_affine(norm.norms[index])
         plain[width].load_state_dict(norm.norms[index].state_dict())
@@ -411,8 +428,9 @@ def test_switchable_norms_are_private_plain_norms(kind, dims):
 
 def test_switchable_norms_refuse_a_width_that_they_were_not_built_for():
     norm = SwitchableBatchNorm2d(16, [0.75, 0.5])
-    with pytest.raises(ValueError, match=r'Width 0\.25 has no batch norm.*'
-                       r'\[0\.75, 0\.5\]'):
+    with pytest.raises(
+            ValueError, match=r'Width 0\.25 has no batch norm.*'
+            r'\[0\.75, 0\.5\]'):
         set_width(norm, 0.25)
     with at_width(norm, 0.5):  # the full width before it need not be listed
         assert norm(torch.rand(2, 8, 3, 3)).shape == (2, 8, 3, 3)

@@ -29,10 +29,10 @@ from us3l_mm.registry import MODELS
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs/us3l/benchmarks').glob('*.py'))
 ALL, HALF, TUNE = (
-    ROOT / f'configs/us3l/benchmarks/{name}_cifar10.py' for name in (
-        'linear-all-widths_resnet18_4xb128-steplr-100e',
-        'linear-w050_resnet18_4xb128-steplr-100e',
-        'finetune-w050_resnet18_4xb128-coslr-100e'))
+    ROOT / f'configs/us3l/benchmarks/{name}_cifar10.py'
+    for name in ('linear-all-widths_resnet18_4xb128-steplr-100e',
+                 'linear-w050_resnet18_4xb128-steplr-100e',
+                 'finetune-w050_resnet18_4xb128-coslr-100e'))
 SMALL = dict(base_channels=16, stem_channels=16, divisor=2)
 WIDTHS = [1.0, 0.75, 0.5, 0.25]
 
@@ -52,8 +52,12 @@ def checkpoint(full, tmp_path_factory) -> str:
 
 
 def save(path, network) -> str:
-    torch.save(dict(state_dict={f'backbone.{key}': value for key, value
-                                in network.state_dict().items()}), path)
+    torch.save(
+        dict(
+            state_dict={
+                f'backbone.{key}': value
+                for key, value in network.state_dict().items()
+            }), path)
     return str(path)
 
 
@@ -61,25 +65,27 @@ def small(path, work_dir, checkpoint, **changes) -> Config:
     """The config at ``path`` on a few digits of 16 pixels."""
     cfg = Config.fromfile(path)
     digits = dict(type='us3l_mm.RenderedDigits', num_images=16,
-                  pipeline=[dict(type='PackInputs')], rendering=dict(
-                      image_size=16, digit_size=(8, 15)))
-    for name, split in (('train', 'train'), ('val', 'test'),
-                        ('test', 'test')):
-        cfg[f'{name}_dataloader'].update(
-            batch_size=8, num_workers=0, dataset=dict(split=split, **digits))
+                  pipeline=[dict(type='PackInputs')],
+                  rendering=dict(image_size=16, digit_size=(8, 15)))
+    for name, split in (('train', 'train'), ('val', 'test'), ('test', 'test')):
+        cfg[f'{name}_dataloader'].update(batch_size=8, num_workers=0,
+                                         dataset=dict(split=split, **digits))
     cfg.merge_from_dict({
-        **{f'model.backbone.{key}': value for key, value in SMALL.items()},
-        'model.backbone.init_cfg.checkpoint': checkpoint,
+        **{
+            f'model.backbone.{key}': value
+            for key, value in SMALL.items()
+        }, 'model.backbone.init_cfg.checkpoint': checkpoint,
         'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1,
-        'optim_wrapper.optimizer.lr': 0.1, 'log_level': 'WARNING',
-        'work_dir': str(work_dir), **changes})
+        'optim_wrapper.optimizer.lr': 0.1, 'log_level': 'WARNING', 'work_dir':
+        str(work_dir), **changes
+    })
     return cfg
 
 
 def built(cfg):
     init_default_scope('mmpretrain')
-    return MODELS.build(dict(cfg.model,
-                             data_preprocessor=cfg.data_preprocessor))
+    return MODELS.build(
+        dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
 
 
 def labelled(labels):
@@ -109,12 +115,13 @@ def test_switchable_head_is_a_linear_head_per_width():
         loss.backward()
         assert torch.equal(losses[name_at('loss', width)], loss)
         for name in ('weight', 'bias'):
-            assert torch.equal(getattr(own, name).grad,
-                               getattr(alone.fc, name).grad)
+            assert torch.equal(
+                getattr(own, name).grad,
+                getattr(alone.fc, name).grad)
         with at_width(head, width):
             assert torch.equal(head(feats[width]), alone(feats[width]))
-        assert torch.equal(head.plain(width)(feats[width]),
-                           alone(feats[width]))
+        assert torch.equal(
+            head.plain(width)(feats[width]), alone(feats[width]))
 
 
 def test_distillation_is_half_of_the_narrow_loss():
@@ -126,17 +133,17 @@ def test_distillation_is_half_of_the_narrow_loss():
     soft = -(wide.softmax(1) * narrow.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(losses['loss_w1.00'],
                                F.cross_entropy(wide, labels))
-    torch.testing.assert_close(
-        losses['loss_w0.50'],
-        (F.cross_entropy(narrow, labels) + soft) / 2)
+    torch.testing.assert_close(losses['loss_w0.50'],
+                               (F.cross_entropy(narrow, labels) + soft) / 2)
     losses['loss_w0.50'].backward()
     assert head.linear(1.0).weight.grad is None
 
 
 def test_head_refuses_what_it_was_not_built_for():
     head, _ = head_with_features()
-    with pytest.raises(ValueError, match=(
-            r'0.75 has no linear layer.*widths \[1.0, 0.5\]')):
+    with pytest.raises(
+            ValueError,
+            match=(r'0.75 has no linear layer.*widths \[1.0, 0.5\]')):
         with at_width(head, 0.75):
             pass
     assert head.width == 1.0
@@ -150,8 +157,8 @@ def test_head_refuses_what_it_was_not_built_for():
 
 def test_names_of_widths():
     assert [name_at('accuracy/top1', w) for w in (1.0, 0.5, 1 / 3)] == [
-        'accuracy/top1_w1.00', 'accuracy/top1_w0.50',
-        'accuracy/top1_w0.333333']
+        'accuracy/top1_w1.00', 'accuracy/top1_w0.50', 'accuracy/top1_w0.333333'
+    ]
 
 
 # --- the configs ------------------------------------------------------------
@@ -161,22 +168,25 @@ def test_names_of_widths():
 def test_config_is_what_its_name_says(path):
     cfg = Config.fromfile(path)
     what, network, recipe, data = path.stem.split('_')
-    gpus, per_gpu, epochs = map(int, re.fullmatch(
-        r'(\d+)xb(\d+)-\w+-(\d+)e', recipe).groups())
+    gpus, per_gpu, epochs = map(
+        int,
+        re.fullmatch(r'(\d+)xb(\d+)-\w+-(\d+)e', recipe).groups())
     assert cfg.train_dataloader.batch_size == per_gpu
     assert cfg.auto_scale_lr.base_batch_size == gpus * per_gpu
     assert cfg.train_cfg.max_epochs == epochs
     dataset, classes = dict(cifar10=('CIFAR10', 10), in1k=('ImageNet', 1000),
                             cifar100=('CIFAR100', 100))[data]
-    assert {cfg[f'{name}_dataloader'].dataset.type
-            for name in ('train', 'val', 'test')} == {dataset}
+    assert {
+        cfg[f'{name}_dataloader'].dataset.type
+        for name in ('train', 'val', 'test')
+    } == {dataset}
     assert cfg.model_wrapper_cfg.type == 'MMDistributedDataParallel'
     backbone = cfg.model.backbone
     assert network == (
         f'vit-{backbone.arch}' if 'arch' in backbone else
-        f'resnet{backbone.depth}' if 'depth' in backbone else
-        dict(SlimmableMobileNetV2_CIFAR='mobilenet-v2')[
-            backbone.type.removeprefix('us3l_mm.')])
+        f'resnet{backbone.depth}' if 'depth' in backbone else dict(
+            SlimmableMobileNetV2_CIFAR='mobilenet-v2')[
+                backbone.type.removeprefix('us3l_mm.')])
     model = built(cfg)
     assert model.head.num_classes == classes
     frozen = not any(p.requires_grad for p in model.backbone.parameters())
@@ -191,11 +201,12 @@ def test_config_is_what_its_name_says(path):
 
 def test_linear_recipes_are_those_of_the_paper():
     cifar = Config.fromfile(HALF)
-    assert cifar.optim_wrapper.optimizer == dict(
-        type='SGD', lr=30.0, momentum=0.9, weight_decay=0.0)
+    assert cifar.optim_wrapper.optimizer == dict(type='SGD', lr=30.0,
+                                                 momentum=0.9,
+                                                 weight_decay=0.0)
     assert cifar.param_scheduler[0].milestones == [60, 80]
-    assert cifar.train_dataloader.dataset.pipeline[0].crop_ratio_range == (
-        0.8, 1.0)
+    assert cifar.train_dataloader.dataset.pipeline[0].crop_ratio_range == (0.8,
+                                                                           1.0)
     [path] = [p for p in CONFIGS if p.stem.startswith('linear-w050_resnet50')]
     imagenet = Config.fromfile(path).optim_wrapper.optimizer
     assert (imagenet.type, imagenet.lr) == ('LARS', 0.8)
@@ -203,13 +214,14 @@ def test_linear_recipes_are_those_of_the_paper():
 
 @pytest.mark.parametrize('width', [0.3, 0.625])
 def test_one_edit_changes_the_width(width, checkpoint, tmp_path):
-    model = built(small(HALF, tmp_path, checkpoint,
-                        **{'model.backbone.width': width}))
+    model = built(
+        small(HALF, tmp_path, checkpoint, **{'model.backbone.width': width}))
     assert model.head.in_channels == model.backbone.out_channels[-1]
     assert model(torch.rand(2, 3, 16, 16)).shape == (2, 10)
 
 
 def test_bad_configs_are_refused_before_training(full, checkpoint, tmp_path):
+
     def init(path, file=checkpoint, **changes):
         built(small(path, tmp_path, file, **changes)).init_weights()
 
@@ -219,9 +231,10 @@ def test_bad_configs_are_refused_before_training(full, checkpoint, tmp_path):
         init(HALF, **{'model.backbone.width': None})
     for path in (HALF, ALL):
         with pytest.raises(ValueError, match='outside the range'):
-            init(path, **{'model.backbone.width': 0.1,
-                          'model.head.widths': [0.1]} if path == HALF else
-                 {'model.head.widths': [0.1]})
+            init(
+                path,
+                **{'model.backbone.width': 0.1, 'model.head.widths': [0.1]}
+                if path == HALF else {'model.head.widths': [0.1]})
         with pytest.raises(ValueError, match='would stay random'):
             init(path, **{'model.backbone.init_cfg': None})
         with pytest.raises(FileNotFoundError, match='nowhere.pth'):
@@ -229,9 +242,10 @@ def test_bad_configs_are_refused_before_training(full, checkpoint, tmp_path):
     bare = SlimmableResNet_CIFAR(18, **SMALL)
     file = save(tmp_path / 'bare.pth', bare)
     for path, width in ((HALF, '0.5'), (ALL, '1')):
-        with pytest.raises(ValueError, match=(
-                f'no batch-norm statistics for width {width}.*'
-                'evaluate_widths.py')):
+        with pytest.raises(
+                ValueError,
+                match=(f'no batch-norm statistics for width {width}.*'
+                       'evaluate_widths.py')):
             init(path, file)
 
 
@@ -239,8 +253,7 @@ def test_bad_configs_are_refused_before_training(full, checkpoint, tmp_path):
 
 
 def tensors(module):
-    return {name: value.clone()
-            for name, value in module.state_dict().items()}
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def run(cfg):
@@ -268,10 +281,12 @@ def trained(checkpoint, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Runner, 'call_hook', counted)
-        runner, before = run(small(
-            ALL, tmp_path_factory.mktemp('all'), checkpoint,
-            **{'default_hooks.checkpoint.save_best': [
-                'accuracy/top1_w1.00', 'accuracy/top1_w0.50']}))
+        runner, before = run(
+            small(
+                ALL, tmp_path_factory.mktemp('all'), checkpoint, **{
+                    'default_hooks.checkpoint.save_best':
+                    ['accuracy/top1_w1.00', 'accuracy/top1_w0.50']
+                }))
     return runner, before, calls
 
 
@@ -282,8 +297,8 @@ def test_all_widths_train_and_the_backbone_does_not(trained):
     assert equal(before, tensors(model.backbone))
     model.train()
     assert not any(m.training for m in model.backbone.modules())
-    assert all(m.width == 1.0 for m in model.modules() if hasattr(m, 'divisor')
-               and hasattr(m, 'on_width'))
+    assert all(m.width == 1.0 for m in model.modules()
+               if hasattr(m, 'divisor') and hasattr(m, 'on_width'))
     for width in WIDTHS:
         assert model.head.linear(width).bias.ne(0).all()
     # Two batches, each once, whatever the number of widths
@@ -321,22 +336,27 @@ def test_the_metric_of_a_width_is_that_of_the_sliced_network(trained, full):
             labels = torch.cat([s.gt_label for s in batch['data_samples']])
             hits.append(scores.argmax(1) == labels)
         expected = 100 * torch.cat(hits).float().mean().item()
-        assert metrics[name_at('accuracy/top1', width)] == pytest.approx(
-            expected)
+        assert metrics[name_at('accuracy/top1',
+                               width)] == pytest.approx(expected)
 
 
 def test_names_that_no_validation_gives_are_refused(checkpoint, tmp_path):
-    for name, widths in (('accuracy/top1', WIDTHS),
-                         ('accuracy/top1_w0.75', [1.0, 0.5])):
-        runner = Runner.from_cfg(small(ALL, tmp_path, checkpoint, **{
-            'default_hooks.checkpoint.save_best': name,
-            'model.head.widths': widths}))
-        with pytest.raises(ValueError, match=(
-                f"save_best='{name}' names no metric.*'_w1.00'")):
+    for name, widths in (('accuracy/top1', WIDTHS), ('accuracy/top1_w0.75',
+                                                     [1.0, 0.5])):
+        runner = Runner.from_cfg(
+            small(
+                ALL, tmp_path, checkpoint, **{
+                    'default_hooks.checkpoint.save_best': name,
+                    'model.head.widths': widths
+                }))
+        with pytest.raises(
+                ValueError,
+                match=(f"save_best='{name}' names no metric.*'_w1.00'")):
             runner.train()
     with pytest.raises(ValueError, match='0.3 has no linear layer'):
-        Runner.from_cfg(small(ALL, tmp_path, checkpoint, **{
-            'val_cfg.widths': [0.3]})).train()
+        Runner.from_cfg(
+            small(ALL, tmp_path, checkpoint, **{'val_cfg.widths':
+                                                [0.3]})).train()
 
 
 def test_a_failing_width_leaves_the_network_as_it_was(trained, monkeypatch):
@@ -393,18 +413,22 @@ def test_the_test_launcher_gives_the_metrics_of_validation(trained, tmp_path):
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     done = subprocess.run(
-        ['bash', str(ROOT / 'tools/dist_test.sh'),
-         str(tmp_path / 'config.py'), weights, '1', '--out', str(out),
-         '--out-item', 'metrics', '--work-dir', str(tmp_path / 'tested')],
-        capture_output=True, text=True, cwd=tmp_path,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PORT': str(port),
-             'PYTHON': sys.executable})
+        [
+            'bash',
+            str(ROOT / 'tools/dist_test.sh'),
+            str(tmp_path / 'config.py'), weights, '1', '--out',
+            str(out), '--out-item', 'metrics', '--work-dir',
+            str(tmp_path / 'tested')
+        ], capture_output=True, text=True, cwd=tmp_path, env={
+            **os.environ, 'OMP_NUM_THREADS': '1', 'PORT': str(port), 'PYTHON':
+            sys.executable
+        })
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(out.read_text()) == pytest.approx(metrics)
 
 
-def test_the_test_tool_refuses_weights_without_a_head(
-        trained, checkpoint, monkeypatch):
+def test_the_test_tool_refuses_weights_without_a_head(trained, checkpoint,
+                                                      monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     tool = runpy.run_path(str(ROOT / 'tools/test.py'))
     with pytest.raises(SystemExit, match='lacks 8 of the parameters'):

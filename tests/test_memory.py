@@ -19,8 +19,10 @@ class SavedBytes:
     """
 
     def __init__(self, model):
-        self.known = {p.untyped_storage().data_ptr()
-                      for p in model.parameters()}
+        self.known = {
+            p.untyped_storage().data_ptr()
+            for p in model.parameters()
+        }
         self.holders = {}
         self.alive = self.peak = 0
 
@@ -65,8 +67,10 @@ def peak_of_a_step(widths, update_mode, **options):
 
 
 @pytest.mark.parametrize('update_mode', ['sequential', 'accumulate'])
-@pytest.mark.parametrize('options', [
-    dict(), dict(distill_from='online'), dict(distill_from=None)], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [dict(), dict(distill_from='online'),
+     dict(distill_from=None)], ids=str)
 def test_three_widths_need_no_more_than_the_full_one(update_mode, options):
     alone = peak_of_a_step([1.0], update_mode, **options)
     assert alone > 5 * naive.batch()[1][0].nbytes  # a real graph was seen
@@ -82,8 +86,9 @@ def test_the_count_notices_graphs_that_are_kept():
             counter.pack, lambda holder: holder.tensor):
         for width in (1.0, 1.0, 0.5):
             with at_width(algorithm, width):
-                kept.append(algorithm(views, mode='loss', targets=targets,
-                                      subnet=Subnet(width)))
+                kept.append(
+                    algorithm(views, mode='loss', targets=targets,
+                              subnet=Subnet(width)))
             alive.append(counter.alive)
     assert alive[1] == pytest.approx(2 * alive[0], rel=0.01)
     assert 2.3 * alive[0] < alive[2] == counter.peak < 2.7 * alive[0]

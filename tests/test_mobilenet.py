@@ -62,15 +62,17 @@ def test_the_full_width_is_the_plain_network(factor):
     plain, ours = networks
     weights = plain.state_dict()
     assert list(ours.state_dict()) == list(weights)
-    assert all(torch.equal(weights[key], value)
-               for key, value in ours.state_dict().items())
+    assert all(
+        torch.equal(weights[key], value)
+        for key, value in ours.state_dict().items())
     plain.train(), ours.train()
     outputs = [network(IMAGES) for network in networks]
     assert equal(*outputs)
     for out in outputs:
         out[-1].square().mean().backward()
-    assert all(torch.equal(p.grad, q.grad) for p, q in zip(
-        plain.parameters(), ours.parameters()))
+    assert all(
+        torch.equal(p.grad, q.grad)
+        for p, q in zip(plain.parameters(), ours.parameters()))
 
 
 def test_every_width_is_a_slice_and_a_plain_narrower_network(full):
@@ -86,8 +88,8 @@ def test_every_width_is_a_slice_and_a_plain_narrower_network(full):
         # From 8 channels to 8, a stock network has a shortcut.
         has_shortcut = naive.channels(32, width) == 8
         assert equal(maps(plain), expected) != has_shortcut
-        assert arguments == (None if has_shortcut else {} if width == 1 else
-                             dict(widen_factor=width))
+        assert arguments == (None if has_shortcut else
+                             {} if width == 1 else dict(widen_factor=width))
         # With batch statistics too, and the running ones left alone.
         sliced.train(), full.train()
         assert equal(maps(sliced), maps(full, width))
@@ -158,8 +160,8 @@ def test_sizes_by_hand():
 
 def test_strides_for_small_images():
     network = SlimmableMobileNetV2_CIFAR(out_indices=OUTPUTS)
-    assert [m.shape[2] for m in network.train()(IMAGES)] == [
-        32, 32, 16, 8, 8, 4, 4, 4]
+    assert [m.shape[2]
+            for m in network.train()(IMAGES)] == [32, 32, 16, 8, 8, 4, 4, 4]
     assert list(network.state_dict()) == list(MobileNetV2().state_dict())
     calibrate(network, [IMAGES], [0.4])
     torch.testing.assert_close(maps(slice_network(network.eval(), 0.4)),
@@ -173,10 +175,9 @@ def close_to_the_largest(actual, expected, what):
                                atol=1e-6, msg=lambda text: f'{what}: {text}')
 
 
-@pytest.mark.parametrize('update_mode, iterations', [
-    ('sequential', 1), ('accumulate', 2)])
-def test_iterations_equal_the_definition(monkeypatch, update_mode,
-                                         iterations):
+@pytest.mark.parametrize('update_mode, iterations', [('sequential', 1),
+                                                     ('accumulate', 2)])
+def test_iterations_equal_the_definition(monkeypatch, update_mode, iterations):
     """Losses, gradients, parameters and teacher, in float64."""
     monkeypatch.setattr(naive, 'resnet18', naive_mobilenet.mobilenet_v2)
     monkeypatch.setattr(test_train_step, 'close', close_to_the_largest)
@@ -189,9 +190,11 @@ def test_iterations_equal_the_definition(monkeypatch, update_mode,
                                  update_mode=update_mode)
     # Nothing but a 1x1 convolution stands between the end of a block and a
     # norm, which takes the mean away again.
-    ends = {f'backbone.{name}.conv.{len(block.conv) - 1}.bn.bias'
-            for name, block in algorithm.backbone.named_modules()
-            if isinstance(block, InvertedResidual)}
+    ends = {
+        f'backbone.{name}.conv.{len(block.conv) - 1}.bn.bias'
+        for name, block in algorithm.backbone.named_modules()
+        if isinstance(block, InvertedResidual)
+    }
     # One iteration of several steps: in the definition itself, initial weights
     # that differ by 1e-13 give losses that differ by 1e-2 after three steps.
     plans = [[1.0, 0.61, 0.25], [1.0, 0.83, 0.4]][:iterations]
@@ -209,8 +212,9 @@ def test_the_last_norm_has_statistics_of_each_width(full):
 
 
 def test_private_norms():
-    network = SlimmableMobileNetV2(norm_cfg=dict(
-        type='SwitchableBN', widths=[1.0, 0.5]), out_indices=OUTPUTS)
+    network = SlimmableMobileNetV2(
+        norm_cfg=dict(type='SwitchableBN', widths=[1.0, 0.5]),
+        out_indices=OUTPUTS)
     for _ in range(2):
         for width in (1.0, 0.5):
             maps(network.train(), width)
@@ -224,19 +228,22 @@ def test_private_norms():
 
 def test_frozen_stages_and_checkpointing():
     network = SlimmableMobileNetV2(frozen_stages=2, with_cp=True, width=0.5)
-    trained = {name.split('.')[0] for name, p in network.named_parameters()
-               if p.requires_grad}
-    assert trained == {'layer3', 'layer4', 'layer5', 'layer6', 'layer7',
-                       'conv2'}
+    trained = {
+        name.split('.')[0]
+        for name, p in network.named_parameters() if p.requires_grad
+    }
+    assert trained == {
+        'layer3', 'layer4', 'layer5', 'layer6', 'layer7', 'conv2'
+    }
     before = network.conv1.bn.running_mean.clone()
     network.train()(IMAGES)[0].sum().backward()
     assert torch.equal(network.conv1.bn.running_mean, before)
-    assert all((p.grad is not None) == p.requires_grad
-               for p in network.parameters())
+    assert all(
+        (p.grad is not None) == p.requires_grad for p in network.parameters())
     whole = SlimmableMobileNetV2(frozen_stages=8, width=0.5).train()
     assert not any(p.requires_grad for p in whole.parameters())
-    assert not any(m.training for m in whole.modules()
-                   if isinstance(m, nn.BatchNorm2d))
+    assert not any(m.training
+                   for m in whole.modules() if isinstance(m, nn.BatchNorm2d))
     # The gradients of activation checkpointing are those without it.
     grads = []
     for with_cp in (False, True):
@@ -254,8 +261,8 @@ def test_frozen_stages_and_checkpointing():
     (dict(norm_cfg=dict(type='GN')), "norm_cfg.type is one of .*got 'GN'"),
     (dict(norm_cfg=dict(type='SyncBN')), 'set width=0.5'),
     (dict(width=0.1), r'0.1 is outside the range \[0.25, 1.0\]'),
-    (dict(width=0.5, missing_statistics='reset', frozen_stages=0),
-     'needs norms that train'),
+    (dict(width=0.5, missing_statistics='reset',
+          frozen_stages=0), 'needs norms that train'),
     (dict(out_indices=(8, )), 'received 8'),
 ], ids=str)
 def test_arguments_that_cannot_work_are_refused(arguments, message):
@@ -265,8 +272,11 @@ def test_arguments_that_cannot_work_are_refused(arguments, message):
 
 def test_a_full_checkpoint_is_cut_on_load(full, tmp_path):
     file = str(tmp_path / 'full.pth')
-    torch.save(dict(state_dict={f'backbone.{k}': v for k, v in
-                                full.state_dict().items()}), file)
+    torch.save(
+        dict(state_dict={
+            f'backbone.{k}': v
+            for k, v in full.state_dict().items()
+        }), file)
     initial = dict(type='Pretrained', checkpoint=file, prefix='backbone.')
     narrow = SlimmableMobileNetV2(width=0.5, out_indices=OUTPUTS,
                                   init_cfg=initial)
@@ -275,8 +285,8 @@ def test_a_full_checkpoint_is_cut_on_load(full, tmp_path):
     assert narrow.out_channels == (8, 16, 16, 32, 48, 80, 160, 1280)
     assert not any(isinstance(m, SlimmableBatchNorm) for m in narrow.modules())
     with pytest.raises(ValueError, match='no batch-norm statistics for width '
-                                         '0.51'):
+                       '0.51'):
         SlimmableMobileNetV2(width=0.51, init_cfg=initial).init_weights()
     with pytest.raises(ValueError, match=r'widen_factor=0.75.* have another '
-                                         'shape'):
+                       'shape'):
         SlimmableMobileNetV2(0.75, init_cfg=initial).init_weights()

@@ -17,8 +17,8 @@ from torch import nn
 from us3l_mm.apis import Budget, calibrate, load_backbone, slice_checkpoint
 from us3l_mm.models import SlimmableMobileNetV2, at_width
 
-RECIPE = (Path(__file__).parents[1] / 'configs/us3l'
-          / 'us3l_mobilenet-v2_4xb128-coslr-400e_cifar10.py')
+RECIPE = (Path(__file__).parents[1] / 'configs/us3l' /
+          'us3l_mobilenet-v2_4xb128-coslr-400e_cifar10.py')
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
 
 
@@ -32,20 +32,22 @@ def trained(tmp_path_factory):
         'train_cfg.max_epochs': 1, 'default_hooks.logger.interval': 1,
         'model.neck': dict(hid_channels=32, out_channels=16),
         'model.distill_predictor': dict(hid_channels=32),
-        'train_dataloader.batch_size': 6,
-        'train_dataloader.num_workers': 0,
-        'train_dataloader.persistent_workers': False})
+        'train_dataloader.batch_size': 6, 'train_dataloader.num_workers': 0,
+        'train_dataloader.persistent_workers': False
+    })
     cfg.train_dataloader.dataset = dict(
         type='us3l_mm.RenderedDigits', split='train', num_images=12,
         pipeline=cfg.train_dataloader.dataset.pipeline)
     cfg.knn_bank_dataloader = labelled('train', 24)
     cfg.knn_query_dataloader = labelled('test', 12)
-    cfg.custom_hooks[-1].update(
-        bank_dataloader=cfg.knn_bank_dataloader, interval=1, k=3,
-        query_dataloader=cfg.knn_query_dataloader)
+    cfg.custom_hooks[-1].update(bank_dataloader=cfg.knn_bank_dataloader,
+                                interval=1, k=3,
+                                query_dataloader=cfg.knn_query_dataloader)
     runner = Runner.from_cfg(cfg)
-    before = {name: p.detach().clone()
-              for name, p in runner.model.backbone.named_parameters()}
+    before = {
+        name: p.detach().clone()
+        for name, p in runner.model.backbone.named_parameters()
+    }
     runner.train()
     cfg.dump(folder / 'run.py')
     return folder, runner, before
@@ -74,9 +76,12 @@ def test_the_evaluation_tool(trained, tmp_path):
     folder, _, _ = trained
     saved = tmp_path / 'measured.pth'
     evaluate_tool.main([
-        str(folder / 'run.py'), str(folder / 'epoch_1.pth'), '--out',
+        str(folder / 'run.py'),
+        str(folder / 'epoch_1.pth'), '--out',
         str(tmp_path), '--device', 'cpu', '--widths', '1.0', '0.5', '0.3',
-        '--knn', '--linear', '--k', '3', '--save-checkpoint', str(saved)])
+        '--knn', '--linear', '--k', '3', '--save-checkpoint',
+        str(saved)
+    ])
     rows = json.loads((tmp_path / 'widths.json').read_text())['rows']
     assert [row['width'] for row in rows] == [1.0, 0.5, 0.3]
     assert {row['channels'] for row in rows} == {1280}
@@ -95,8 +100,9 @@ def test_the_evaluation_tool(trained, tmp_path):
             assert config['type'] == 'us3l_mm.SlimmableMobileNetV2_CIFAR'
             assert run_usage(report)['head'] == dict(in_channels=1280)
             compare(config, full, 0.3)
-    with pytest.raises(ValueError, match='torchvision cannot hold this '
-                       'network: it has the strides'):
+    with pytest.raises(
+            ValueError, match='torchvision cannot hold this '
+            'network: it has the strides'):
         slice_checkpoint(str(saved), str(tmp_path / 'no.pth'), 0.5,
                          input_size=32, format='torchvision')
 
@@ -140,26 +146,24 @@ def test_other_libraries_load_it_as_printed(real, tmp_path, format, width):
     names = run_usage(report, images=IMAGES)
     with torch.no_grad(), at_width(network, width):
         expected = network(IMAGES)[-1].mean(dim=(2, 3))
-    torch.testing.assert_close(names['features'], expected, rtol=0,
-                               atol=1e-5)
-    assert 'mobile' in str(type(names['network'])).lower() or (
-        type(names['network']).__name__ == 'EfficientNet')
+    torch.testing.assert_close(names['features'], expected, rtol=0, atol=1e-5)
+    assert 'mobile' in str(type(names['network'])).lower() or (type(
+        names['network']).__name__ == 'EfficientNet')
 
 
 def test_a_budget_gives_a_stock_network(real, tmp_path):
     network, checkpoint = real
-    report = slice_checkpoint(
-        checkpoint, str(tmp_path / 'w.pth'), Budget('params', 1e6),
-        input_size=32)
+    report = slice_checkpoint(checkpoint, str(tmp_path / 'w.pth'),
+                              Budget('params', 1e6), input_size=32)
     found = run_usage(report)['backbone']
     assert found['type'] == 'MobileNetV2'
     width = report.meta['width']
     assert found['widen_factor'] == width
     compare(found, network, width)
-    params = sum(p.numel() for p in SlimmableMobileNetV2(
-        width=width).parameters())
-    wider = sum(p.numel() for p in SlimmableMobileNetV2(
-        width=width + 1 / 32).parameters())
+    params = sum(p.numel()
+                 for p in SlimmableMobileNetV2(width=width).parameters())
+    wider = sum(p.numel() for p in SlimmableMobileNetV2(width=width +
+                                                        1 / 32).parameters())
     assert params <= 1e6 < wider
 
 
@@ -185,15 +189,16 @@ def test_what_other_libraries_cannot_hold(real, tmp_path):
     compare(config, network, 0.25)
     (tmp_path / 'w.pth').unlink()
     with pytest.raises(ValueError, match='channels and shortcuts of width '
-                                         '0.25'):
+                       '0.25'):
         slice_checkpoint(checkpoint, str(tmp_path / 'w.pth'), 0.25,
                          input_size=32, format='timm')
     network = SlimmableMobileNetV2(0.75, norm_cfg=dict(type='BN', eps=1e-3))
     calibrate(network, [torch.randn(4, 3, 32, 32)], [0.5, 1.0])
     checkpoint = written(tmp_path / 'full.pth', network, widen_factor=0.75,
                          norm_cfg=dict(type='BN', eps=1e-3))
-    with pytest.raises(ValueError, match='torchvision cannot hold this '
-                       'network: its MobileNetV2 knows no norm_cfg'):
+    with pytest.raises(
+            ValueError, match='torchvision cannot hold this '
+            'network: its MobileNetV2 knows no norm_cfg'):
         slice_checkpoint(checkpoint, str(tmp_path / 'w.pth'), 1.0,
                          input_size=32, format='torchvision')
     assert [p.name for p in tmp_path.iterdir()] == ['full.pth']

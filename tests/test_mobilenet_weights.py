@@ -22,11 +22,15 @@ def files(full, tmp_path_factory):
     folder = tmp_path_factory.mktemp('files')
     for name, state in (('full', full.state_dict()),
                         ('w050', slice_backbone(full, 0.5))):
-        torch.save(dict(state_dict={f'backbone.{key}': value
-                                    for key, value in state.items()}),
-                   folder / f'{name}.pth')
-    return {name: read_file(str(folder / f'{name}.pth'), 'backbone.')
-            for name in ('full', 'w050')}
+        torch.save(
+            dict(state_dict={
+                f'backbone.{key}': value
+                for key, value in state.items()
+            }), folder / f'{name}.pth')
+    return {
+        name: read_file(str(folder / f'{name}.pth'), 'backbone.')
+        for name in ('full', 'w050')
+    }
 
 
 def test_both_ways_to_a_width_pass_the_check(files):
@@ -42,6 +46,7 @@ def test_both_ways_to_a_width_pass_the_check(files):
 
 
 def test_the_full_file_in_a_narrow_stock_network_is_refused(files):
-    with pytest.raises(ValueError, match=r'(?s)\(32, 3, 3, 3\) in the f.*give '
-                       r'us3l_mm\.SlimmableMobileNetV2\(width=W\) the file'):
+    with pytest.raises(
+            ValueError, match=r'(?s)\(32, 3, 3, 3\) in the f.*give '
+            r'us3l_mm\.SlimmableMobileNetV2\(width=W\) the file'):
         check_weights(MobileNetV2(0.5), files['full'])

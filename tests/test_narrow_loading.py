@@ -29,15 +29,18 @@ def full():
 def save(path, network, prefix='backbone.', **changes):
     weights = {prefix + k: v for k, v in network.state_dict().items()}
     weights.update(changes)
-    torch.save(dict(state_dict={k: v for k, v in weights.items()
-                                if v is not None}, meta=dict()), path)
+    torch.save(
+        dict(state_dict={k: v
+                         for k, v in weights.items()
+                         if v is not None}, meta=dict()), path)
     return str(path)
 
 
 def pretrained(file, prefix='backbone.', depth=18, **kwargs):
     """As a config says it; the stock initialiser does the rest."""
-    network = SlimmableResNet(depth, **{**SMALL, **kwargs}, init_cfg=dict(
-        type='Pretrained', checkpoint=file, prefix=prefix))
+    network = SlimmableResNet(
+        depth, **{**SMALL, **kwargs},
+        init_cfg=dict(type='Pretrained', checkpoint=file, prefix=prefix))
     network.init_weights()
     return network
 
@@ -51,8 +54,8 @@ def features(network):
 def test_a_full_checkpoint_is_cut_on_load(full, tmp_path, width):
     narrow = pretrained(save(tmp_path / 'full.pth', full), width=width)
     with at_width(full, width):
-        torch.testing.assert_close(features(narrow), features(full),
-                                   rtol=0, atol=1e-5)
+        torch.testing.assert_close(features(narrow), features(full), rtol=0,
+                                   atol=1e-5)
     assert not any(isinstance(m, SlimmableLayer) for m in narrow.modules())
     assert narrow.out_channels == full.feature_channels(width)
     # Pre-trained weights are not overwritten by zero_init_residual.
@@ -67,8 +70,8 @@ def test_a_sliced_checkpoint_loads_as_it_is(full, tmp_path):
 
 
 def test_it_is_cut_inside_a_larger_model_and_without_init_cfg(full, tmp_path):
-    model = nn.ModuleDict(dict(
-        backbone=SlimmableResNet(18, width=0.5, **SMALL)))
+    model = nn.ModuleDict(
+        dict(backbone=SlimmableResNet(18, width=0.5, **SMALL)))
     load_checkpoint(model, save(tmp_path / 'full.pth', full), strict=True)
     with at_width(full, 0.5):
         assert torch.equal(features(model.backbone), features(full))
@@ -76,24 +79,26 @@ def test_it_is_cut_inside_a_larger_model_and_without_init_cfg(full, tmp_path):
 
 def test_a_whole_pretraining_is_cut(tmp_path):
     algorithm = US3LAlgorithm(
-        dict(type='us3l_mm.SlimmableResNet', depth=18, **SMALL),
-        neck=dict(hid_channels=16, out_channels=8),
+        dict(type='us3l_mm.SlimmableResNet', depth=18,
+             **SMALL), neck=dict(hid_channels=16, out_channels=8),
         predictor=dict(hid_channels=8), distill_predictor=dict(hid_channels=8))
     calibrate(algorithm.backbone, [torch.randn(4, 3, 32, 32)], [0.5])
     file = save(tmp_path / 'run.pth', algorithm, prefix='')
     narrow = pretrained(file, width=0.5)
     with at_width(algorithm.backbone, 0.5):
-        torch.testing.assert_close(
-            features(narrow), features(algorithm.backbone))
+        torch.testing.assert_close(features(narrow),
+                                   features(algorithm.backbone))
 
 
 def test_the_narrow_network_trains_as_an_ordinary_one(full, tmp_path):
     narrow = pretrained(save(tmp_path / 'full.pth', full), width=0.5,
                         frozen_stages=1, with_cp=True).train()
-    frozen = {name for name, p in narrow.named_parameters()
-              if not p.requires_grad}
-    assert frozen and all(name.startswith(('conv1', 'bn1', 'layer1'))
-                          for name in frozen)
+    frozen = {
+        name
+        for name, p in narrow.named_parameters() if not p.requires_grad
+    }
+    assert frozen and all(
+        name.startswith(('conv1', 'bn1', 'layer1')) for name in frozen)
     norm, still = narrow.layer4[1].bn2, narrow.layer1[0].bn1
     before = norm.running_mean.clone()
     still_before = still.running_mean.clone()
@@ -130,14 +135,15 @@ def test_switchable_norms_give_their_private_one(tmp_path):
 def test_absent_statistics_are_an_error(full, tmp_path, width):
     uncalibrated = SlimmableResNet(18, **SMALL)
     file = save(tmp_path / 'full.pth', uncalibrated)
-    with pytest.raises(ValueError, match=(
-            f'no batch-norm statistics for width {width:g}.*'
-            f'evaluate_widths.py CONFIG CKPT --widths {width:g} '
-            '--save-checkpoint.*slice_checkpoint.py.*missing_statistics')):
+    with pytest.raises(
+            ValueError, match=(
+                f'no batch-norm statistics for width {width:g}.*'
+                f'evaluate_widths.py CONFIG CKPT --widths {width:g} '
+                '--save-checkpoint.*slice_checkpoint.py.*missing_statistics')):
         pretrained(file, width=width)
     # Those of another width, the full one above all, are no substitute.
     with pytest.raises(ValueError, match='no batch-norm statistics for width '
-                                         '0.4 '):
+                       '0.4 '):
         pretrained(save(tmp_path / 'other.pth', full), width=0.4)
 
 
@@ -151,8 +157,8 @@ def test_norms_that_train_may_begin_anew(full, tmp_path):
     assert torch.equal(measured.bn1.running_mean, full.bn1.statistics(0.5)[0])
     for frozen in (dict(norm_eval=True), dict(frozen_stages=0)):
         with pytest.raises(ValueError, match='needs norms that train'):
-            SlimmableResNet(18, width=0.4, missing_statistics='reset',
-                            **SMALL, **frozen)
+            SlimmableResNet(18, width=0.4, missing_statistics='reset', **SMALL,
+                            **frozen)
 
 
 def test_trained_statistics_are_never_reset(full, tmp_path):
@@ -171,8 +177,9 @@ def test_weights_of_another_network_are_an_error(full, tmp_path):
         pretrained(missing, width=0.5)
     narrower = save(tmp_path / 'narrower.pth',
                     SlimmableResNet(18, width=0.3, **SMALL))
-    with pytest.raises(ValueError, match=(
-            r'width=0.5.*\n.*shape: bn1.bias is \(6,\), needed \(8,\)')):
+    with pytest.raises(
+            ValueError, match=(
+                r'width=0.5.*\n.*shape: bn1.bias is \(6,\), needed \(8,\)')):
         pretrained(narrower, width=0.5)
     with pytest.raises(ValueError, match='48 are missing'):
         pretrained(file, depth=34, width=0.5)

@@ -40,8 +40,10 @@ def broken(data):
 def state_of(wrapper):
     """Weights and what the optimizer remembers."""
     optimizer = wrapper.optimizer
-    tensors = [*optimizer.param_groups[0]['params'],
-               *(t for s in optimizer.state.values() for t in s.values())]
+    tensors = [
+        *optimizer.param_groups[0]['params'],
+        *(t for s in optimizer.state.values() for t in s.values())
+    ]
     return [t.detach().clone() for t in tensors]
 
 
@@ -59,16 +61,15 @@ def test_a_broken_image_costs_its_steps_and_nothing_else(update_mode, fused):
     log = algorithm.train_step(broken(naive.batch(1)[0]), wrapper)
     steps = 3 if update_mode == 'sequential' else 1
     assert same(state_of(wrapper), before)
-    assert (int(log['skipped']), int(algorithm.guard.consecutive)) == (
-        steps, steps)
+    assert (int(log['skipped']), int(algorithm.guard.consecutive)) == (steps,
+                                                                       steps)
     log = algorithm.train_step(naive.batch(2)[0], wrapper)
     assert not same(state_of(wrapper), before)
-    assert (int(log['skipped']), int(algorithm.guard.consecutive)) == (
-        steps, 0)
+    assert (int(log['skipped']), int(algorithm.guard.consecutive)) == (steps,
+                                                                       0)
     # What the next epochs are taught by has not seen it.
     assert all(torch.isfinite(t).all() for t in state_of(wrapper))
-    assert all(torch.isfinite(p).all()
-               for p in algorithm.teacher.parameters())
+    assert all(torch.isfinite(p).all() for p in algorithm.teacher.parameters())
 
 
 @pytest.mark.parametrize('kind', ['loss', 'gradient'])
@@ -161,24 +162,31 @@ def test_the_log_counts_and_a_resumed_run_goes_on_counting(tmp_path):
     log, = tmp_path.glob('*/vis_data/scalars.json')
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line['skipped'] for line in lines] == [0, 3, 3, 3, 3, 3]
-    cfg.merge_from_dict({'train_cfg.max_epochs': 3, 'resume': True,
-                         'default_hooks.non_finite.max_total': 5})
+    cfg.merge_from_dict({
+        'train_cfg.max_epochs': 3, 'resume': True,
+        'default_hooks.non_finite.max_total': 5
+    })
     runner = Runner.from_cfg(cfg)
     broken_from(runner, 7, 7)
-    with pytest.raises(FloatingPointError, match='iteration 8. 6 optimizer '
-                       r'steps so far .*max_total=5.*epoch_2.pth'):
+    with pytest.raises(
+            FloatingPointError, match='iteration 8. 6 optimizer '
+            r'steps so far .*max_total=5.*epoch_2.pth'):
         runner.train()
 
 
 def test_weights_that_overflow_are_not_saved(tmp_path):
-    cfg = cfg_of(tmp_path, **{'optim_wrapper.optimizer.lr': 1e38,
-                              'default_hooks.non_finite.max_consecutive': 99})
+    cfg = cfg_of(
+        tmp_path, **{
+            'optim_wrapper.optimizer.lr': 1e38,
+            'default_hooks.non_finite.max_consecutive': 99
+        })
     cfg.default_hooks.non_finite.max_consecutive = 99
     runner = Runner.from_cfg(cfg)
     runner.model.backbone.conv1.weight.register_hook(lambda grad: 1e5 * grad)
-    with pytest.raises(FloatingPointError, match='are not finite, such as '
-                       'backbone.conv1.weight.*a step overflowed.*There is no '
-                       'checkpoint yet'):
+    with pytest.raises(
+            FloatingPointError, match='are not finite, such as '
+            'backbone.conv1.weight.*a step overflowed.*There is no '
+            'checkpoint yet'):
         runner.train()
     assert not [*tmp_path.glob('*.pth')]
 
@@ -196,17 +204,18 @@ STOCK = dict(type='MMDistributedDataParallel', device_ids=None)
 def worker(rank, folder):
     """Images of process 1 alone are broken; then, a stock wrapper."""
     folder = Path(folder)
-    cfg = cfg_of(folder / 'run', launcher='pytorch', model_wrapper_cfg=dict(
-        type='us3l_mm.US3LDistributedDataParallel'))
+    cfg = cfg_of(
+        folder / 'run', launcher='pytorch',
+        model_wrapper_cfg=dict(type='us3l_mm.US3LDistributedDataParallel'))
     cfg.train_dataloader.batch_size = 4
     runner = Runner.from_cfg(cfg)
     broken_from(runner, 2, also=rank == 1)
     report = dict(first=attempt(runner.train), iterations=runner.iter)
-    report['finite'] = all(bool(torch.isfinite(p).all())
-                           for p in runner.model.parameters())
-    runner = Runner.from_cfg(cfg_of(
-        folder / 'stock', launcher='pytorch', model_wrapper_cfg=STOCK,
-        experiment_name='stock'))
+    report['finite'] = all(
+        bool(torch.isfinite(p).all()) for p in runner.model.parameters())
+    runner = Runner.from_cfg(
+        cfg_of(folder / 'stock', launcher='pytorch', model_wrapper_cfg=STOCK,
+               experiment_name='stock'))
     report['stock'] = attempt(runner.train)
     (folder / f'{rank}.json').write_text(json.dumps(report))
 

@@ -17,8 +17,10 @@ import us3l_mm
 from us3l_mm import stack
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE = [path for folder in ('us3l_mm', 'tools')
-        for path in sorted((ROOT / folder).rglob('*.py'))]
+CODE = [
+    path for folder in ('us3l_mm', 'tools')
+    for path in sorted((ROOT / folder).rglob('*.py'))
+]
 # Where the name to import is not the name to install.
 DISTRIBUTIONS = {
     'cv2': 'onedl-mmcv',  # comes with mmcv, which asks for OpenCV itself
@@ -31,8 +33,8 @@ DISTRIBUTIONS = {
 }
 # A tool may use the one beside it.
 TOOLS = {path.stem for path in (ROOT / 'tools').rglob('*.py')}
-needs_make = pytest.mark.skipif(shutil.which('make') is None,
-                                reason='make is not installed')
+needs_make = pytest.mark.skipif(
+    shutil.which('make') is None, reason='make is not installed')
 
 
 @pytest.fixture
@@ -67,8 +69,8 @@ def imported_distributions(nodes):
 
 def test_every_third_party_import_is_declared(setup_arguments):
     extras = setup_arguments['extras_require']
-    core = requirement_names(setup_arguments['install_requires']
-                             + extras['mminstall'])
+    core = requirement_names(setup_arguments['install_requires'] +
+                             extras['mminstall'])
     known = core.union(*map(requirement_names, extras.values()))
     for path in CODE:
         tree = ast.parse(path.read_text())
@@ -106,19 +108,22 @@ def test_pre_commit_runs_the_pinned_ruff():
 
 
 def test_missing_stack_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(stack, 'find_spec',
-                        lambda name: None if name == 'mmcv' else 'found')
-    with pytest.raises(ImportError, match='needs mmcv, which cannot be '
-                       'imported.*pip install onedl-mmengine onedl-mmcv'):
+    monkeypatch.setattr(stack, 'find_spec', lambda name: None
+                        if name == 'mmcv' else 'found')
+    with pytest.raises(
+            ImportError, match='needs mmcv, which cannot be '
+            'imported.*pip install onedl-mmengine onedl-mmcv'):
         stack.check_stack()
 
 
 def test_mixed_stack_says_what_to_remove(monkeypatch):
-    installed = {'onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain',
-                 'mmengine'}
+    installed = {
+        'onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain', 'mmengine'
+    }
     monkeypatch.setattr(stack, 'is_installed', installed.__contains__)
-    with pytest.raises(ImportError, match='onedl-mmengine and mmengine.*pip '
-                       'uninstall -y mmengine onedl-mmengine && pip install'):
+    with pytest.raises(
+            ImportError, match='onedl-mmengine and mmengine.*pip '
+            'uninstall -y mmengine onedl-mmengine && pip install'):
         stack.check_stack()
 
 
@@ -186,12 +191,13 @@ def test_second_run_installs_nothing(verb, stamps, tmp_path):
 
 
 @needs_make
-@pytest.mark.parametrize('demo, config, folder', [
-    ('resnet18', 'us3l_resnet18_demo_digits.py', 'work_dirs/demo '),
-    ('vit', 'us3l_vit_demo_digits.py', 'work_dirs/demo-vit '),
-    ('us3l_resnet18_demo-collapse_digits',
-     'us3l_resnet18_demo-collapse_digits.py',
-     'work_dirs/demo-us3l_resnet18_demo-collapse_digits ')])
+@pytest.mark.parametrize(
+    'demo, config, folder',
+    [('resnet18', 'us3l_resnet18_demo_digits.py', 'work_dirs/demo '),
+     ('vit', 'us3l_vit_demo_digits.py', 'work_dirs/demo-vit '),
+     ('us3l_resnet18_demo-collapse_digits',
+      'us3l_resnet18_demo-collapse_digits.py',
+      'work_dirs/demo-us3l_resnet18_demo-collapse_digits ')])
 def test_each_demo_has_a_folder_of_its_own(demo, config, folder):
     commands = run_make('demo', '--dry-run', f'DEMO={demo}')
     assert (f'tools/train.py configs/us3l/{config} --work-dir {folder}'
@@ -200,8 +206,8 @@ def test_each_demo_has_a_folder_of_its_own(demo, config, folder):
 
 def test_code_passes_the_linter():
     pytest.importorskip('ruff', reason='ruff is not installed')
-    done = subprocess.run(
-        [sys.executable, '-m', 'ruff', 'check', '--no-cache',
-         '--output-format', 'concise', '.'],
-        cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([
+        sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format',
+        'concise', '.'
+    ], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

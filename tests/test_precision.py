@@ -44,9 +44,10 @@ def sgd(named, **kwargs):
 def check_equal(actual, expected, atol=1e-10):
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(actual[name], value, rtol=0, atol=atol,
-                                   msg=lambda text, name=name: f'{name}: '
-                                   f'{text}')
+        torch.testing.assert_close(
+            actual[name], value, rtol=0, atol=atol,
+            msg=lambda text, name=name: f'{name}: '
+            f'{text}')
 
 
 def scaled_wrapper(monkeypatch, named, scale, **kwargs):
@@ -59,8 +60,8 @@ def scaled_wrapper(monkeypatch, named, scale, **kwargs):
                            **kwargs)
 
 
-@pytest.mark.parametrize('kwargs', [
-    {}, dict(clip_grad=dict(max_norm=.1))], ids=['plain', 'clipped'])
+@pytest.mark.parametrize('kwargs', [{}, dict(clip_grad=dict(max_norm=.1))],
+                         ids=['plain', 'clipped'])
 @pytest.mark.parametrize('update_mode', UPDATE_MODES)
 def test_a_loss_scale_changes_nothing(monkeypatch, update_mode, kwargs):
     algorithm, named = algorithm_of(update_mode)
@@ -100,14 +101,14 @@ def test_each_step_is_clipped_with_its_regularisation(update_mode):
     algorithm, named = algorithm_of(update_mode)
     wrapper = sgd(named, clip_grad=dict(max_norm=float(norm) / 3))
     train(algorithm, wrapper, 1)
-    assert len(wrapper.optimizer.steps) == (3 if update_mode == 'sequential'
-                                            else 1)
+    assert len(
+        wrapper.optimizer.steps) == (3 if update_mode == 'sequential' else 1)
     for name, value in free.items():
-        torch.testing.assert_close(wrapper.optimizer.steps[0][name],
-                                   value / 3, rtol=1e-5, atol=1e-12)
+        torch.testing.assert_close(wrapper.optimizer.steps[0][name], value / 3,
+                                   rtol=1e-5, atol=1e-12)
     for step in wrapper.optimizer.steps:
-        assert sum(g.square().sum() for g in step.values()
-                   )**.5 < float(norm) / 3 + 1e-6
+        assert sum(g.square().sum()
+                   for g in step.values())**.5 < float(norm) / 3 + 1e-6
 
 
 @pytest.mark.parametrize('update_mode', ['accumulate', 'joint'])
@@ -126,8 +127,8 @@ def test_batches_add_up_to_one_update(update_mode):
             for subnet in algorithm.plan.subnets:
                 with at_width(algorithm, subnet.width):
                     losses = algorithm.loss(views, subnet, targets)['losses']
-                decay = sum(5e-5 * p.square().sum() for name, p in
-                            named.items()
+                decay = sum(5e-5 * p.square().sum()
+                            for name, p in named.items()
                             if not (subnet.is_base and 'predictor' in name))
                 (sum([*losses.values(), decay]) / len(group)).backward()
         optimizer.step()
@@ -137,8 +138,9 @@ def test_batches_add_up_to_one_update(update_mode):
 
 def test_sequential_steps_do_not_add_up_over_batches():
     algorithm, named = algorithm_of('sequential')
-    with pytest.raises(ValueError, match="step after each pass.*got "
-                       "accumulative_counts=2.*update_mode='accumulate'"):
+    with pytest.raises(
+            ValueError, match="step after each pass.*got "
+            "accumulative_counts=2.*update_mode='accumulate'"):
         train(algorithm, sgd(named, accumulative_counts=2))
 
 
@@ -163,8 +165,9 @@ def test_activation_checkpoints_give_the_same_gradients(update_mode):
 
 
 def test_activation_checkpoints_are_refused_where_widths_are_over():
-    with pytest.raises(ValueError, match="with_cp=True would compute again at "
-                       "the wrong one.*'accumulate'"):
+    with pytest.raises(
+            ValueError, match="with_cp=True would compute again at "
+            "the wrong one.*'accumulate'"):
         algorithm_of('joint', backbone=dict(SMALL, with_cp=True))
 
 
@@ -179,16 +182,18 @@ def test_channels_last_trains_the_same():
                 memory_format=torch.channels_last)))
         states.append(train(algorithm, sgd(named)))
         weight = algorithm.backbone.layer2[0].conv1.weight
-        assert {weight.is_contiguous(memory_format=torch.channels_last),
-                *seen} == {channels_last}
+        assert {
+            weight.is_contiguous(memory_format=torch.channels_last), *seen
+        } == {channels_last}
     check_equal(*states, atol=1e-8)
 
 
 def test_bfloat16_on_a_cpu(tmp_path):
     logs = []
     for kind in ('OptimWrapper', 'us3l_mm.CpuAmpOptimWrapper'):
-        cfg = small_cfg(tmp_path, **{'optim_wrapper.type': kind,
-                                     'optim_wrapper.optimizer.lr': 1e-4})
+        cfg = small_cfg(
+            tmp_path,
+            **{'optim_wrapper.type': kind, 'optim_wrapper.optimizer.lr': 1e-4})
         cfg.custom_hooks[1].widths = WIDTHS
         cfg.train_cfg.max_epochs = 1
         runner = Runner.from_cfg(cfg)
@@ -196,8 +201,8 @@ def test_bfloat16_on_a_cpu(tmp_path):
         model.backbone.layer2.register_forward_hook(
             lambda _, __, out, dtypes=dtypes: dtypes.add(out.dtype))
         model.head.loss_module.register_forward_hook(
-            lambda _, args, out, dtypes=dtypes: dtypes.update(
-                [('loss', args[0].dtype), ('loss', out.dtype)]))
+            lambda _, args, out, dtypes=dtypes: dtypes.update([('loss', args[
+                0].dtype), ('loss', out.dtype)]))
         step = model.train_step
         model.train_step = lambda *a, step=step, losses=losses, **k: (
             losses.append(step(*a, **k)) or losses[-1])

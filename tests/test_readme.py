@@ -20,8 +20,10 @@ def blocks(language):
 def commands():
     """Every command of the README, a list of words each."""
     text = '\n'.join(blocks('shell')).replace('\\\n', ' ')
-    return [shlex.split(line, comments=True) for line in text.splitlines()
-            if line.strip()]
+    return [
+        shlex.split(line, comments=True) for line in text.splitlines()
+        if line.strip()
+    ]
 
 
 def test_the_two_commands_and_every_file_exist():
@@ -39,34 +41,47 @@ def test_the_two_commands_and_every_file_exist():
 def test_commands_and_python_run(tmp_path):
     """All of them in turn, after one epoch of training instead of 60."""
     need_detection()
-    pretraining = ['--cfg-options', 'train_cfg.max_epochs=1',
-                   'default_hooks.checkpoint.interval=1']
-    scenes = [f'data_root={tmp_path}/scenes',
-              *(f'{kind}_dataloader.dataset.scenes.{count}' for kind in
-                ('train', 'val', 'test') for count in
-                ('num_train=8', 'num_val=3'))]
+    pretraining = [
+        '--cfg-options', 'train_cfg.max_epochs=1',
+        'default_hooks.checkpoint.interval=1'
+    ]
+    scenes = [
+        f'data_root={tmp_path}/scenes',
+        *(f'{kind}_dataloader.dataset.scenes.{count}'
+          for kind in ('train', 'val', 'test')
+          for count in ('num_train=8', 'num_val=3'))
+    ]
     ran = []
     for words in commands():
         if words[0] == 'make':
             continue
-        words = [word.replace('work_dirs/demo', str(tmp_path)).replace(
-            'epoch_60', 'epoch_1').replace('iter_200', 'iter_2').replace(
-            'data/digit_scenes', f'{tmp_path}/scenes') for word in words]
+        words = [
+            word.replace('work_dirs/demo',
+                         str(tmp_path)).replace('epoch_60', 'epoch_1').replace(
+                             'iter_200',
+                             'iter_2').replace('data/digit_scenes',
+                                               f'{tmp_path}/scenes')
+            for word in words
+        ]
         assert words[0] == 'python'
         words[0], tool = sys.executable, words[1].split('/')[-1]
         extra = []
         if tool == 'train.py':
             extra = pretraining if 'detection' not in words[2] else [
-                *scenes, 'train_cfg.max_iters=2']
+                *scenes, 'train_cfg.max_iters=2'
+            ]
         elif tool in ('test.py', 'detect_image.py'):
             extra = ['--cfg-options', *scenes]
         done = subprocess.run(words + extra, cwd=ROOT, capture_output=True,
                               text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         ran.append(words[1])
-    assert ran == [f'tools/{name}.py' for name in (
-        'train', 'evaluate_widths', 'slice_checkpoint', 'slice_checkpoint',
-        'train', 'test', 'detect_image', 'get_flops')]
+    assert ran == [
+        f'tools/{name}.py'
+        for name in ('train', 'evaluate_widths', 'slice_checkpoint',
+                     'slice_checkpoint', 'train', 'test', 'detect_image',
+                     'get_flops')
+    ]
     assert list((tmp_path / 'detections').rglob('*.png'))
     assert (tmp_path / 'w050.pth').exists()
     assert (tmp_path / 'small.onnx').exists()
@@ -78,5 +93,4 @@ def test_commands_and_python_run(tmp_path):
          scope)
     assert scope['features'].shape == (4, 64)
     torch.testing.assert_close(
-        scope['narrow'].eval()(images)[-1].mean(dim=(2, 3)),
-        scope['features'])
+        scope['narrow'].eval()(images)[-1].mean(dim=(2, 3)), scope['features'])

@@ -36,8 +36,8 @@ def randomised(net):
     g = torch.Generator().manual_seed(3)
     for p in net.parameters():
         noise = torch.randn(p.shape, generator=g)
-        p.data = (noise * (2 / p[0].numel())**0.5 if p.dim() > 1 else
-                  0.5 + noise.abs())
+        p.data = (noise * (2 / p[0].numel())**0.5 if p.dim() > 1 else 0.5 +
+                  noise.abs())
     return net
 
 
@@ -57,17 +57,22 @@ def backward(outputs):
 @pytest.mark.parametrize('depth', [18, 34, 50, 101])
 def test_keys_and_shapes_are_those_of_the_plain_network(ours, theirs, depth):
     actual, expected = ours(depth, **SMALL), theirs(depth, **SMALL)
-    assert {k: v.shape for k, v in actual.state_dict().items()} == {
-        k: v.shape for k, v in expected.state_dict().items()}
+    assert {k: v.shape
+            for k, v in actual.state_dict().items()
+            } == {k: v.shape
+                  for k, v in expected.state_dict().items()}
     assert list(actual.state_dict()) == list(expected.state_dict())
-    assert ([name for name, _ in actual.named_parameters()]
-            == [name for name, _ in expected.named_parameters()])
+    assert ([name for name, _ in actual.named_parameters()
+             ] == [name for name, _ in expected.named_parameters()])
 
 
 @STEMS
 @pytest.mark.parametrize('options', [
-    dict(depth=18), dict(depth=50), dict(depth=50, zero_init_residual=False),
-    dict(depth=50, avg_down=True)], ids=str)
+    dict(depth=18),
+    dict(depth=50),
+    dict(depth=50, zero_init_residual=False),
+    dict(depth=50, avg_down=True)
+], ids=str)
 def test_initial_weights_are_those_of_the_plain_network(ours, theirs, options):
     states = []
     for kind in (ours, theirs):
@@ -77,10 +82,13 @@ def test_initial_weights_are_those_of_the_plain_network(ours, theirs, options):
         states.append(net.state_dict())
     for key, value in states[1].items():
         equal(states[0][key], value)
-    last = [v for k, v in states[0].items() if k.endswith(
-        'bn3.weight' if options['depth'] == 50 else 'bn2.weight')]
-    assert all((v == 0).all() for v in last) == options.get(
-        'zero_init_residual', True)
+    last = [
+        v for k, v in states[0].items()
+        if k.endswith('bn3.weight' if options['depth'] == 50 else 'bn2.weight')
+    ]
+    assert all(
+        (v == 0).all() for v in last) == options.get('zero_init_residual',
+                                                     True)
 
 
 @STEMS
@@ -107,8 +115,10 @@ def test_full_width_equals_the_plain_network(ours, theirs, depth):
 
 
 def cut(state, shapes):
-    return {key: state[key][tuple(slice(s) for s in value.shape)]
-            for key, value in shapes.items()}
+    return {
+        key: state[key][tuple(slice(s) for s in value.shape)]
+        for key, value in shapes.items()
+    }
 
 
 def give_statistics(net, width, plain):
@@ -134,10 +144,10 @@ def full_size():
 
 @pytest.mark.parametrize('depth, theirs, k', [
     *((18, ResNet, k) for k in range(1, 9)),
-    *((50, ResNet, k) for k in (1, 2, 5, 6, 8)),
-    *((18, ResNet_CIFAR, k) for k in (2, 3, 8))])
-def test_k_eighths_equal_a_narrower_plain_network(full_size, depth, theirs,
-                                                  k):
+    *((50, ResNet, k) for k in (1, 2, 5, 6, 8)), *((18, ResNet_CIFAR, k)
+                                                   for k in (2, 3, 8))
+])
+def test_k_eighths_equal_a_narrower_plain_network(full_size, depth, theirs, k):
     net, x = full_size[depth, theirs], images(16)
     plain = theirs(depth, base_channels=8 * k, stem_channels=8 * k,
                    out_indices=(0, 1, 2, 3))
@@ -168,8 +178,9 @@ WIDTHS = [random.Random(0).uniform(0.1, 1.0) for _ in range(4)] + [0.1, 0.999]
 VARIANTS = [
     (SlimmableResNet, dict(depth=18)),
     (SlimmableResNet, dict(depth=50, deep_stem=True, avg_down=True)),
-    (SlimmableResNet, dict(depth=34, style='caffe', strides=(1, 2, 1, 1),
-                           dilations=(1, 1, 2, 4))),
+    (SlimmableResNet,
+     dict(depth=34, style='caffe', strides=(1, 2, 1, 1),
+          dilations=(1, 1, 2, 4))),
     (SlimmableResNet_CIFAR, dict(depth=50)),
     (SlimmableResNet_CIFAR, dict(depth=18, divisor=4)),
 ]
@@ -178,8 +189,9 @@ VARIANTS = [
 @pytest.mark.parametrize('kind, options', VARIANTS,
                          ids=[str(options) for _, options in VARIANTS])
 def test_any_width_equals_a_network_of_plain_layers(kind, options):
-    net = randomised(all_stages(kind, base_channels=24, stem_channels=32,
-                                width_range=(0.1, 1.0), **options)).train()
+    net = randomised(
+        all_stages(kind, base_channels=24, stem_channels=32,
+                   width_range=(0.1, 1.0), **options)).train()
     x = images(16)
     for width in WIDTHS:
         plain = with_plain_layers(net, width)
@@ -190,8 +202,8 @@ def test_any_width_equals_a_network_of_plain_layers(kind, options):
         expected = plain(x)
         backward(expected)
         equal(actual, expected)
-        assert net.feature_channels(width) == tuple(
-            out.shape[1] for out in actual)
+        assert net.feature_channels(width) == tuple(out.shape[1]
+                                                    for out in actual)
         of_plain = dict(plain.named_parameters())
         for name, p in net.named_parameters():
             inside = tuple(slice(s) for s in of_plain[name].shape)
@@ -201,11 +213,12 @@ def test_any_width_equals_a_network_of_plain_layers(kind, options):
 
 def test_switchable_norms_equal_a_network_of_plain_layers():
     widths = [1.0, 0.75, 0.5]
-    net = all_stages(SlimmableResNet, depth=18, norm_cfg=dict(
-        type='SwitchableBN', widths=widths, eps=1e-3))
+    net = all_stages(
+        SlimmableResNet, depth=18, norm_cfg=dict(type='SwitchableBN',
+                                                 widths=widths, eps=1e-3))
     net.init_weights()
-    assert all((norm.weight == 0).all() for name, module in
-               net.named_modules() if name.endswith('bn2')
+    assert all((norm.weight == 0).all()
+               for name, module in net.named_modules() if name.endswith('bn2')
                for norm in module.norms)
     randomised(net).train()
     for mode in (True, False):
@@ -218,8 +231,10 @@ def test_switchable_norms_equal_a_network_of_plain_layers():
 # Sizes -----------------------------------------------------------------------
 
 # Width: parameters and GMACs of ResNet-50 with a 1000-way linear layer.
-SIZES = {1.0: (25_557_032, 4.089), 0.75: (14_771_992, 2.323),
-         0.5: (6_917_640, 1.052), 0.25: (1_993_976, 0.278)}
+SIZES = {
+    1.0: (25_557_032, 4.089), 0.75: (14_771_992, 2.323), 0.5:
+    (6_917_640, 1.052), 0.25: (1_993_976, 0.278)
+}
 
 
 def test_sizes_of_resnet_50_are_those_of_the_specification():
@@ -236,8 +251,8 @@ def test_sizes_of_resnet_50_are_those_of_the_specification():
         features = net.feature_channels(width)[-1]
         assert features == 2048 * width
         classifier = 1000 * features + 1000
-        assert parameters == classifier + sum(
-            p.numel() for p in plain.parameters())
+        assert parameters == classifier + sum(p.numel()
+                                              for p in plain.parameters())
         active, macs = classifier, 1000 * features
         for layer in net.modules():
             if isinstance(layer, SlimmableConv2d):
@@ -271,13 +286,19 @@ def test_frozen_stages_and_norm_eval_as_in_the_plain_network(ours, theirs):
         plain = all_stages(theirs, depth=18, **options)
         assert net.train() is net
         plain.train()
-        modes = {name: m.training for name, m in plain.named_modules()
-                 if isinstance(m, _BatchNorm)}
+        modes = {
+            name: m.training
+            for name, m in plain.named_modules() if isinstance(m, _BatchNorm)
+        }
         assert False in modes.values()
-        assert {name: m.training for name, m in net.named_modules()
-                if isinstance(m, _BatchNorm)} == modes
-        frozen = {name: p.requires_grad for name, p in
-                  plain.named_parameters()}
+        assert {
+            name: m.training
+            for name, m in net.named_modules() if isinstance(m, _BatchNorm)
+        } == modes
+        frozen = {
+            name: p.requires_grad
+            for name, p in plain.named_parameters()
+        }
         assert {name: p.requires_grad
                 for name, p in net.named_parameters()} == frozen
 
@@ -305,8 +326,8 @@ def test_activation_checkpointing_changes_no_gradient(update_mode):
         torch.manual_seed(2)
         algorithm = US3LAlgorithm(
             SlimmableResNet_CIFAR(18, with_cp=with_cp, **SMALL),
-            neck=dict(hid_channels=16, out_channels=8),
-            update_mode=update_mode)
+            neck=dict(hid_channels=16,
+                      out_channels=8), update_mode=update_mode)
         algorithm.init_weights()
         randomised(algorithm.backbone)
         algorithm.double().train()
@@ -347,14 +368,15 @@ def saved(net, path):
     return str(path)
 
 
-@pytest.mark.parametrize('depth, other', [
-    (18, 34), (34, 18), (50, 101), (101, 50), (18, 50), (50, 18)])
+@pytest.mark.parametrize('depth, other', [(18, 34), (34, 18), (50, 101),
+                                          (101, 50), (18, 50), (50, 18)])
 def test_a_checkpoint_of_another_depth_is_refused(tmp_path, depth, other):
     file = saved(ResNet(other, **SMALL), tmp_path / 'other.pth')
     net = SlimmableResNet(depth, **SMALL)
-    with pytest.raises(ValueError, match=rf'SlimmableResNet\(depth={depth}\)'
-                       r'[\s\S]*Use the checkpoint of a network with the same'
-                       r' depth'):
+    with pytest.raises(
+            ValueError, match=rf'SlimmableResNet\(depth={depth}\)'
+            r'[\s\S]*Use the checkpoint of a network with the same'
+            r' depth'):
         load_checkpoint(net, file, strict=False)
     load_checkpoint(net, saved(ResNet(depth, **SMALL), tmp_path / 'right.pth'),
                     strict=False)
@@ -364,11 +386,12 @@ def test_a_checkpoint_of_other_channels_or_norms_is_refused(tmp_path):
     net = SlimmableResNet(18, **SMALL)
     file = saved(ResNet(18, base_channels=32, stem_channels=32),
                  tmp_path / 'wide.pth')
-    with pytest.raises(ValueError, match=r'0 are missing, \d+ have another '
-                       r'shape.*\n  shape: bn1.bias is \(32,\), needed'):
+    with pytest.raises(
+            ValueError, match=r'0 are missing, \d+ have another '
+            r'shape.*\n  shape: bn1.bias is \(32,\), needed'):
         load_checkpoint(net, file, strict=False)
-    switchable = SlimmableResNet(18, **SMALL, norm_cfg=dict(
-        type='SwitchableBN', widths=[1.0, 0.5]))
+    switchable = SlimmableResNet(
+        18, **SMALL, norm_cfg=dict(type='SwitchableBN', widths=[1.0, 0.5]))
     with pytest.raises(ValueError, match='are missing'):
         load_checkpoint(switchable, saved(net, tmp_path / 'plain.pth'),
                         strict=False)
@@ -384,8 +407,9 @@ def small_algorithm(depth):
 
 def test_a_checkpoint_with_another_prefix_is_refused(tmp_path):
     file = saved(small_algorithm(18), tmp_path / 'algorithm.pth')
-    with pytest.raises(ValueError, match=r'called \(no prefix\)[\s\S]*is its '
-                       r'prefix another one\?'):
+    with pytest.raises(
+            ValueError, match=r'called \(no prefix\)[\s\S]*is its '
+            r'prefix another one\?'):
         load_checkpoint(SlimmableResNet(18, **SMALL), file, strict=False)
     file = saved(ResNet(18, **SMALL), tmp_path / 'plain.pth')
     with pytest.raises(ValueError, match=r'called backbone\.[\s\S]*prefix'):
@@ -413,8 +437,11 @@ def test_pretrained_weights_load_by_init_cfg_and_are_checked(tmp_path):
 
 def test_a_checkpoint_without_a_teacher_is_accepted(tmp_path):
     algorithm = small_algorithm(18)
-    state = {key: value for key, value in algorithm.state_dict().items()
-             if not key.startswith('teacher.')}
+    state = {
+        key: value
+        for key, value in algorithm.state_dict().items()
+        if not key.startswith('teacher.')
+    }
     torch.save(state, tmp_path / 'student.pth')
     other = small_algorithm(18)
     load_checkpoint(other, str(tmp_path / 'student.pth'), strict=False)

@@ -45,8 +45,8 @@ def test_training_has_four_equal_stages(epochs, epoch_length):
         lengths = [stages.count(s) for s in range(4)]
         assert max(lengths) - min(lengths) <= 1
     if epochs % 4 == 0:  # then stages begin with an epoch
-        assert [stages.index(s) / epoch_length for s in range(4)] == [
-            0, epochs / 4, epochs / 2, 3 * epochs / 4]
+        assert [stages.index(s) / epoch_length for s in range(4)
+                ] == [0, epochs / 4, epochs / 2, 3 * epochs / 4]
     for plan in found:
         widths = [subnet.width for subnet in plan.subnets]
         assert widths[0] == 1.0 and widths == sorted(widths, reverse=True)
@@ -63,8 +63,10 @@ def test_no_width_ever_leaves_the_range(num_stages):
     """Not by a rounding error either, which training would refuse."""
     for high in (1.0, 0.9, 0.75, 0.6):
         for low in (i / 100 for i in range(1, round(100 * high) + 1)):
-            lowest = [lowest_width(s, (low, high), num_stages)
-                      for s in range(num_stages)]
+            lowest = [
+                lowest_width(s, (low, high), num_stages)
+                for s in range(num_stages)
+            ]
             assert lowest == sorted(lowest, reverse=True)
             assert lowest[-1] == low
             assert lowest[0] == (high if num_stages > 1 else low)
@@ -92,8 +94,9 @@ def test_the_sandwich_has_each_end_once_and_random_widths_between(
             if grid is not None:
                 assert width / grid == pytest.approx(round(width / grid))
     if grid is not None and num_samples > 2:  # all of the grid, not the ends
-        inside = [k for k in range(1, 1000)
-                  if 0.25 + 1e-6 < k * grid < 1 - 1e-6]
+        inside = [
+            k for k in range(1, 1000) if 0.25 + 1e-6 < k * grid < 1 - 1e-6
+        ]
         assert sorted(seen) == pytest.approx([k * grid for k in inside])
 
 
@@ -117,8 +120,9 @@ def test_a_fixed_list_and_a_single_width():
     single = DynamicSamplerHook(widths=[0.5])
     for i in range(0, 100, 9):
         assert [(s.width, s.name, s.is_base)
-                for s in fixed.plan(i, 100, RANGE).subnets] == [
-            (1.0, 'max', True), (0.5, 'rand', False), (0.25, 'min', False)]
+                for s in fixed.plan(i, 100, RANGE).subnets
+                ] == [(1.0, 'max', True), (0.5, 'rand', False),
+                      (0.25, 'min', False)]
         assert single.plan(i, 100, RANGE) == Plan.of([0.5], progress=i / 100)
 
 
@@ -130,18 +134,19 @@ def test_sandwich_without_dynamic_sampling():
 
 
 def test_names_of_the_passes():
+
     def names(count):
         plan = Plan.of([1 / (i + 1) for i in reversed(range(count))], 2)
         assert plan.stage == 2 and plan.base is plan.subnets[0]
-        assert [s.is_base for s in plan.subnets] == [True] + [False] * (
-            count - 1)
+        assert [s.is_base
+                for s in plan.subnets] == [True] + [False] * (count - 1)
         assert plan.subnets[0].width == 1.0
         return [s.name for s in plan.subnets]
 
-    assert [names(count) for count in (1, 2, 3, 4, 5)] == [
-        ['max'], ['max', 'min'], ['max', 'rand', 'min'],
-        ['max', 'rand0', 'rand1', 'min'],
-        ['max', 'rand0', 'rand1', 'rand2', 'min']]
+    assert [names(count) for count in (1, 2, 3, 4, 5)
+            ] == [['max'], ['max', 'min'], ['max', 'rand', 'min'],
+                  ['max', 'rand0', 'rand1', 'min'],
+                  ['max', 'rand0', 'rand1', 'rand2', 'min']]
     assert Plan() == Plan.of([1.0])
 
 
@@ -172,8 +177,10 @@ def test_another_process_draws_the_same():
     out = subprocess.run([sys.executable, '-c', code, sampling.__file__],
                          env={'PYTHONHASHSEED': '7'}, check=True,
                          capture_output=True, text=True).stdout
-    assert json.loads(out) == [sandwich(0.25, 1.0, 4, 3, i, g)
-                               for i in range(50) for g in (None, 1 / 32)]
+    assert json.loads(out) == [
+        sandwich(0.25, 1.0, 4, 3, i, g) for i in range(50)
+        for g in (None, 1 / 32)
+    ]
 
 
 class Recorder(BaseModel):
@@ -196,19 +203,18 @@ class Recorder(BaseModel):
 
 def run(work_dir, by_epoch, iterations, **kwargs):
     model = Recorder()
-    length = dict(max_epochs=iterations // 7) if by_epoch else dict(
-        max_iters=iterations)
+    length = dict(max_epochs=iterations //
+                  7) if by_epoch else dict(max_iters=iterations)
     runner = Runner(
         model, str(work_dir), train_dataloader=dict(
-            batch_size=2, dataset=list(range(14)), num_workers=0,
-            sampler=dict(type='DefaultSampler' if by_epoch else
-                         'InfiniteSampler', shuffle=True)),
-        train_cfg=dict(by_epoch=by_epoch, **length),
+            batch_size=2, dataset=list(range(14)), num_workers=0, sampler=dict(
+                type='DefaultSampler' if by_epoch else 'InfiniteSampler',
+                shuffle=True)), train_cfg=dict(by_epoch=by_epoch, **length),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
         custom_hooks=[DynamicSamplerHook()], log_level='ERROR',
-        default_hooks=dict(checkpoint=dict(
-            type='CheckpointHook', by_epoch=by_epoch,
-            interval=1 if by_epoch else 7)), **kwargs)
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', by_epoch=by_epoch,
+                            interval=1 if by_epoch else 7)), **kwargs)
     runner.train()
     return model.plans
 
@@ -244,21 +250,23 @@ def test_arguments_that_cannot_work_are_refused(options, message):
         DynamicSamplerHook(**options)
 
 
-@pytest.mark.parametrize('options', [
-    dict(widths=[1.0, 0.2]), dict(width_range=(0.2, 1.0))], ids=str)
+@pytest.mark.parametrize(
+    'options', [dict(widths=[1.0, 0.2]),
+                dict(width_range=(0.2, 1.0))], ids=str)
 def test_a_width_that_the_backbone_lacks_is_refused_before_training(
         tmp_path, options):
     runner = SimpleNamespace(model=Recorder(), max_iters=100)
-    with pytest.raises(ValueError, match=r'0\.2 is outside the range \[0\.25, '
-                       r'1\.0\] of this network'):
+    with pytest.raises(
+            ValueError, match=r'0\.2 is outside the range \[0\.25, '
+            r'1\.0\] of this network'):
         DynamicSamplerHook(**options).before_train(runner)
 
 
 def test_random_widths_of_switchable_norms_are_refused_before_training():
     model = Recorder()
     model.backbone = SlimmableResNet_CIFAR(
-        18, base_channels=16, stem_channels=16, norm_cfg=dict(
-            type='SwitchableBN', widths=[1.0, 0.5, 0.25]))
+        18, base_channels=16, stem_channels=16,
+        norm_cfg=dict(type='SwitchableBN', widths=[1.0, 0.5, 0.25]))
     runner = SimpleNamespace(model=model, max_iters=100)
     with pytest.raises(ValueError, match='has no batch norm of its own'):
         DynamicSamplerHook().before_train(runner)

@@ -32,14 +32,16 @@ WIDTHS = [k / 32 for k in range(8, 33)]
 def written(path, network, **backbone):
     """A checkpoint like MMEngine's, with the config as a text in it."""
     arguments = ', '.join(f'{k}={v!r}' for k, v in backbone.items())
-    torch.save(dict(
-        state_dict={f'backbone.{k}': v
-                    for k, v in network.state_dict().items()},
-        meta=dict(cfg="default_scope = 'mmpretrain'\nmodel = dict(\n"
-                  "    type='us3l_mm.US3LAlgorithm',\n    backbone=dict("
-                  f"type='us3l_mm.{type(network).__name__}', {arguments}),\n"
-                  '    data_preprocessor=dict(mean=[1.0, 2.0, 3.0]))\n')),
-        path)
+    torch.save(
+        dict(
+            state_dict={
+                f'backbone.{k}': v
+                for k, v in network.state_dict().items()
+            }, meta=dict(
+                cfg="default_scope = 'mmpretrain'\nmodel = dict(\n"
+                "    type='us3l_mm.US3LAlgorithm',\n    backbone=dict("
+                f"type='us3l_mm.{type(network).__name__}', {arguments}),\n"
+                '    data_preprocessor=dict(mean=[1.0, 2.0, 3.0]))\n')), path)
     return str(path)
 
 
@@ -60,16 +62,17 @@ def small():
 
 @pytest.fixture(scope='module')
 def checkpoint(small, tmp_path_factory):
-    return written(tmp_path_factory.mktemp('small') / 'full.pth', small,
-                   depth=18, **SMALL)
+    return written(
+        tmp_path_factory.mktemp('small') / 'full.pth', small, depth=18,
+        **SMALL)
 
 
 @pytest.fixture(scope='module')
 def real_size(tmp_path_factory):
     """ResNet-18 as published, whose full width other libraries have."""
     network = prepared(widths=[0.3, 0.5, 1.0])
-    return network, written(tmp_path_factory.mktemp('real') / 'full.pth',
-                            network, depth=18)
+    return network, written(
+        tmp_path_factory.mktemp('real') / 'full.pth', network, depth=18)
 
 
 def maps_at(network, width):
@@ -91,8 +94,8 @@ def run_usage(report, **names):
     return names
 
 
-@pytest.mark.parametrize('width, kind', [
-    (0.5, 'ResNet'), (0.3125, 'us3l_mm.SlimmableResNet')])
+@pytest.mark.parametrize('width, kind', [(0.5, 'ResNet'),
+                                         (0.3125, 'us3l_mm.SlimmableResNet')])
 def test_mmpretrain_loads_it_as_printed(checkpoint, small, tmp_path, width,
                                         kind):
     report = slices(checkpoint, tmp_path / 'w.pth', width)
@@ -103,13 +106,17 @@ def test_mmpretrain_loads_it_as_printed(checkpoint, small, tmp_path, width,
     network.init_weights()
     network.eval()
     expected = maps_at(small, width)[0]
-    torch.testing.assert_close(network(IMAGES)[0], expected, rtol=0,
-                               atol=0 if kind == 'ResNet' else 1e-5)
+    torch.testing.assert_close(
+        network(IMAGES)[0], expected, rtol=0,
+        atol=0 if kind == 'ResNet' else 1e-5)
     assert config['head']['in_channels'] == expected.shape[1]
     # And strictly, without a config.
     weights = torch.load(report.out, weights_only=True)['state_dict']
-    network.load_state_dict({key.removeprefix('backbone.'): value
-                             for key, value in weights.items()}, strict=True)
+    network.load_state_dict(
+        {
+            key.removeprefix('backbone.'): value
+            for key, value in weights.items()
+        }, strict=True)
 
 
 @pytest.mark.parametrize('width', [0.5, 0.3])
@@ -121,13 +128,14 @@ def test_mmdetection_loads_it_as_printed(real_size, tmp_path, width):
     config = run_usage(report)
     with DefaultScope.overwrite_default_scope('mmdet'):
         backbone = ROOT_MODELS.build(config['backbone'])
-    assert ('mmdet' if width == 0.5 else 'us3l_mm') in type(
-        backbone).__module__
+    assert ('mmdet'
+            if width == 0.5 else 'us3l_mm') in type(backbone).__module__
     backbone.init_weights()
     backbone.eval()
     with torch.no_grad():
         maps = backbone(IMAGES)
-    torch.testing.assert_close(maps[-1], maps_at(network, width)[0], rtol=0,
+    torch.testing.assert_close(maps[-1],
+                               maps_at(network, width)[0], rtol=0,
                                atol=0 if width == 0.5 else 1e-5)
     assert config['neck']['in_channels'] == [m.shape[1] for m in maps]
 
@@ -138,14 +146,16 @@ def test_torchvision_loads_the_full_width_as_printed(real_size, tmp_path):
     names = run_usage(report, images=IMAGES)
     torch.testing.assert_close(names['features'], features_at(network, 1.0),
                                rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match='always has 64 channels after its '
-                       r'stem.*width 0.5 has 32 and \[32, 64, 128, 256\]'):
+    with pytest.raises(
+            ValueError, match='always has 64 channels after its '
+            r'stem.*width 0.5 has 32 and \[32, 64, 128, 256\]'):
         slices(checkpoint, tmp_path / 'no.pth', 0.5, format='torchvision')
     assert os.listdir(tmp_path) == ['w.pth']
 
 
-@pytest.mark.parametrize('depth, width, kind', [
-    (18, 1.0, 'ResNet'), (18, 0.3, 'ByobNet'), (50, 0.3125, 'ByobNet')])
+@pytest.mark.parametrize('depth, width, kind', [(18, 1.0, 'ResNet'),
+                                                (18, 0.3, 'ByobNet'),
+                                                (50, 0.3125, 'ByobNet')])
 def test_timm_loads_it_as_printed(real_size, tmp_path, depth, width, kind):
     pytest.importorskip('timm')
     network, checkpoint = real_size
@@ -161,8 +171,9 @@ def test_timm_loads_it_as_printed(real_size, tmp_path, depth, width, kind):
 
 def test_timm_says_what_it_cannot_hold(checkpoint, tmp_path):
     pytest.importorskip('timm')
-    with pytest.raises(ValueError, match='rounds the middle channels .* to '
-                                         'multiples of 8.* has 4'):
+    with pytest.raises(
+            ValueError, match='rounds the middle channels .* to '
+            'multiples of 8.* has 4'):
         slices(checkpoint, tmp_path / 'w.pth', 0.25, format='timm')
 
 
@@ -176,20 +187,21 @@ def test_onnx_computes_the_same_and_is_smaller(real_size, tmp_path):
                         format='onnx')
         sizes[width] = os.path.getsize(report.out)
         names = run_usage(report)
-        assert names['features'].shape == (1, report.meta['feature_channels'
-                                                          ][-1])
+        assert names['features'].shape == (1,
+                                           report.meta['feature_channels'][-1])
         for count in (1, 2):  # any number of images
             maps, features = names['session'].run(
                 None, dict(images=IMAGES[:count].numpy()))
             expected = maps_at(network, width)[0][:count]
             scale = expected.abs().max()
-            torch.testing.assert_close(torch.from_numpy(maps) / scale,
-                                       expected / scale, rtol=0, atol=1e-4)
+            torch.testing.assert_close(
+                torch.from_numpy(maps) / scale, expected / scale, rtol=0,
+                atol=1e-4)
             torch.testing.assert_close(
                 torch.from_numpy(features) / scale,
                 expected.mean(dim=(2, 3)) / scale, rtol=0, atol=1e-4)
-        params = sum(p.numel() for p in
-                     slice_network(network, width).parameters())
+        params = sum(p.numel()
+                     for p in slice_network(network, width).parameters())
         assert sizes[width] == pytest.approx(4 * params, rel=0.03)
         stored = {p.key: p.value for p in onnx.load(report.out).metadata_props}
         assert stored['width'] == str(width)
@@ -215,8 +227,10 @@ def test_the_file_says_what_it_is(checkpoint, tmp_path):
 def test_the_widest_inside_the_budget_is_taken(checkpoint, small, tmp_path,
                                                kind):
     sizes = count_complexity(small, WIDTHS, (32, 32))
-    costs = {w: size.macs if kind == 'flops' else size.params
-             for w, size in sizes.items()}
+    costs = {
+        w: size.macs if kind == 'flops' else size.params
+        for w, size in sizes.items()
+    }
     for width in (0.25, 0.40625):
         # The largest budget that this width is the answer to.
         limit = costs[width + 1 / 32] - 1
@@ -226,18 +240,19 @@ def test_the_widest_inside_the_budget_is_taken(checkpoint, small, tmp_path,
         assert report.choice.next_cost == costs[width + 1 / 32] > limit
         plain = torch.load(report.out, weights_only=True)['state_dict']
         if kind == 'params':
-            assert costs[width] == sum(
-                value.numel() for key, value in plain.items()
-                if key.endswith(('.weight', '.bias')))
-    assert slices(checkpoint, tmp_path / 'w.pth',
-                  Budget(kind, 1e15)).width == 1.0
+            assert costs[width] == sum(value.numel()
+                                       for key, value in plain.items()
+                                       if key.endswith(('.weight', '.bias')))
+    assert slices(checkpoint, tmp_path / 'w.pth', Budget(kind,
+                                                         1e15)).width == 1.0
 
 
 def test_a_latency_is_measured(checkpoint, tmp_path):
     report = slices(checkpoint, tmp_path / 'w.pth', Budget('latency', 60.0))
     assert report.width == 1.0 and 0 < report.choice.cost < 60
-    with pytest.raises(ValueError, match='No width is inside the budget of '
-                       '1us: the smallest, 0.25, takes .*s'):
+    with pytest.raises(
+            ValueError, match='No width is inside the budget of '
+            '1us: the smallest, 0.25, takes .*s'):
         slices(checkpoint, tmp_path / 'no.pth', Budget('latency', 1e-6))
 
 
@@ -259,13 +274,14 @@ def test_widths_to_choose_from():
     assert selectable_widths(SlimmableResNet(18, **SMALL)) == WIDTHS
     narrow = SlimmableResNet(18, width_range=(0.3, 0.4), **SMALL)
     assert selectable_widths(narrow) == [0.3125, 0.34375, 0.375]
-    switchable = SlimmableResNet(18, **SMALL, norm_cfg=dict(
-        type='SwitchableBN', widths=[1.0, 0.5]))
+    switchable = SlimmableResNet(
+        18, **SMALL, norm_cfg=dict(type='SwitchableBN', widths=[1.0, 0.5]))
     assert selectable_widths(switchable) == [0.5, 1.0]
 
 
-@pytest.mark.parametrize('text, value', [
-    ('1G', 1e9), ('250M', 250e6), ('5.5e6', 5.5e6), ('12', 12), ('2k', 2e3)])
+@pytest.mark.parametrize('text, value', [('1G', 1e9), ('250M', 250e6),
+                                         ('5.5e6', 5.5e6), ('12', 12),
+                                         ('2k', 2e3)])
 def test_amounts_are_parsed(text, value):
     assert parse_amount(text) == value
 
@@ -285,8 +301,9 @@ def test_statistics_are_measured_where_there_is_a_config(tmp_path):
     Runner.from_cfg(cfg).train()
     file = str(tmp_path / 'epoch_1.pth')
     cfg.dump(tmp_path / 'config.py')
-    with pytest.raises(ValueError, match='No batch-norm statistics for width '
-                                         '0.5.*--config'):
+    with pytest.raises(
+            ValueError, match='No batch-norm statistics for width '
+            '0.5.*--config'):
         slices(file, tmp_path / 'w.pth', 0.5)
     report = slices(file, tmp_path / 'w.pth', 0.5, num_images=16,
                     config=str(tmp_path / 'config.py'))
@@ -297,8 +314,8 @@ def test_statistics_are_measured_where_there_is_a_config(tmp_path):
     assert weights['backbone.bn1.num_batches_tracked'] == 1
 
 
-def test_a_file_that_differs_is_not_written(checkpoint, tmp_path,
-                                            monkeypatch):
+def test_a_file_that_differs_is_not_written(checkpoint, tmp_path, monkeypatch):
+
     def other_images(content):
         read = torch.load(artifact.io.BytesIO(content), weights_only=True)
         read['state_dict']['backbone.layer1.0.conv1.weight'][0] += 1e-3
@@ -306,13 +323,15 @@ def test_a_file_that_differs_is_not_written(checkpoint, tmp_path,
 
     monkeypatch.setattr('us3l_mm.export.formats.openmmlab.read_back',
                         other_images)
-    with pytest.raises(ValueError, match='differs from the slimmable one at '
-                                         'width 0.5 by .*nothing was written'):
+    with pytest.raises(
+            ValueError, match='differs from the slimmable one at '
+            'width 0.5 by .*nothing was written'):
         slices(checkpoint, tmp_path / 'w.pth', 0.5)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+
     def full(fd):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
@@ -327,8 +346,9 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_written(
     out = tmp_path / 'w.pth'
     with pytest.raises(ValueError, match=r'outside the range \[0.25, 1.0\]'):
         slices(checkpoint, out, 0.2)
-    with pytest.raises(ValueError, match='No width is inside the budget of 1k '
-                       'parameters: the smallest, 0.25, takes '):
+    with pytest.raises(
+            ValueError, match='No width is inside the budget of 1k '
+            'parameters: the smallest, 0.25, takes '):
         slices(checkpoint, out, Budget.parse('params', '1k'))
     with pytest.raises(ValueError, match='A format is one of'):
         slices(checkpoint, out, 0.5, format='caffe')
@@ -390,9 +410,10 @@ def test_the_command(checkpoint, tmp_path, capsys):
     assert 'takes 1' in printed and 'parameters; 0.' in printed
     assert 'init_cfg=dict(' in printed and out in printed
     for arguments, message in [
-            (['--width', '2'], 'slice_checkpoint: A width is a multiplier'),
-            (['--width', 'nan'], 'slice_checkpoint: A width is a multiplier'),
-            (['--flops', '1 apple'], 'slice_checkpoint: A budget is')]:
+        (['--width', '2'], 'slice_checkpoint: A width is a multiplier'),
+        (['--width', 'nan'], 'slice_checkpoint: A width is a multiplier'),
+        (['--flops', '1 apple'], 'slice_checkpoint: A budget is')
+    ]:
         with pytest.raises(SystemExit, match=message):
             tool.main([checkpoint, str(tmp_path / 'no.pth'), *arguments])
     assert os.listdir(tmp_path) == ['w.pth']

@@ -48,15 +48,16 @@ def largest_gap(slimmable, width, plain):
 def test_a_slice_computes_what_its_width_does(depth):
     rng = random.Random(depth)
     widths = EIGHTHS + [rng.uniform(0.25, 1) for _ in range(18)]
-    network = measured(SlimmableResNet(depth, out_indices=(0, 1, 2, 3),
-                                       **SMALL), widths)
+    network = measured(
+        SlimmableResNet(depth, out_indices=(0, 1, 2, 3), **SMALL), widths)
     for width in widths:
         gap = largest_gap(network, width, slice_network(network, width))
         assert gap == 0 if width in EIGHTHS else gap <= 1e-5, (width, gap)
 
 
-@pytest.mark.parametrize('ours, stock', [
-    (SlimmableResNet, ResNet), (SlimmableResNet_CIFAR, ResNet_CIFAR)])
+@pytest.mark.parametrize('ours, stock',
+                         [(SlimmableResNet, ResNet),
+                          (SlimmableResNet_CIFAR, ResNet_CIFAR)])
 def test_eighths_load_strictly_into_the_stock_network(ours, stock):
     network = measured(ours(18), EIGHTHS)
     for width in EIGHTHS:
@@ -95,8 +96,10 @@ def test_a_slice_shares_nothing_and_leaves_the_network_as_it_was():
     before = {k: v.clone() for k, v in network.state_dict().items()}
     plain = slice_network(network, 0.5)
     assert not any(isinstance(m, SlimmableLayer) for m in plain.modules())
-    assert not {p.data_ptr() for p in plain.parameters()} & {
-        p.data_ptr() for p in network.parameters()}
+    assert not {p.data_ptr()
+                for p in plain.parameters()
+                } & {p.data_ptr()
+                     for p in network.parameters()}
     with torch.no_grad():
         for parameter in plain.parameters():
             parameter.zero_()
@@ -106,8 +109,9 @@ def test_a_slice_shares_nothing_and_leaves_the_network_as_it_was():
 
 
 def test_a_switchable_norm_gives_the_slice_its_private_one():
-    network = SlimmableResNet(18, **SMALL, norm_cfg=dict(
-        type='SwitchableBN', widths=[0.25, 0.5, 1.0]))
+    network = SlimmableResNet(
+        18, **SMALL, norm_cfg=dict(type='SwitchableBN',
+                                   widths=[0.25, 0.5, 1.0]))
     for value in network.state_dict().values():
         if value.ndim == 1:
             nn.init.uniform_(value, 0.5, 1.5)
@@ -128,8 +132,9 @@ def test_a_projector_is_sliced_with_its_backbone():
 
 def test_what_cannot_be_sliced_is_refused():
     network = SlimmableResNet(18, **SMALL)
-    with pytest.raises(ValueError, match='No batch-norm statistics for width '
-                                         '0.5; measured are: none'):
+    with pytest.raises(
+            ValueError, match='No batch-norm statistics for width '
+            '0.5; measured are: none'):
         slice_network(network, 0.5)
     with pytest.raises(ValueError, match=r'outside the range \[0.25, 1.0\]'):
         slice_network(network, 0.2)
@@ -138,9 +143,10 @@ def test_what_cannot_be_sliced_is_refused():
         slice_network(plain, 0.5)
 
 
-@pytest.mark.parametrize('base, divisor, width, expected', [
-    (64, 8, 0.5, 32), (64, 8, 0.3, None), (64, 8, 0.28125, None),
-    (32, 8, 0.5, 16), (32, 8, 0.375, None)])
+@pytest.mark.parametrize('base, divisor, width, expected',
+                         [(64, 8, 0.5, 32), (64, 8, 0.3, None),
+                          (64, 8, 0.28125, None), (32, 8, 0.5, 16),
+                          (32, 8, 0.375, None)])
 def test_a_stock_network_is_named_exactly_where_there_is_one(
         base, divisor, width, expected):
     network = SlimmableResNet(18, base_channels=base, stem_channels=base,
@@ -150,9 +156,10 @@ def test_a_stock_network_is_named_exactly_where_there_is_one(
 
 
 def test_a_network_of_three_stages_is_a_stock_resnet_too():
-    network = SlimmableResNet_CIFAR(
-        depth=18, base_channels=16, stem_channels=16, num_stages=3,
-        strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2, ))
+    network = SlimmableResNet_CIFAR(depth=18, base_channels=16,
+                                    stem_channels=16, num_stages=3,
+                                    strides=(1, 2, 2), dilations=(1, 1, 1),
+                                    out_indices=(2, ))
     arguments = plain_arguments(network, 0.5)
     assert arguments['num_stages'] == 3 and arguments['out_indices'] == (2, )
     stock = ResNet_CIFAR(**arguments)

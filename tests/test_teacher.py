@@ -38,8 +38,9 @@ def test_the_teacher_is_an_average_over_whole_parameters():
     for step in range(4):
         with at_width(net, 0.5):  # the student's width is no concern
             teacher.update()
-        expected = [0.9 * e + 0.1 * p
-                    for e, p in zip(expected, net.parameters())]
+        expected = [
+            0.9 * e + 0.1 * p for e, p in zip(expected, net.parameters())
+        ]
         for q, e in zip(teacher.parameters(), expected):
             torch.testing.assert_close(q.data, e.data, rtol=0, atol=1e-12)
         if step == 0:
@@ -78,12 +79,13 @@ def test_targets_of_the_teacher_are_those_of_the_student_at_any_width():
 
 
 @pytest.mark.parametrize('update_mode', ['sequential', 'accumulate'])
-@pytest.mark.parametrize('base_method, distill_from', [
-    ('byol', 'teacher'), ('byol', None), ('simsiam', 'teacher')])
+@pytest.mark.parametrize('base_method, distill_from', [('byol', 'teacher'),
+                                                       ('byol', None),
+                                                       ('simsiam', 'teacher')])
 def test_one_update_an_iteration_before_the_targets_and_at_full_width(
         base_method, distill_from, update_mode):
-    algorithm = naive.small_algorithm(
-        base_method, distill_from=distill_from, update_mode=update_mode)
+    algorithm = naive.small_algorithm(base_method, distill_from=distill_from,
+                                      update_mode=update_mode)
     calls, teacher = [], algorithm.teacher
     update, forward = teacher.update, teacher.forward
 

@@ -21,9 +21,10 @@ class RecordingSGD(torch.optim.SGD):
         self.named, self.steps = named, []
 
     def step(self, closure=None):
-        self.steps.append({name: p.grad.clone()
-                           for name, p in self.named.items()
-                           if p.grad is not None})
+        self.steps.append({
+            name: p.grad.clone()
+            for name, p in self.named.items() if p.grad is not None
+        })
         return super().step(closure)
 
 
@@ -37,13 +38,15 @@ def both(base_method, share_head=False, distill_from='default',
         base_method, teacher_momentum=1 - keep,
         feature_distill=dict(outputs=features) if features else None, **kwargs)
     if base_method == 'moco_v3':  # half a cosine to 1
+
         def keep(progress, start=keep):
             return 1 - (1 - start) * (1 + math.cos(math.pi * progress)) / 2
+
     named = naive.student_parameters(algorithm)
-    trainer = naive.NaiveTrainer(
-        named, base_method, share_head=share_head, distill_from=distill_from,
-        update_mode=update_mode, features=features, keep=keep, lr=0.05,
-        **losses)
+    trainer = naive.NaiveTrainer(named, base_method, share_head=share_head,
+                                 distill_from=distill_from,
+                                 update_mode=update_mode, features=features,
+                                 keep=keep, lr=0.05, **losses)
     return algorithm, RecordingSGD(named, lr=0.05, momentum=0.9), trainer
 
 
@@ -54,8 +57,10 @@ def close(actual, expected, what):
 
 def check_log(log, passes):
     """The logged losses are those of the passes, and add up."""
-    parts = {name: float(v) for name, v in log.items()
-             if name.startswith('loss_')}
+    parts = {
+        name: float(v)
+        for name, v in log.items() if name.startswith('loss_')
+    }
     assert float(log['loss']) == pytest.approx(sum(parts.values()), abs=1e-9)
     names = ['max', *(f'rand{i}' for i in range(len(passes) - 2)), 'min']
     if len(passes) == 3:
@@ -90,8 +95,10 @@ def check_iterations(algorithm, optimizer, trainer, plans=WIDTHS,
         check_log(log, passes)
         grads = [p[-1] for p in passes]
         if trainer.accumulates:
-            grads = [{k: sum(g[k] for g in grads if k in g)
-                      for k in set().union(*grads)}]
+            grads = [{
+                k: sum(g[k] for g in grads if k in g)
+                for k in set().union(*grads)
+            }]
         assert len(optimizer.steps) == len(grads)
         for step, expected in zip(optimizer.steps, grads):
             assert step.keys() == expected.keys()
@@ -102,10 +109,14 @@ def check_iterations(algorithm, optimizer, trainer, plans=WIDTHS,
             close(optimizer.named[name].data, value, name)
         if algorithm.teacher is not None:
             for name, value in trainer.teacher.items():
-                close(algorithm.teacher.get_parameter(name).data, value,
-                      f'teacher.{name}')
-    moved = {k for k, v in initial.items()
-             if (trainer.params[k] - v).abs().max() > 1e-4}
+                close(
+                    algorithm.teacher.get_parameter(name).data, value,
+                    f'teacher.{name}')
+    moved = {
+        k
+        for k, v in initial.items()
+        if (trainer.params[k] - v).abs().max() > 1e-4
+    }
     assert moved == set(trainer.buffers) - still and len(moved) > 60
 
 
@@ -114,8 +125,8 @@ def check_iterations(algorithm, optimizer, trainer, plans=WIDTHS,
 @pytest.mark.parametrize('base_method', BASE_METHODS)
 def test_two_iterations_equal_the_definition(base_method, share_head,
                                              update_mode):
-    check_iterations(*both(base_method, share_head=share_head,
-                           update_mode=update_mode))
+    check_iterations(
+        *both(base_method, share_head=share_head, update_mode=update_mode))
 
 
 @pytest.mark.parametrize('options', [
@@ -124,20 +135,19 @@ def test_two_iterations_equal_the_definition(base_method, share_head,
          update_mode='accumulate'),
     dict(base_method='simsiam_momentum', base_loss='mse',
          distill_loss='info_nce'),
-    dict(base_method='simclr_momentum', base_loss='cosine',
-         distill_loss='mse', share_head=True),
+    dict(base_method='simclr_momentum', base_loss='cosine', distill_loss='mse',
+         share_head=True),
 ], ids=str)
 def test_any_loss_can_be_base_and_distillation_loss(options):
     check_iterations(*both(**options))
 
 
 def test_a_predictor_can_be_added_and_left_out():
-    for base_method, predictor in (
-            ('simclr_momentum', dict(hid_channels=20)),
-            ('byol', dict(type='us3l_mm.Identity'))):
+    for base_method, predictor in (('simclr_momentum', dict(hid_channels=20)),
+                                   ('byol', dict(type='us3l_mm.Identity'))):
         algorithm, optimizer, trainer = both(base_method)
-        algorithm = naive.small_algorithm(
-            base_method, teacher_momentum=0.1, predictor=predictor)
+        algorithm = naive.small_algorithm(base_method, teacher_momentum=0.1,
+                                          predictor=predictor)
         named = naive.student_parameters(algorithm)
         optimizer = RecordingSGD(named, lr=0.05, momentum=0.9)
         trainer.params = {k: v.detach().clone() for k, v in named.items()}

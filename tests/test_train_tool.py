@@ -17,10 +17,12 @@ from mmengine.config import Config
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / ('configs/us3l/'
                  'us3l_resnet18_4xb128-coslr-400e_cifar10-folder.py')
-SMALL = ['model.backbone.base_channels=16', 'model.backbone.stem_channels=16',
-         'model.neck.hid_channels=32', 'model.neck.out_channels=16',
-         'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0',
-         'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1']
+SMALL = [
+    'model.backbone.base_channels=16', 'model.backbone.stem_channels=16',
+    'model.neck.hid_channels=32', 'model.neck.out_channels=16',
+    'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0',
+    'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1'
+]
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(),
                             reason='says what happens without a GPU')
@@ -35,8 +37,8 @@ def keep_environment(monkeypatch):
 @pytest.fixture(scope='module')
 def tool():
     """tools/train.py as a module."""
-    spec = importlib.util.spec_from_file_location(
-        'train_tool', ROOT / 'tools/train.py')
+    spec = importlib.util.spec_from_file_location('train_tool',
+                                                  ROOT / 'tools/train.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -62,9 +64,9 @@ def merged(tool, *argv) -> Config:
 
 
 def run(command, cwd, **env) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(word) for word in command], cwd=cwd, capture_output=True,
-        text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
+    return subprocess.run([str(word) for word in command], cwd=cwd,
+                          capture_output=True, text=True,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
 
 
 def scalars(work_dir: Path) -> list:
@@ -74,9 +76,10 @@ def scalars(work_dir: Path) -> list:
 
 
 def test_three_iterations_into_the_default_work_dir(images, tmp_path):
-    done = run([sys.executable, ROOT / 'tools/train.py', CONFIG,
-                '--cfg-options', *SMALL,
-                f'train_dataloader.dataset.data_root={images}'], tmp_path)
+    done = run([
+        sys.executable, ROOT / 'tools/train.py', CONFIG, '--cfg-options',
+        *SMALL, f'train_dataloader.dataset.data_root={images}'
+    ], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     work_dir = tmp_path / 'work_dirs' / CONFIG.stem
     assert (work_dir / 'epoch_1.pth').is_file()
@@ -90,11 +93,12 @@ def test_three_iterations_into_the_default_work_dir(images, tmp_path):
 @pytest.mark.ddp
 @no_gpu
 def test_dist_train_runs_two_processes_on_cpus(images, tmp_path):
-    done = run(['bash', ROOT / 'tools/dist_train.sh', CONFIG, 2, '--work-dir',
-                tmp_path / 'here', '--cfg-options', *SMALL,
-                'train_dataloader.batch_size=3',
-                f'train_dataloader.dataset.data_root={images}'], tmp_path,
-               PYTHON=sys.executable, PORT='29631')
+    done = run([
+        'bash', ROOT / 'tools/dist_train.sh', CONFIG, 2, '--work-dir',
+        tmp_path / 'here', '--cfg-options', *SMALL,
+        'train_dataloader.batch_size=3',
+        f'train_dataloader.dataset.data_root={images}'
+    ], tmp_path, PYTHON=sys.executable, PORT='29631')
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count('talk through gloo') == 1
     log = scalars(tmp_path / 'here')
@@ -103,11 +107,11 @@ def test_dist_train_runs_two_processes_on_cpus(images, tmp_path):
     assert not (tmp_path / 'work_dirs').exists()
 
 
-@pytest.mark.parametrize('script, wanted', [
-    ('dist_train.sh', 'CONFIG GPUS'),
-    ('dist_test.sh', 'CONFIG CKPT GPUS'),
-    ('slurm_train.sh', 'PARTITION JOB_NAME CONFIG WORK_DIR'),
-    ('slurm_test.sh', 'PARTITION JOB_NAME CONFIG CKPT')])
+@pytest.mark.parametrize(
+    'script, wanted',
+    [('dist_train.sh', 'CONFIG GPUS'), ('dist_test.sh', 'CONFIG CKPT GPUS'),
+     ('slurm_train.sh', 'PARTITION JOB_NAME CONFIG WORK_DIR'),
+     ('slurm_test.sh', 'PARTITION JOB_NAME CONFIG CKPT')])
 def test_launchers_say_what_they_need(script, wanted, tmp_path):
     done = run(['bash', ROOT / 'tools' / script, 'only-one'], tmp_path)
     assert done.returncode == 2 and wanted in done.stderr
@@ -116,17 +120,22 @@ def test_launchers_say_what_they_need(script, wanted, tmp_path):
 def test_slurm_train_hands_everything_to_srun(tmp_path):
     (tmp_path / 'srun').write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / 'srun').chmod(0o755)
-    done = run(['bash', ROOT / 'tools/slurm_train.sh', 'gpus', 'job', 'c.py',
-                'out', '--amp', '--cfg-options', 'a=[1, 2]'], tmp_path,
-               PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='16',
+    done = run([
+        'bash', ROOT / 'tools/slurm_train.sh', 'gpus', 'job', 'c.py', 'out',
+        '--amp', '--cfg-options', 'a=[1, 2]'
+    ], tmp_path, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='16',
                SRUN_ARGS='--exclusive --mem=0')
     words = done.stdout.splitlines()
     assert words[:2] == ['-p', 'gpus']
-    assert {'--ntasks=16', '--gres=gpu:8', '--ntasks-per-node=8',
-            '--cpus-per-task=5', '--exclusive', '--mem=0'} <= {*words}
+    assert {
+        '--ntasks=16', '--gres=gpu:8', '--ntasks-per-node=8',
+        '--cpus-per-task=5', '--exclusive', '--mem=0'
+    } <= {*words}
     start = words.index('c.py')
-    assert words[start:] == ['c.py', '--work-dir', 'out', '--launcher',
-                             'slurm', '--amp', '--cfg-options', 'a=[1, 2]']
+    assert words[start:] == [
+        'c.py', '--work-dir', 'out', '--launcher', 'slurm', '--amp',
+        '--cfg-options', 'a=[1, 2]'
+    ]
 
 
 def test_help_explains_every_flag(tool, capsys):
@@ -143,8 +152,8 @@ def test_help_explains_every_flag(tool, capsys):
 def test_work_dir_of_the_flag_goes_before_that_of_the_config(tool):
     option = ['--cfg-options', 'work_dir=config']
     assert merged(tool, CONFIG, *option).work_dir == 'config'
-    assert merged(tool, CONFIG, '--work-dir', 'flag', *option
-                  ).work_dir == 'flag'
+    assert merged(tool, CONFIG, '--work-dir', 'flag',
+                  *option).work_dir == 'flag'
 
 
 def test_resume_names_a_checkpoint_or_finds_the_last(tool, tmp_path):
@@ -161,13 +170,15 @@ def test_loaders_get_only_what_pytorch_accepts(tool):
     loader = merged(tool, CONFIG).train_dataloader
     assert loader.persistent_workers is True
     assert loader.pin_memory is torch.cuda.is_available()
-    options = ['--cfg-options', 'train_dataloader.num_workers=0',
-               'train_dataloader.persistent_workers=True']
-    assert merged(tool, CONFIG, *options
-                  ).train_dataloader.persistent_workers is False
+    options = [
+        '--cfg-options', 'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=True'
+    ]
+    assert merged(tool, CONFIG,
+                  *options).train_dataloader.persistent_workers is False
     loader = merged(tool, CONFIG, '--no-persistent-workers', '--no-pin-memory',
-                    '--cfg-options', 'train_dataloader.pin_memory=True'
-                    ).train_dataloader
+                    '--cfg-options',
+                    'train_dataloader.pin_memory=True').train_dataloader
     assert not loader.persistent_workers and not loader.pin_memory
 
 
@@ -213,8 +224,10 @@ def test_mixed_precision_without_a_gpu_is_refused(tool):
 
 
 @no_gpu
-@pytest.mark.parametrize('config', ['us3l_resnet18_4xb128-coslr-400e_cifar10',
-                                    'us3l_resnet18_8xb128-coslr-100e_in1k'])
+@pytest.mark.parametrize('config', [
+    'us3l_resnet18_4xb128-coslr-400e_cifar10',
+    'us3l_resnet18_8xb128-coslr-100e_in1k'
+])
 def test_bfloat16_needs_no_gpu(tool, config):
     path = ROOT / f'configs/us3l/{config}.py'
     wrapper = merged(tool, path, '--amp', '--cfg-options',
@@ -231,7 +244,8 @@ def test_amp_keeps_every_other_key(tool, monkeypatch):
     plain, amp = merged(tool, CONFIG), merged(tool, CONFIG, '--amp')
     assert amp.optim_wrapper.to_dict() == {
         **plain.optim_wrapper.to_dict(), 'type': 'AmpOptimWrapper',
-        'loss_scale': 'dynamic'}
+        'loss_scale': 'dynamic'
+    }
     with pytest.raises(SystemExit, match='Other'):
         merged(tool, CONFIG, '--amp', '--cfg-options',
                'optim_wrapper.type=Other')
@@ -270,9 +284,11 @@ def test_a_useless_data_folder_is_refused_before_training(
     (tmp_path / 'few').mkdir()
     cv2.imwrite(str(tmp_path / 'few/1.png'), np.zeros((8, 8, 3), np.uint8))
     monkeypatch.setattr('sys.argv', [
-        'train.py', str(CONFIG), '--work-dir', str(tmp_path / 'out'),
-        '--cfg-options', *SMALL, 'log_level=ERROR',
-        f'train_dataloader.dataset.data_root={tmp_path / folder}'])
+        'train.py',
+        str(CONFIG), '--work-dir',
+        str(tmp_path / 'out'), '--cfg-options', *SMALL, 'log_level=ERROR',
+        f'train_dataloader.dataset.data_root={tmp_path / folder}'
+    ])
     with pytest.raises(error, match=says):
         tool.main()
     assert not [*tmp_path.glob('out/*.pth')]
@@ -283,6 +299,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_executed(
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
 
     class Code:
+
         def __reduce__(self):
             return open, (str(tmp_path / 'executed'), 'w')
 

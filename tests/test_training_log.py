@@ -6,19 +6,26 @@ import pytest
 from mmengine.runner import Runner
 from small_run import small_cfg
 
-ALWAYS = {'loss', 'loss_base', 'loss_reg', 'stage', 'width_max', 'spread_max',
-          'spread_teacher'}
-NARROW = {'loss_distill_rand', 'loss_distill_min', 'width_rand', 'width_min',
-          'spread_rand', 'spread_min'}
+ALWAYS = {
+    'loss', 'loss_base', 'loss_reg', 'stage', 'width_max', 'spread_max',
+    'spread_teacher'
+}
+NARROW = {
+    'loss_distill_rand', 'loss_distill_min', 'width_rand', 'width_min',
+    'spread_rand', 'spread_min'
+}
 
 
 @pytest.fixture(scope='module')
 def log(tmp_path_factory):
     folder = tmp_path_factory.mktemp('run')
-    Runner.from_cfg(small_cfg(folder, visualizer=dict(
-        type='UniversalVisualizer', vis_backends=[
-            dict(type='LocalVisBackend'),
-            dict(type='TensorboardVisBackend')]))).train()
+    Runner.from_cfg(
+        small_cfg(
+            folder, visualizer=dict(
+                type='UniversalVisualizer', vis_backends=[
+                    dict(type='LocalVisBackend'),
+                    dict(type='TensorboardVisBackend')
+                ]))).train()
     scalars, = folder.glob('*/vis_data/scalars.json')
     lines = [json.loads(line) for line in scalars.read_text().splitlines()]
     return folder, lines
@@ -30,8 +37,10 @@ def test_names_stay_the_same_in_every_stage(log):
     for line in lines:
         assert ALWAYS <= line.keys()
         assert (NARROW <= line.keys()) == (line['stage'] > 0)
-        unknown = {key for key in line if key.startswith(
-            ('loss', 'width', 'spread'))} - ALWAYS - NARROW
+        unknown = {
+            key
+            for key in line if key.startswith(('loss', 'width', 'spread'))
+        } - ALWAYS - NARROW
         assert not unknown
 
 

@@ -50,8 +50,9 @@ def test_info_nce_in_half_precision_is_that_of_single_precision():
     with torch.autocast('cpu', torch.bfloat16):
         equal = InfoNCELoss(0.05)(pred.float(), target.float())
     torch.testing.assert_close(loss, equal)
-    torch.testing.assert_close(loss.double(), naive.info_nce(
-        pred.double(), target.double(), 0.05), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        loss.double(), naive.info_nce(pred.double(), target.double(), 0.05),
+        rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('loss, name', [(InfoNCELoss, 'InfoNCE'),
@@ -77,12 +78,14 @@ def test_moco_v3_equals_a_loop_over_pairs(temperature, images):
 
 def test_moco_v3_is_the_loss_of_mmpretrains_head():
     pred, target = pair(dtype=torch.float32)
-    head = MODELS.build(dict(
-        type='mmpretrain.MoCoV3Head', temperature=0.3,
-        predictor=dict(type='us3l_mm.Identity'),
-        loss=dict(type='mmpretrain.CrossEntropyLoss', loss_weight=2 * 0.3)))
-    torch.testing.assert_close(MoCoV3Loss(0.3)(pred, target),
-                               head.loss(pred, target))
+    head = MODELS.build(
+        dict(
+            type='mmpretrain.MoCoV3Head', temperature=0.3,
+            predictor=dict(type='us3l_mm.Identity'),
+            loss=dict(type='mmpretrain.CrossEntropyLoss',
+                      loss_weight=2 * 0.3)))
+    torch.testing.assert_close(
+        MoCoV3Loss(0.3)(pred, target), head.loss(pred, target))
 
 
 def test_moco_v3_in_half_precision_is_that_of_single_precision():
@@ -90,8 +93,9 @@ def test_moco_v3_in_half_precision_is_that_of_single_precision():
     with torch.autocast('cpu', torch.bfloat16):
         loss = MoCoV3Loss(0.05)(pred, target)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss.double(), naive.moco_v3(
-        pred.double(), target.double(), 0.05), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        loss.double(), naive.moco_v3(pred.double(), target.double(), 0.05),
+        rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', naive.LOSSES)
@@ -106,8 +110,10 @@ def test_each_loss_by_name_equals_its_definition(name):
 def test_feature_distillation_averages_maps_and_lifts_narrow_ones():
     distiller = FeatureDistiller([16, 24], loss_weight=3.0).double()
     maps = [torch.randn(2, c, 3, 3, dtype=torch.float64) for c in (8, 16)]
-    targets = [torch.randn(2, c, 3, 3, dtype=torch.float64,
-                           requires_grad=True) for c in (16, 24)]
+    targets = [
+        torch.randn(2, c, 3, 3, dtype=torch.float64, requires_grad=True)
+        for c in (16, 24)
+    ]
     with at_width(distiller, 0.5):
         loss = distiller.loss(maps, targets)
     expected = 0
@@ -142,8 +148,8 @@ def test_a_pass_is_crosswise_over_views(base_method, width, is_base):
     (_, z1), (_, z2) = (trainer.encode(params, v, width) for v in views)
     criterion = trainer.base_loss if is_base else trainer.distill_loss
     expected = 0.5 * (
-        criterion(trainer.head(params, z1, not is_base), targets[1][1])
-        + criterion(trainer.head(params, z2, not is_base), targets[0][1]))
+        criterion(trainer.head(params, z1, not is_base), targets[1][1]) +
+        criterion(trainer.head(params, z2, not is_base), targets[0][1]))
     name = 'loss_base' if is_base else 'loss_distill_min'
     assert list(output['losses']) == [name]
     torch.testing.assert_close(output['losses'][name], expected, rtol=0,
@@ -172,21 +178,22 @@ def test_modules_are_those_of_the_table_of_the_specification(base_method):
     moco = base_method == 'moco_v3'
     out, hidden = 256 if simclr or moco else 2048, 512 if siam else 2048
     assert layers(algorithm.neck) == [(128, 2048), (2048, 2048), (2048, out)]
-    assert norms(algorithm.neck) == [(2048, True)] * 2 + (
-        [(out, False)] if siam or moco else [])
+    assert norms(algorithm.neck) == [(2048, True)] * 2 + ([(out, False)] if
+                                                          siam or moco else [])
     two = [(out, hidden), (hidden, out)]
     assert layers(algorithm.head) == ([] if simclr else two)
     assert layers(algorithm.distill_head) == two
-    assert norms(algorithm.distill_head) == [(hidden, True)] + (
-        [(out, False)] if moco else [])
+    assert norms(algorithm.distill_head) == [
+        (hidden, True)
+    ] + ([(out, False)] if moco else [])
     assert (algorithm.teacher is None) == (base_method == 'simsiam')
 
 
 def test_a_predictor_with_a_type_brings_all_its_arguments():
     algorithm = naive.small_algorithm(distill_predictor=dict(
         type='mmpretrain.NonLinearNeck', in_channels=12, hid_channels=16,
-        out_channels=12, num_layers=3, with_avg_pool=False,
-        norm_cfg=dict(type='BN1d')))
+        out_channels=12, num_layers=3, with_avg_pool=False, norm_cfg=dict(
+            type='BN1d')))
     predictor = algorithm.distill_head.predictor
     assert predictor.fc2.out_features == 12
     assert type(predictor.bn2) is torch.nn.BatchNorm1d  # as it defaults to
@@ -206,26 +213,29 @@ def train_once(algorithm, widths, seed=0):
 
 def test_log_keys_stay_while_widths_change():
     algorithm = naive.small_algorithm('byol', feature_distill=dict())
-    logs = [train_once(algorithm, widths, seed) for seed, widths in enumerate(
-        [[1.0, 0.9, 0.5], [1.0, 0.3, 0.25]])]
+    logs = [
+        train_once(algorithm, widths, seed)
+        for seed, widths in enumerate([[1.0, 0.9, 0.5], [1.0, 0.3, 0.25]])
+    ]
     assert list(logs[0]) == list(logs[1]) == [
         'loss', 'stage', 'width_max', 'loss_base', 'spread_max',
         'spread_teacher', 'width_rand', 'loss_distill_rand',
         'loss_feature_rand', 'spread_rand', 'width_min', 'loss_distill_min',
-        'loss_feature_min', 'spread_min']
+        'loss_feature_min', 'spread_min'
+    ]
     for log in logs:
         assert log['stage'] == 3
-        assert float(log['loss']) == pytest.approx(sum(
-            float(v) for k, v in log.items() if k.startswith('loss_')))
-        assert not any(getattr(v, 'requires_grad', False)
-                       for v in log.values())
+        assert float(log['loss']) == pytest.approx(
+            sum(float(v) for k, v in log.items() if k.startswith('loss_')))
+        assert not any(
+            getattr(v, 'requires_grad', False) for v in log.values())
 
 
 def test_log_keys_without_distillation():
     log = train_once(naive.small_algorithm('byol', distill_from=None),
                      [1.0, 0.5, 0.25])
-    assert [k for k in log if k.startswith('loss')] == [
-        'loss', 'loss_base', 'loss_base_rand', 'loss_base_min']
+    assert [k for k in log if k.startswith('loss')
+            ] == ['loss', 'loss_base', 'loss_base_rand', 'loss_base_min']
 
 
 def test_spread_equals_its_definition_in_numpy():
@@ -251,24 +261,24 @@ def test_spread_tells_collapse_from_directions_all_over():
     (dict(base_loss='triplet'), r"of \['cosine', 'info_nce', 'moco_v3', "
      r"'mse'\] or a config dict, got 'triplet'"),
     (dict(distill_loss='kl'), "or a config dict, got 'kl'"),
-    (dict(update_mode='summed'), r"'accumulate', 'joint'\), got 'summed'"
-     ),
+    (dict(update_mode='summed'), r"'accumulate', 'joint'\), got 'summed'"),
     (dict(distill_from='student'), "'teacher', 'online', None.*got 'student'"),
     (dict(teacher_momentum=0.99), r'share of the student.*got 0\.99; a '
      r"paper's m=0\.99 is 0\.01 here"),
     (dict(teacher_momentum=-0.1), 'share of the student'),
-    (dict(feature_distill={}, distill_from=None),
-     'feature_distill needs a distill_from'),
+    (dict(feature_distill={},
+          distill_from=None), 'feature_distill needs a distill_from'),
     (dict(feature_distill=dict(outputs=[4])), r'has 4 \(.*got \[4\]'),
 ], ids=str)
 def test_arguments_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        MODELS.build(dict(
-            type='us3l_mm.US3LAlgorithm',
-            backbone=dict(type='us3l_mm.SlimmableResNet_CIFAR', depth=18,
-                          base_channels=16, stem_channels=16,
-                          out_indices=(0, 1, 2, 3)),
-            neck=dict(hid_channels=16, out_channels=8), **options))
+        MODELS.build(
+            dict(
+                type='us3l_mm.US3LAlgorithm',
+                backbone=dict(type='us3l_mm.SlimmableResNet_CIFAR', depth=18,
+                              base_channels=16, stem_channels=16,
+                              out_indices=(0, 1, 2, 3)),
+                neck=dict(hid_channels=16, out_channels=8), **options))
 
 
 @pytest.mark.parametrize('views', [1, 3, 'tensor'])
@@ -279,10 +289,12 @@ def test_a_batch_without_two_views_is_refused(views):
     data['inputs'] = view if views == 'tensor' else [view] * views
     got = 1 if views == 'tensor' else views
     before = {k: v.clone() for k, v in algorithm.state_dict().items()}
-    with pytest.raises(ValueError, match=f'two views of each image, got {got}'
-                       r'\. Give the pipeline.*MultiView'):
-        algorithm.train_step(data, OptimWrapper(
-            torch.optim.SGD(algorithm.parameters(), lr=0.1)))
+    with pytest.raises(
+            ValueError, match=f'two views of each image, got {got}'
+            r'\. Give the pipeline.*MultiView'):
+        algorithm.train_step(
+            data, OptimWrapper(torch.optim.SGD(algorithm.parameters(),
+                                               lr=0.1)))
     torch.testing.assert_close(dict(algorithm.state_dict()), before, rtol=0,
                                atol=0)
 
@@ -291,15 +303,17 @@ def test_accumulation_over_batches_is_refused():
     algorithm = naive.small_algorithm()
     wrapper = OptimWrapper(torch.optim.SGD(algorithm.parameters(), lr=0.1),
                            accumulative_counts=2)
-    with pytest.raises(ValueError, match='after each pass of a batch.*; got '
-                       r"accumulative_counts=2\..*update_mode='accumulate'"):
+    with pytest.raises(
+            ValueError, match='after each pass of a batch.*; got '
+            r"accumulative_counts=2\..*update_mode='accumulate'"):
         algorithm.train_step(naive.batch()[0], wrapper)
 
 
 def test_a_loss_without_a_sub_network_is_refused():
     algorithm = naive.small_algorithm()
-    with pytest.raises(RuntimeError, match=r'told the sub-network.*'
-                       r'us3l_mm\.US3LDistributedDataParallel'):
+    with pytest.raises(
+            RuntimeError, match=r'told the sub-network.*'
+            r'us3l_mm\.US3LDistributedDataParallel'):
         algorithm(naive.batch()[1], mode='loss')
     with pytest.raises(RuntimeError, match='Invalid mode "predict"'):
         algorithm(naive.batch()[1], mode='predict')

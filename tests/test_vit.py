@@ -35,8 +35,8 @@ def network(slice, dtype=torch.float32, cls=SlimmableViT, **kwargs):
     net = cls(ARCH, **{**SIZES, **kwargs}).to(dtype)
     generator = torch.Generator().manual_seed(1)
     for parameter in net.parameters():
-        parameter.data.copy_(0.3 * torch.randn(
-            parameter.shape, generator=generator))
+        parameter.data.copy_(0.3 *
+                             torch.randn(parameter.shape, generator=generator))
     return net.eval()
 
 
@@ -83,8 +83,8 @@ def test_named_architectures_are_those_of_the_paper():
                               ('base', 768, 12), ('deit-tiny', 192, 3)):
         with torch.device('meta'):
             net = SlimmableViT(name)
-        assert (net.embed_dims, net.num_heads, len(net.layers)) == (
-            dims, heads, 12)
+        assert (net.embed_dims, net.num_heads, len(net.layers)) == (dims,
+                                                                    heads, 12)
         assert net.layers[0].ffn.layers[1].in_features == 4 * dims
     assert VisionTransformer.arch_zoo == before
 
@@ -103,8 +103,7 @@ def test_a_width_is_its_definition_its_slice_and_a_narrow_network(slice):
                                        atol=1e-10)
             ours = output(net)
         sliced = slice_network(net, width)
-        assert not any(isinstance(m, SlimmableLayer)
-                       for m in sliced.modules())
+        assert not any(isinstance(m, SlimmableLayer) for m in sliced.modules())
         assert torch.equal(output(sliced), ours)
         narrow = network(slice, torch.float64, width=width)
         narrow.load_state_dict(params)  # cuts
@@ -125,8 +124,8 @@ def test_an_embed_slice_is_a_plain_narrower_transformer(out_type):
                                   **SIZES)
         stock.load_state_dict(sliced.state_dict(), strict=True)
         with at_width(net, width):
-            torch.testing.assert_close(output(stock), output(net),
-                                       rtol=0, atol=1e-6)
+            torch.testing.assert_close(output(stock), output(net), rtol=0,
+                                       atol=1e-6)
         assert sliced.num_heads == naive_vit.whole_heads(4, width)
 
 
@@ -153,8 +152,9 @@ def test_what_is_dead_changes_neither_results_nor_gradients():
             with at_width(net, width):
                 y = net(images)[-1]
                 (y * y.cos()).sum().backward()
-            results.append((y.detach(), {n: p.grad for n, p in
-                                         net.named_parameters()}))
+            results.append(
+                (y.detach(), {n: p.grad
+                              for n, p in net.named_parameters()}))
         torch.testing.assert_close(*results, rtol=0, atol=1e-12)
         dead = results[1][1]['layers.0.ffn.layers.0.0.weight']
         c = net.layers[0].ffn.layers[1].active(width)[0]
@@ -165,9 +165,10 @@ def test_what_is_dead_changes_neither_results_nor_gradients():
 
 
 def algorithm_of(slice, base_method='byol', **kwargs):
-    return naive.small_algorithm(base_method, backbone=dict(
-        type='us3l_mm.SlimmableViT', arch=ARCH, slice=slice, img_size=12,
-        patch_size=4), teacher_momentum=0.1, **kwargs)
+    return naive.small_algorithm(
+        base_method, backbone=dict(type='us3l_mm.SlimmableViT', arch=ARCH,
+                                   slice=slice, img_size=12, patch_size=4),
+        teacher_momentum=0.1, **kwargs)
 
 
 def check_iterations(slice, base_method='byol', features=None, reg=None,
@@ -177,12 +178,12 @@ def check_iterations(slice, base_method='byol', features=None, reg=None,
         slice, base_method, update_mode=mode,
         feature_distill=dict(outputs=features) if features else None)
     named = naive.student_parameters(algorithm)
-    trainer = naive_vit.NaiveViTTrainer(
-        named, base_method, slice=slice, update_mode=mode, keep=0.9, lr=0.05,
-        features=features, reg=reg)
+    trainer = naive_vit.NaiveViTTrainer(named, base_method, slice=slice,
+                                        update_mode=mode, keep=0.9, lr=0.05,
+                                        features=features, reg=reg)
     if reg is not None:
-        algorithm.regulariser = GroupRegulariser(
-            named.items(), LAM, 0.1, group_dims=VIT)
+        algorithm.regulariser = GroupRegulariser(named.items(), LAM, 0.1,
+                                                 group_dims=VIT)
         algorithm.regulariser.set_ramp(1.0)
     optimizer = RecordingSGD(named, lr=0.05, momentum=0.9)
     for seed, widths in enumerate([[1.0, 0.6, 0.25], [1.0, 0.83, 0.4]]):
@@ -195,8 +196,10 @@ def check_iterations(slice, base_method='byol', features=None, reg=None,
             check_log(log, passes)
         grads = [p[-1] for p in passes]
         if trainer.accumulates:
-            grads = [{k: sum(g[k] for g in grads if k in g)
-                      for k in set().union(*grads)}]
+            grads = [{
+                k: sum(g[k] for g in grads if k in g)
+                for k in set().union(*grads)
+            }]
         for step, expected in zip(optimizer.steps, grads, strict=True):
             assert step.keys() == expected.keys()
             for name, value in expected.items():
@@ -208,9 +211,10 @@ def check_iterations(slice, base_method='byol', features=None, reg=None,
 
 
 @pytest.mark.parametrize('slice', SLICES)
-@pytest.mark.parametrize('base_method, mode', [
-    ('byol', 'sequential'), ('simclr_momentum', 'accumulate'),
-    ('moco_v3', 'sequential')])
+@pytest.mark.parametrize('base_method, mode',
+                         [('byol', 'sequential'),
+                          ('simclr_momentum', 'accumulate'),
+                          ('moco_v3', 'sequential')])
 def test_training_equals_the_definition(slice, base_method, mode):
     check_iterations(slice, base_method, mode=mode)
 
@@ -222,16 +226,16 @@ def test_features_are_distilled_at_the_widths_of_their_heads():
 
 @pytest.mark.parametrize('slice', SLICES)
 def test_groups_are_input_features(slice):
-    check_iterations(slice, reg=lambda params, is_base: naive_reg(
-        params, is_base, LAM, 0.1, group_dims=VIT))
+    check_iterations(
+        slice, reg=lambda params, is_base: naive_reg(params, is_base, LAM, 0.1,
+                                                     group_dims=VIT))
 
 
 def test_whole_features_meet_a_whole_projector():
     backbone = dict(type='us3l_mm.SlimmableViT', arch=ARCH, **SIZES)
     for slice, expected in (('input', 32), ('embed', 16)):
-        algorithm = US3LAlgorithm(
-            dict(backbone, slice=slice), neck=dict(hid_channels=8,
-                                                   out_channels=8))
+        algorithm = US3LAlgorithm(dict(backbone, slice=slice),
+                                  neck=dict(hid_channels=8, out_channels=8))
         assert algorithm.neck.fc0.active(0.5)[0] == expected
 
 
@@ -246,8 +250,8 @@ def test_bfloat16_trains_close_to_single_precision(slice):
         with at_width(net, 0.6), torch.autocast('cpu', torch.bfloat16,
                                                 enabled=autocast):
             net(IMAGES)[-1].float().square().mean().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in
-                                    net.parameters()]))
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in net.parameters()]))
     assert (gradients[0] - gradients[1]).norm() < 0.05 * gradients[0].norm()
 
 
@@ -293,12 +297,16 @@ def test_fixed_positions_and_a_frozen_patch_embedding():
     net.init_weights()
     assert torch.equal(net.pos_embed, before) and before[0, 0].eq(0).all()
     frozen = {n for n, p in net.named_parameters() if not p.requires_grad}
-    assert frozen == {'pos_embed', 'patch_embed.projection.weight',
-                      'patch_embed.projection.bias'}
+    assert frozen == {
+        'pos_embed', 'patch_embed.projection.weight',
+        'patch_embed.projection.bias'
+    }
     narrow = SlimmableViT(ARCH, positions='sincos', frozen_patch_embed=True,
                           slice='embed', width=0.5, **SIZES)
-    assert frozen == {n for n, p in narrow.named_parameters()
-                      if not p.requires_grad}
+    assert frozen == {
+        n
+        for n, p in narrow.named_parameters() if not p.requires_grad
+    }
     # Glorot: sqrt(6 / (fan in + fan out)), query, key and value apart.
     qkv = net.layers[0].attn.qkv
     for weight, fans in ((qkv.weight, 32 + 32),
@@ -318,8 +326,9 @@ def test_leading_heads_know_all_fixed_positions():
         assert distances.min() > 0.05
     # The same values as MMPretrain's, in another order.
     usual = SlimmableViT(ARCH, positions='sincos', **SIZES)
-    assert torch.equal(net.pos_embed.sort(-1).values,
-                       usual.pos_embed.sort(-1).values)
+    assert torch.equal(
+        net.pos_embed.sort(-1).values,
+        usual.pos_embed.sort(-1).values)
 
 
 def test_positions_of_another_image_size_are_resized_on_load():
@@ -332,9 +341,8 @@ def test_positions_of_another_image_size_are_resized_on_load():
                                   patch_size=4)
         stock.load_state_dict(sliced.state_dict())
         assert other.pos_embed.shape == (1, 145, other.embed_dims)
-        torch.testing.assert_close(
-            output(other, images), output(stock, images), rtol=0,
-            atol=1e-6)
+        torch.testing.assert_close(output(other, images),
+                                   output(stock, images), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize('slice', SLICES)
@@ -344,8 +352,8 @@ def test_weights_of_another_network_are_an_error(slice):
         network(slice, width=0.5).load_state_dict(narrow.state_dict())
     deeper = dict(ARCH, num_layers=5)
     with pytest.raises(ValueError, match=r'SlimmableViT\(depth=5.*12 are mis'):
-        SlimmableViT(deeper, slice=slice, **SIZES).load_state_dict(
-            network(slice).state_dict())
+        SlimmableViT(deeper, slice=slice,
+                     **SIZES).load_state_dict(network(slice).state_dict())
 
 
 @pytest.mark.parametrize('kwargs, message', [

@@ -35,8 +35,8 @@ def network(**kwargs):
     net = SlimmableViT(**{**BACKBONE, **kwargs})
     generator = torch.Generator().manual_seed(1)
     for parameter in net.parameters():
-        parameter.data.copy_(0.3 * torch.randn(
-            parameter.shape, generator=generator))
+        parameter.data.copy_(0.3 *
+                             torch.randn(parameter.shape, generator=generator))
     return net.eval()
 
 
@@ -49,16 +49,18 @@ def features_at(net, width):
 def saved(request, tmp_path_factory):
     """A network and its checkpoint."""
     net = network(slice=request.param)
-    return net, written(tmp_path_factory.mktemp(request.param) / 'full.pth',
-                        net, **BACKBONE, slice=request.param)
+    return net, written(
+        tmp_path_factory.mktemp(request.param) / 'full.pth', net, **BACKBONE,
+        slice=request.param)
 
 
 # Sizes -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('slice', SLICES)
-@pytest.mark.parametrize('arch, sizes', [
-    ('tiny', SIZES), (ARCH, SIZES), ('small', dict(img_size=64))], ids=str)
+@pytest.mark.parametrize('arch, sizes', [('tiny', SIZES), (ARCH, SIZES),
+                                         ('small', dict(img_size=64))],
+                         ids=str)
 def test_sizes_equal_a_formula(slice, arch, sizes):
     """The products of the attention, which runs fused, included."""
     net = SlimmableViT(arch, slice=slice, **sizes)
@@ -66,9 +68,11 @@ def test_sizes_equal_a_formula(slice, arch, sizes):
     tokens = 1 + (sizes['img_size'] // pixels)**2
     counted = count_complexity(net, WIDTHS, (sizes['img_size'], ) * 2)
     for width, size in counted.items():
+
         def expected(dead, width=width):
             return naive_vit.count(net.arch_settings, width, slice, tokens,
                                    3 * pixels**2, dead)
+
         assert (size.params, size.macs) == expected(dead=False)
         if slice == 'embed':
             assert size.reference is None
@@ -98,8 +102,8 @@ def test_counting_leaves_the_network_as_it_was():
 @pytest.mark.parametrize('format', ['mmpretrain', 'mmdet', 'timm', 'onnx'])
 def test_every_format_computes_what_the_width_does(saved, format, tmp_path):
     """Each is read back, run, and compared before it is written."""
-    for module in dict(timm=['timm'], onnx=['onnx', 'onnxruntime']).get(
-            format, []):
+    for module in dict(timm=['timm'], onnx=['onnx',
+                                            'onnxruntime']).get(format, []):
         pytest.importorskip(module, reason=f'--format {format} needs {module}')
     net, checkpoint = saved
     sizes = []
@@ -132,8 +136,8 @@ def test_onnx_takes_any_number_of_images(saved, tmp_path):
     for images in (IMAGES[:1], torch.cat([IMAGES] * 3)):
         features, = session.run(['features'], {'images': images.numpy()})
         torch.testing.assert_close(
-            torch.from_numpy(features)[:1], features_at(net, 0.5)[:1],
-            rtol=0, atol=1e-5)
+            torch.from_numpy(features)[:1],
+            features_at(net, 0.5)[:1], rtol=0, atol=1e-5)
 
 
 def test_an_input_slice_fits_the_stock_class_with_zeros():
@@ -143,9 +147,8 @@ def test_an_input_slice_fits_the_stock_class_with_zeros():
         stock.load_state_dict(zero_filled(net, width), strict=True)
         stock.eval()
         with torch.no_grad():
-            torch.testing.assert_close(stock(IMAGES)[-1],
-                                       features_at(net, width), rtol=0,
-                                       atol=1e-6)
+            torch.testing.assert_close(
+                stock(IMAGES)[-1], features_at(net, width), rtol=0, atol=1e-6)
         assert (plain_arguments(net, width) is None) == (width < 1)
 
 
@@ -153,12 +156,13 @@ def test_dead_rows_are_gone_from_a_slice():
     """Widths of 12 of 32 features: one head and a half of four."""
     net = network(slice='input')
     state = slice_network(net, 0.375).layers[0].state_dict()
-    assert {name: tuple(value.shape) for name, value in state.items()
-            if value.ndim == 2} == {
-                'attn.qkv.weight': (16 + 16 + 12, 12),
-                'attn.proj.weight': (32, 12),
-                'ffn.layers.0.0.weight': (36, 12),
-                'ffn.layers.1.weight': (32, 36)}
+    assert {
+        name: tuple(value.shape)
+        for name, value in state.items() if value.ndim == 2
+    } == {
+        'attn.qkv.weight': (16 + 16 + 12, 12), 'attn.proj.weight': (32, 12),
+        'ffn.layers.0.0.weight': (36, 12), 'ffn.layers.1.weight': (32, 36)
+    }
 
 
 def test_what_a_library_cannot_hold_is_refused(saved, tmp_path):
@@ -166,8 +170,9 @@ def test_what_a_library_cannot_hold_is_refused(saved, tmp_path):
     with pytest.raises(ValueError, match='torchvision cannot hold a ViT'):
         slice_checkpoint(checkpoint, str(tmp_path / 'x'), 0.5, 'torchvision')
     pytest.importorskip('timm', reason='--format timm needs timm')
-    with pytest.raises(ValueError, match='images of 32 x 32 pixels.*Leave '
-                                         '--input-size out'):
+    with pytest.raises(
+            ValueError, match='images of 32 x 32 pixels.*Leave '
+            '--input-size out'):
         slice_checkpoint(checkpoint, str(tmp_path / 'x'), 0.5, 'timm',
                          input_size=48)
 
@@ -204,15 +209,17 @@ def test_widths_are_evaluated_without_calibration(slice, tmp_path, capsys):
     torch.save(dict(state_dict=algorithm.state_dict(), meta={}),
                tmp_path / 'tiny.pth')
     evaluate_widths.main([
-        str(tmp_path / 'tiny.py'), str(tmp_path / 'tiny.pth'), '--out',
+        str(tmp_path / 'tiny.py'),
+        str(tmp_path / 'tiny.pth'), '--out',
         str(tmp_path), '--device', 'cpu', '--knn', '--linear', '--latency',
-        '--k', '3', '--widths', '1.0', '0.5'])
+        '--k', '3', '--widths', '1.0', '0.5'
+    ])
     said = capsys.readouterr().out
     assert 'There are no batch norms to calibrate.' in said
     assert ('reference' in said) == (slice == 'input')
     rows = json.loads((tmp_path / 'widths.json').read_text())['rows']
-    assert [row['channels'] for row in rows] == [
-        32, 32 if slice == 'input' else 16]
+    assert [row['channels']
+            for row in rows] == [32, 32 if slice == 'input' else 16]
     for row in rows:
         assert row['knn'] >= 0 and row['linear'] >= 0
         assert row['reference_gmacs'] >= row['gmacs']
@@ -224,22 +231,22 @@ def test_widths_are_evaluated_without_calibration(slice, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('width', [0.5, 1.0])
-def test_a_linear_classifier_reads_the_token_of_its_width(saved, width,
-                                                          tmp_path):
+def test_a_linear_classifier_reads_the_token_of_its_width(
+        saved, width, tmp_path):
     net, checkpoint = saved
-    cfg = Config.fromfile(
-        ROOT / 'configs/us3l/benchmarks/'
-        'linear-w050_vit-tiny_4xb256-coslr-90e_cifar10.py')
-    cfg.model.backbone.update(
-        **BACKBONE, slice=net.slice, width=width, frozen_stages=4)
+    cfg = Config.fromfile(ROOT / 'configs/us3l/benchmarks/'
+                          'linear-w050_vit-tiny_4xb256-coslr-90e_cifar10.py')
+    cfg.model.backbone.update(**BACKBONE, slice=net.slice, width=width,
+                              frozen_stages=4)
     cfg.model.backbone.init_cfg.checkpoint = checkpoint
     init_default_scope('mmpretrain')
     model = MODELS.build(cfg.model)
     model.init_weights()
     assert model.head.in_channels == net.feature_channels(width)[-1]
-    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
-        'head.fc.weight', 'head.fc.bias'}
+    assert {n
+            for n, p in model.named_parameters()
+            if p.requires_grad} == {'head.fc.weight', 'head.fc.bias'}
     model.eval()
     with torch.no_grad():
-        torch.testing.assert_close(
-            model(IMAGES), model.head.fc(features_at(net, width)))
+        torch.testing.assert_close(model(IMAGES),
+                                   model.head.fc(features_at(net, width)))

@@ -38,8 +38,10 @@ def test_make_divisible_rounds_like_its_definition(divisor, min_value):
 
 def test_make_divisible_of_known_values():
     # Half goes up; 18 would lose 11 % at 16, 35.9 would lose 10.9 % at 32.
-    known = {4: 8, 8: 8, 12: 16, 17.7: 16, 18: 24, 20: 24, 35.4: 32, 35.9: 40,
-             44: 48, 99: 96, 100: 104, 2047: 2048}
+    known = {
+        4: 8, 8: 8, 12: 16, 17.7: 16, 18: 24, 20: 24, 35.4: 32, 35.9: 40, 44:
+        48, 99: 96, 100: 104, 2047: 2048
+    }
     assert {v: make_divisible(v) for v in known} == known
 
 
@@ -49,8 +51,8 @@ def test_active_channels_are_whole_groups_and_grow_with_the_width(
         channels, ratio):
     channels *= ratio
     draw = random.Random(channels)
-    widths = sorted([i / 512 for i in range(1, 513)]
-                    + [1 - draw.random() for _ in range(300)])
+    widths = sorted([i / 512 for i in range(1, 513)] +
+                    [1 - draw.random() for _ in range(300)])
     active = [active_channels(channels, w, ratio=ratio) for w in widths]
     assert active == sorted(active)
     assert active[-1] == channels
@@ -89,8 +91,8 @@ class Outer(nn.Module):
                 self.inner[1].active_out)
 
 
-FULL, HALF, QUARTER = ((16, 32, 32, 32, 64), (8, 16, 16, 16, 32),
-                       (8, 8, 8, 8, 16))
+FULL, HALF, QUARTER = ((16, 32, 32, 32, 64), (8, 16, 16, 16, 32), (8, 8, 8, 8,
+                                                                   16))
 
 
 def test_at_width_sets_nests_and_restores():
@@ -144,8 +146,9 @@ def small_algorithm(**kwargs):
 
 def test_narrowing_an_algorithm_never_reaches_its_teacher():
     algorithm = small_algorithm()
-    of_teacher = [m for m in algorithm.teacher.modules()
-                  if hasattr(m, 'on_width')]
+    of_teacher = [
+        m for m in algorithm.teacher.modules() if hasattr(m, 'on_width')
+    ]
     of_student = list(slimmable_layers(algorithm))
     assert isinstance(algorithm.teacher, Teacher) and len(of_teacher) > 40
     assert not set(map(id, of_teacher)) & set(map(id, of_student))
@@ -202,11 +205,12 @@ def test_a_width_refused_by_one_layer_changes_no_other():
         assert net(x)[-1].shape == (2, 128, 1, 1)
 
 
-@pytest.mark.parametrize('pair, message', [
-    ((0.0, 1.0), r'\(0, 1\], got 0\.0'), ((0.5, 0.25), 'lowest, highest'),
-    (0.5, 'a pair'), ((0.25, 0.5, 1.0), 'a pair')], ids=str)
-def test_a_bad_width_range_is_refused_when_the_network_is_built(
-        pair, message):
+@pytest.mark.parametrize('pair, message', [((0.0, 1.0), r'\(0, 1\], got 0\.0'),
+                                           ((0.5, 0.25), 'lowest, highest'),
+                                           (0.5, 'a pair'),
+                                           ((0.25, 0.5, 1.0), 'a pair')],
+                         ids=str)
+def test_a_bad_width_range_is_refused_when_the_network_is_built(pair, message):
     with pytest.raises(ValueError, match=message):
         SlimmableResNet_CIFAR(18, base_channels=16, stem_channels=16,
                               width_range=pair)

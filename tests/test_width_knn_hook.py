@@ -20,25 +20,27 @@ NAMES = ['knn/top1_w1.00', 'knn/top1_w0.50', 'knn/top1_w0.3125']
 
 def labelled(split, num_images):
     return dict(
-        batch_size=7, num_workers=0,
-        sampler=dict(type='DefaultSampler', shuffle=False),
-        collate_fn=dict(type='default_collate'),
-        dataset=dict(type='us3l_mm.RenderedDigits', split=split,
-                     num_images=num_images, pipeline=[
-                         dict(type='Resize', scale=(16, 16)),
-                         dict(type='PackInputs')]))
+        batch_size=7, num_workers=0, sampler=dict(type='DefaultSampler',
+                                                  shuffle=False),
+        collate_fn=dict(type='default_collate'), dataset=dict(
+            type='us3l_mm.RenderedDigits', split=split, num_images=num_images,
+            pipeline=[
+                dict(type='Resize', scale=(16, 16)),
+                dict(type='PackInputs')
+            ]))
 
 
 def hook_cfg(**arguments):
-    return {**dict(type='us3l_mm.WidthKNNHook',
-                   bank_dataloader=labelled('train', 30),
-                   query_dataloader=labelled('test', 20), widths=WIDTHS, k=5),
-            **arguments}
+    cfg = dict(type='us3l_mm.WidthKNNHook', widths=WIDTHS, k=5)
+    cfg['bank_dataloader'] = labelled('train', 30)
+    cfg['query_dataloader'] = labelled('test', 20)
+    return {**cfg, **arguments}
 
 
 def run(work_dir, hook=None, **changes):
-    cfg = small_cfg(work_dir, **{
-        'train_cfg.max_epochs': 3, 'randomness.seed': 3, **changes})
+    cfg = small_cfg(
+        work_dir,
+        **{'train_cfg.max_epochs': 3, 'randomness.seed': 3, **changes})
     # Augmentation out of the global random states, so that a hook which
     # disturbed them would be seen.
     cfg.train_dataloader.dataset.pipeline.pop(0)
@@ -64,8 +66,8 @@ def test_training_is_bit_identical_with_and_without_it(tmp_path):
     changes = {'model.backbone.drop_path_rate': 0.5}
     hook = hook_cfg()
     for loader in (hook['bank_dataloader'], hook['query_dataloader']):
-        loader['dataset']['pipeline'].insert(
-            0, dict(type='RandomFlip', prob=0.5))
+        loader['dataset']['pipeline'].insert(0,
+                                             dict(type='RandomFlip', prob=0.5))
     ours, theirs = (parameters(run(tmp_path, chosen, **changes))
                     for chosen in (hook, None))
     assert ours.keys() == theirs.keys()
@@ -77,8 +79,10 @@ def test_every_width_is_reported_under_its_name(watched):
     folder, runner = watched
     for name in NAMES:
         assert len(runner.message_hub.get_scalar(name).data[0]) == 3
-    scalars = [json.loads(line) for path in folder.rglob('scalars.json')
-               for line in path.read_text().splitlines()]
+    scalars = [
+        json.loads(line) for path in folder.rglob('scalars.json')
+        for line in path.read_text().splitlines()
+    ]
     rows = [row for row in scalars if NAMES[0] in row]
     assert [row['step'] for row in rows] == [3, 6, 9]
     assert all(0 <= row[name] <= 100 for row in rows for name in NAMES)
@@ -87,18 +91,17 @@ def test_every_width_is_reported_under_its_name(watched):
 def test_reported_is_the_accuracy_of_the_weights_at_that_time(watched):
     runner = watched[1]
     algorithm = runner.model
-    bank, queries = (build_loader(labelled(*which)) for which in
-                     (('train', 30), ('test', 20)))
+    bank, queries = (build_loader(labelled(*which))
+                     for which in (('train', 30), ('test', 20)))
     preprocessor = algorithm.data_preprocessor
     for norm in algorithm.modules():
         if hasattr(norm, 'clear_statistics'):
             norm.clear_statistics()
     calibrate(algorithm.backbone, image_batches(shuffled(bank), preprocessor),
               WIDTHS)
-    (train, train_labels), (test, test_labels) = (
-        extract_features(algorithm.backbone,
-                         labelled_batches(loader, preprocessor), WIDTHS)
-        for loader in (bank, queries))
+    (train, train_labels), (test, test_labels) = (extract_features(
+        algorithm.backbone, labelled_batches(loader, preprocessor),
+        WIDTHS) for loader in (bank, queries))
     for width, name in zip(WIDTHS, NAMES):
         assert runner.message_hub.get_scalar(name).current() == knn_accuracy(
             train[width], train_labels, test[width], test_labels, k=5)
@@ -114,13 +117,16 @@ def test_the_checkpoint_of_the_same_epoch_has_the_statistics(watched):
 
 
 def test_reports_by_iteration_and_at_the_end(tmp_path):
-    runner = run(tmp_path, hook_cfg(by_epoch=False, interval=3), **{
-        'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=5),
-        'param_scheduler': []})
+    runner = run(
+        tmp_path, hook_cfg(by_epoch=False, interval=3), **{
+            'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=5),
+            'param_scheduler': []
+        })
     assert len(runner.message_hub.get_scalar(NAMES[0]).data[0]) == 2
-    steps = [json.loads(line)['step'] for path in tmp_path.rglob(
-        'scalars.json') for line in path.read_text().splitlines()
-        if NAMES[0] in line]
+    steps = [
+        json.loads(line)['step'] for path in tmp_path.rglob('scalars.json')
+        for line in path.read_text().splitlines() if NAMES[0] in line
+    ]
     assert steps == [3, 5]
 
 
@@ -154,8 +160,9 @@ def test_bad_arguments_are_refused(arguments, message):
 
 def report_of_one_model(folder, rank, world):
     """What the hook says of an untrained network, in one of the processes."""
-    torch.distributed.init_process_group(
-        'gloo', f'file://{folder}/store-{world}', rank=rank, world_size=world)
+    torch.distributed.init_process_group('gloo',
+                                         f'file://{folder}/store-{world}',
+                                         rank=rank, world_size=world)
     runner = Runner.from_cfg(small_cfg(f'{folder}/{world}'))
     cfg = hook_cfg(num_images=23)
     cfg.pop('type')
@@ -170,15 +177,17 @@ def report_of_one_model(folder, rank, world):
 @pytest.mark.ddp
 def test_processes_together_report_what_one_would(tmp_path):
     """23 images in batches of seven: two batches each, the last of two."""
-    logs = [tmp_path / f'{world}-{rank}.log' for world, rank in (
-        (1, 0), (2, 0), (2, 1))]
-    assert finish(*(start(
-        log, report_of_one_model, str(tmp_path), *reversed(
-            [int(word) for word in log.stem.split('-')]))
-        for log in logs)) == [0, 0, 0], '\n'.join(
-            log.read_text() for log in logs)
-    (expected, weights), *others = (
-        torch.load(log.with_suffix('.pth')) for log in logs)
+    logs = [
+        tmp_path / f'{world}-{rank}.log'
+        for world, rank in ((1, 0), (2, 0), (2, 1))
+    ]
+    assert finish(
+        *(start(log, report_of_one_model, str(tmp_path),
+                *reversed([int(word) for word in log.stem.split('-')]))
+          for log in logs)) == [0, 0,
+                                0], '\n'.join(log.read_text() for log in logs)
+    (expected, weights), *others = (torch.load(log.with_suffix('.pth'))
+                                    for log in logs)
     assert [*expected] == WIDTHS
     for accuracies, theirs in others:
         assert accuracies == expected

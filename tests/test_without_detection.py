@@ -27,25 +27,25 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 def run_blocked(tool, *argv):
     """A tool, in a process where neither can be imported."""
     tools = str(ROOT / 'tools')
-    code = BLOCKED.format(tools=tools, argv=[f'{tools}/{tool}.py',
-                                             *map(str, argv)])
-    return subprocess.run(
-        [sys.executable, '-c', code], cwd=ROOT, capture_output=True,
-        text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    code = BLOCKED.format(tools=tools,
+                          argv=[f'{tools}/{tool}.py', *map(str, argv)])
+    return subprocess.run([sys.executable, '-c', code], cwd=ROOT,
+                          capture_output=True, text=True,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
 
 def test_pre_training_and_evaluation_need_neither(tmp_path):
-    done = run_blocked(
-        'train', DEMO, '--work-dir', tmp_path, '--no-validate',
-        '--cfg-options', 'train_cfg.max_epochs=1',
-        'default_hooks.checkpoint.interval=1',
-        'train_dataloader.dataset.num_images=128', 'log_level=WARNING')
+    done = run_blocked('train', DEMO, '--work-dir', tmp_path, '--no-validate',
+                       '--cfg-options', 'train_cfg.max_epochs=1',
+                       'default_hooks.checkpoint.interval=1',
+                       'train_dataloader.dataset.num_images=128',
+                       'log_level=WARNING')
     assert done.returncode == 0, done.stderr[-3000:]
-    done = run_blocked(
-        'evaluate_widths', DEMO, tmp_path / 'epoch_1.pth', '--knn',
-        '--widths', '1.0', '0.25', '--out', tmp_path / 'report',
-        '--cfg-options', 'knn_bank_dataloader.dataset.num_images=64',
-        'knn_query_dataloader.dataset.num_images=32')
+    done = run_blocked('evaluate_widths', DEMO, tmp_path / 'epoch_1.pth',
+                       '--knn', '--widths', '1.0', '0.25', '--out',
+                       tmp_path / 'report', '--cfg-options',
+                       'knn_bank_dataloader.dataset.num_images=64',
+                       'knn_query_dataloader.dataset.num_images=32')
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / 'report/widths.json').is_file()
 
@@ -61,8 +61,9 @@ def test_asking_for_detection_says_what_to_install(monkeypatch, tool, argv):
     module = importlib.import_module(tool)
     monkeypatch.setitem(sys.modules, 'mmdet', None)
     monkeypatch.setattr('sys.argv', [tool, *map(str, argv)])
-    with pytest.raises(SystemExit, match=r'MMDetection \(mmdet\), which is '
-                       r"not installed.*mmcv_ops.py.*pip install -e '.\[det"):
+    with pytest.raises(
+            SystemExit, match=r'MMDetection \(mmdet\), which is '
+            r"not installed.*mmcv_ops.py.*pip install -e '.\[det"):
         module.main()
 
 
@@ -78,6 +79,7 @@ def test_the_missing_piece_is_named(monkeypatch, missing, says):
 
 
 def test_a_refusal_of_versions_is_no_assertion(monkeypatch):
+
     def refuse(name):
         raise AssertionError('MMCV==2.2.0 is used but incompatible.')
 

@@ -30,18 +30,22 @@ def write_coco(folder: Path, num_images: int = 4, empty=(), classes=CLASSES,
             x, y = 4 + 22 * number, 6 + index
             w, h = 16 + index, 20
             pixels[y:y + h, x:x + w] = 120 + 60 * number
-            annotations.append(dict(
-                id=len(annotations) + 1, image_id=index + 1,
-                category_id=10 * ((index + number) % len(classes) + 1),
-                bbox=[x, y, w, h], area=w * h, iscrowd=0,
-                segmentation=[[x, y, x + w, y, x + w, y + h, x, y + h]]))
+            annotations.append(
+                dict(id=len(annotations) + 1, image_id=index + 1,
+                     category_id=10 * ((index + number) % len(classes) + 1),
+                     bbox=[x, y, w, h], area=w * h, iscrowd=0,
+                     segmentation=[[x, y, x + w, y, x + w, y + h, x, y + h]]))
         cv2.imwrite(str(folder / f'images/{index}.png'), pixels)
-        images.append(dict(id=index + 1, file_name=f'{index}.png',
-                           width=width, height=height))
-    (folder / 'annotations.json').write_text(json.dumps(dict(
-        images=images, annotations=annotations,
-        categories=[dict(id=10 * (i + 1), name=name)
-                    for i, name in enumerate(classes)])))
+        images.append(
+            dict(id=index + 1, file_name=f'{index}.png', width=width,
+                 height=height))
+    (folder / 'annotations.json').write_text(
+        json.dumps(
+            dict(
+                images=images, annotations=annotations, categories=[
+                    dict(id=10 * (i + 1), name=name)
+                    for i, name in enumerate(classes)
+                ])))
     return folder
 
 
@@ -49,8 +53,10 @@ def coco_options(folder: Path, masks: bool = True) -> list:
     """``--cfg-options`` that train a config of COCO on such a folder."""
     classes = repr(list(CLASSES)).replace(' ', '')
     heads = ['bbox', 'mask'] if masks else ['bbox']
-    options = [f'model.roi_head.{head}_head.num_classes={len(CLASSES)}'
-               for head in heads]
+    options = [
+        f'model.roi_head.{head}_head.num_classes={len(CLASSES)}'
+        for head in heads
+    ]
     for kind in ('train', 'val', 'test'):
         data = f'{kind}_dataloader.dataset'
         options += [
@@ -58,18 +64,23 @@ def coco_options(folder: Path, masks: bool = True) -> list:
             f'{data}.data_prefix.img=images/',
             f'{data}.metainfo.classes={classes}',
             f'{kind}_dataloader.num_workers=0',
-            f'{kind}_dataloader.persistent_workers=False']
+            f'{kind}_dataloader.persistent_workers=False'
+        ]
     for kind in ('val', 'test'):
-        options += [f'{kind}_evaluator.ann_file={folder}/annotations.json',
-                    f'{kind}_dataloader.dataset.pipeline.1.scale=(64,64)']
+        options += [
+            f'{kind}_evaluator.ann_file={folder}/annotations.json',
+            f'{kind}_dataloader.dataset.pipeline.1.scale=(64,64)'
+        ]
     return options
 
 
 # Two iterations of two small images, and narrow heads
 SMALL = [
     'train_dataloader.dataset.pipeline.2.scales=[(64,64)]',
-    'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1',
-    'model.neck.out_channels=32', 'model.rpn_head.in_channels=32',
+    'train_cfg.max_epochs=1',
+    'default_hooks.logger.interval=1',
+    'model.neck.out_channels=32',
+    'model.rpn_head.in_channels=32',
     'model.rpn_head.feat_channels=32',
     'model.roi_head.bbox_roi_extractor.out_channels=32',
     'model.roi_head.bbox_head.in_channels=32',
@@ -78,6 +89,8 @@ SMALL = [
     'model.train_cfg.rcnn.sampler.num=32',
     'model.test_cfg.rpn.max_per_img=50',
 ]
-SMALL_MASKS = ['model.roi_head.mask_roi_extractor.out_channels=32',
-               'model.roi_head.mask_head.in_channels=32',
-               'model.roi_head.mask_head.conv_out_channels=32']
+SMALL_MASKS = [
+    'model.roi_head.mask_roi_extractor.out_channels=32',
+    'model.roi_head.mask_head.in_channels=32',
+    'model.roi_head.mask_head.conv_out_channels=32'
+]

@@ -45,12 +45,14 @@ DRAWN = 0.5  # the least score of what is drawn
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument('--checkpoint', metavar='CKPT', help="of the demo's "
-                        'network (default: the last one in --pretrain-dir)')
-    parser.add_argument('--pretrain-dir', default='work_dirs/demo',
-                        metavar='DIR', help='where `make demo` writes, and '
-                        'this tool if nothing is there\n(default: '
-                        'work_dirs/demo)')
+    parser.add_argument(
+        '--checkpoint', metavar='CKPT', help="of the demo's "
+        'network (default: the last one in --pretrain-dir)')
+    parser.add_argument(
+        '--pretrain-dir', default='work_dirs/demo', metavar='DIR',
+        help='where `make demo` writes, and '
+        'this tool if nothing is there\n(default: '
+        'work_dirs/demo)')
     parser.add_argument('--work-dir', default='work_dirs/demo_detection',
                         metavar='DIR', help='default: '
                         'work_dirs/demo_detection')
@@ -58,8 +60,9 @@ def parse_args(argv=None):
                         metavar='W', help='default: 1.0 0.5')
     parser.add_argument('--iterations', type=int, metavar='N',
                         help='of each detector (default: as the config says)')
-    parser.add_argument('--scenes', type=int, metavar='N', help='labelled '
-                        'ones to train on (default: as the config says)')
+    parser.add_argument(
+        '--scenes', type=int, metavar='N', help='labelled '
+        'ones to train on (default: as the config says)')
     parser.add_argument('--pictures', type=int, default=8, metavar='N',
                         help='scenes to draw with what was found (default: 8)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
@@ -87,8 +90,10 @@ def find_checkpoint(args, console: Console) -> str:
                       f'without labels, {epochs} epochs, about 3 minutes on '
                       '2 cores. `make demo` would have done the same.')
         done = subprocess.run([
-            sys.executable, str(ROOT / 'tools/train.py'), str(PRETRAIN),
-            '--work-dir', args.pretrain_dir, '--resume'], check=False)
+            sys.executable,
+            str(ROOT / 'tools/train.py'),
+            str(PRETRAIN), '--work-dir', args.pretrain_dir, '--resume'
+        ], check=False)
         if done.returncode:
             raise RuntimeError('The pre-training ended with exit status '
                                f'{done.returncode}; its messages are above.')
@@ -110,14 +115,17 @@ def detector_config(args, slice_file: str, start: str, name: str) -> Config:
     cfg = Config.fromfile(DETECTOR)
     cfg.merge_from_dict(args.cfg_options or {})
     weights = load_weights(slice_file)['state_dict']
-    channels = [len(weights[f'backbone.layer{stage}.1.bn2.weight'])
-                for stage in (1, 2, 3)]
+    channels = [
+        len(weights[f'backbone.layer{stage}.1.bn2.weight'])
+        for stage in (1, 2, 3)
+    ]
     cfg.model.backbone.base_channels = channels[0]
     cfg.model.backbone.stem_channels = len(weights['backbone.bn1.weight'])
     cfg.model.neck.in_channels = channels
     if start == 'pre-trained':
-        cfg.model.backbone.init_cfg = dict(
-            type='Pretrained', checkpoint=slice_file, prefix='backbone.')
+        cfg.model.backbone.init_cfg = dict(type='Pretrained',
+                                           checkpoint=slice_file,
+                                           prefix='backbone.')
     if args.iterations is not None:
         cfg.train_cfg.max_iters = args.iterations
     scenes = dict(cfg.train_dataloader.dataset.scenes)
@@ -178,12 +186,16 @@ def fine_tune(cfg: Config, name: str, slice_file: str,
         runner.train()
     # MMDetection reports nothing where nothing was found in any scene: AP 0.
     scalars = runner.message_hub.log_scalars
-    found = {key: float(scalars[f'val/coco/{key}'].current())
-             if f'val/coco/{key}' in scalars else 0.0 for key in METRICS}
+    found = {
+        key:
+        float(scalars[f'val/coco/{key}'].current())
+        if f'val/coco/{key}' in scalars else 0.0
+        for key in METRICS
+    }
     result = dict(
         digest=digest.hexdigest(), seconds=time.perf_counter() - began,
-        checkpoint=osp.join(cfg.work_dir, f'iter_{runner.max_iters}.pth'),
-        **found)
+        checkpoint=osp.join(cfg.work_dir,
+                            f'iter_{runner.max_iters}.pth'), **found)
     write_json(result, result_file)
     console.print(f'{name}: box AP {100 * result["bbox_mAP"]:.1f}, mask AP '
                   f'{100 * result["segm_mAP"]:.1f}')
@@ -191,9 +203,11 @@ def fine_tune(cfg: Config, name: str, slice_file: str,
 
 
 def write_json(content: dict, path: str) -> None:
+
     def write(temporary):
         with open(temporary, 'w') as file:
             json.dump(content, file, indent=2)
+
     write_atomically(path, write)
 
 
@@ -216,9 +230,10 @@ def find_instances(cfg: Config, checkpoint: str, count: int) -> list:
         sure = sample.pred_instances[sample.pred_instances.scores > DRAWN]
         # The detector may see two classes in one place; the surer is drawn.
         sure = sure[nms(sure.bboxes, sure.scores, iou_threshold=0.5)[1]]
-        found.append((cv2.imread(sample.img_path), Instances(
-            sure.masks.numpy(), sure.labels.numpy(),
-            data.metainfo['classes'], sure.scores.numpy())))
+        found.append((cv2.imread(sample.img_path),
+                      Instances(sure.masks.numpy(),
+                                sure.labels.numpy(), data.metainfo['classes'],
+                                sure.scores.numpy())))
     return found
 
 
@@ -246,12 +261,13 @@ def draw(args, runs: list, console: Console) -> None:
         for number, picture in enumerate(drawn, 1):
             save_picture(osp.join(folder, f'{number:06d}.png'), picture)
     overview = osp.join(args.work_dir, 'overview.png')
-    save_picture(overview, draw_grid([(name, pictures[:4])
-                                      for name, pictures in rows]))
-    console.print('Pictures, with what was found at a score of at least '
-                  f'{100 * DRAWN:.0f} %:', f'  {overview}',
-                  *(f'  {run["cfg"].work_dir}/pictures/' for run in runs),
-                  sep='\n', soft_wrap=True)
+    save_picture(overview,
+                 draw_grid([(name, pictures[:4]) for name, pictures in rows]))
+    console.print(
+        'Pictures, with what was found at a score of at least '
+        f'{100 * DRAWN:.0f} %:', f'  {overview}',
+        *(f'  {run["cfg"].work_dir}/pictures/' for run in runs), sep='\n',
+        soft_wrap=True)
 
 
 def save_picture(path: str, picture) -> None:
@@ -267,13 +283,13 @@ def report(runs: list, cfg: Config) -> Table:
         'other digits'))
     for name in ('width', 'backbone', 'box AP', 'box AP50', 'mask AP',
                  'mask AP50', 'seconds'):
-        table.add_column(name, justify='left' if name == 'backbone' else
-                         'right')
+        table.add_column(name,
+                         justify='left' if name == 'backbone' else 'right')
     for i, run in enumerate(runs):
-        table.add_row(
-            f'{run["width"]:g}', run['start'],
-            *(f'{100 * run[key]:.1f}' for key in METRICS),
-            f'{run["seconds"]:.0f}', end_section=i % len(STARTS) == 1)
+        table.add_row(f'{run["width"]:g}', run['start'],
+                      *(f'{100 * run[key]:.1f}' for key in METRICS),
+                      f'{run["seconds"]:.0f}',
+                      end_section=i % len(STARTS) == 1)
     return table
 
 
@@ -284,8 +300,10 @@ def run(args, console: Console) -> None:
     checkpoint = find_checkpoint(args, console)
     console.print(f'Slicing {checkpoint}')
     init_default_scope('mmpretrain')
-    slices = {width: cut(checkpoint, width, args.work_dir)
-              for width in args.widths}
+    slices = {
+        width: cut(checkpoint, width, args.work_dir)
+        for width in args.widths
+    }
     init_default_scope('mmdet')
     runs = []
     for width, slice_file in slices.items():
@@ -297,9 +315,13 @@ def run(args, console: Console) -> None:
             runs.append(dict(width=width, start=start, cfg=cfg, **result))
     console.print(report(runs, runs[0]['cfg']))
     summary = osp.join(args.work_dir, 'report.json')
-    write_json({'checkpoint': checkpoint, 'runs': [
-        {key: value for key, value in one.items() if key != 'cfg'}
-        for one in runs]}, summary)
+    write_json(
+        {
+            'checkpoint':
+            checkpoint, 'runs':
+            [{key: value
+              for key, value in one.items() if key != 'cfg'} for one in runs]
+        }, summary)
     draw(args, runs, console)
     console.print(f'Table: {summary}. Minutes in all: '
                   f'{(time.perf_counter() - began) / 60:.1f}')

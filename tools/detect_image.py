@@ -13,8 +13,7 @@ from rich.table import Table
 # The tool beside this one; Python looks in the folder of a script first.
 from train import load_config
 
-from us3l_mm.apis.detection import (check_runs_at, detect, draw,
-                                    load_detector)
+from us3l_mm.apis.detection import (check_runs_at, detect, draw, load_detector)
 
 
 def parse_args(argv=None):
@@ -28,22 +27,26 @@ def parse_args(argv=None):
     parser.add_argument('checkpoint', help='file that the training wrote')
     parser.add_argument('images', nargs='+', metavar='image',
                         help='image files')
-    parser.add_argument('--out-dir', help='folder for the pictures; they are '
-                        'named like the images')
+    parser.add_argument(
+        '--out-dir', help='folder for the pictures; they are '
+        'named like the images')
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='S',
                         help='leave out what has a lower score; default: 0.3')
-    parser.add_argument('--width', type=float, metavar='W',
-                        help='for a detector that runs at several widths; '
-                        'default: the full one')
-    parser.add_argument('--device', default='cuda' if
-                        torch.cuda.is_available() else 'cpu',
+    parser.add_argument(
+        '--width', type=float, metavar='W',
+        help='for a detector that runs at several widths; '
+        'default: the full one')
+    parser.add_argument('--device',
+                        default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='default: cuda where there is one, else cpu')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        metavar='KEY=VALUE', help='changes to the config, the '
-                        'same as in the training')
-    parser.add_argument('--trust-pickle', action='store_true',
-                        help='read a checkpoint even if that executes code '
-                        'in it')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='changes to the config, the '
+        'same as in the training')
+    parser.add_argument(
+        '--trust-pickle', action='store_true',
+        help='read a checkpoint even if that executes code '
+        'in it')
     args = parser.parse_args(argv)
     if not 0 <= args.score_thr <= 1:
         parser.error(f'--score-thr is between 0 and 1, got {args.score_thr}.')
@@ -87,8 +90,8 @@ def table_of(path: str, sample, classes: tuple, threshold: float) -> Table:
     with_masks = 'masks' in found
     for title in ('class', 'score', 'left', 'top', 'right', 'bottom',
                   *(['mask (px)'] if with_masks else [])):
-        table.add_column(title, justify='left' if title == 'class' else
-                         'right')
+        table.add_column(title,
+                         justify='left' if title == 'class' else 'right')
     for index in range(len(found)):
         table.add_row(
             classes[int(found.labels[index])],
@@ -118,8 +121,9 @@ def main(argv=None):
     console = Console(width=None if sys.stdout.isatty() else 120)
     for path, image, sample, picture in zip(args.images, images, samples,
                                             pictures):
-        console.print(table_of(path, sample, detector.dataset_meta['classes'],
-                               args.score_thr))
+        console.print(
+            table_of(path, sample, detector.dataset_meta['classes'],
+                     args.score_thr))
         if picture:
             draw(detector, image[..., ::-1].copy(), sample, picture,
                  args.score_thr)

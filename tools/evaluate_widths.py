@@ -33,44 +33,53 @@ def parse_args(argv=None):
         '--num-widths', type=int, default=7, metavar='N',
         help='so many widths, evenly from the lowest to the highest '
         '(default: 7)')
-    parser.add_argument('--knn', action='store_true',
-                        help='accuracy of nearest neighbours (the default '
-                        'where nothing is asked for)')
+    parser.add_argument(
+        '--knn', action='store_true',
+        help='accuracy of nearest neighbours (the default '
+        'where nothing is asked for)')
     parser.add_argument('--linear', action='store_true',
                         help='accuracy of a linear classifier per width')
-    parser.add_argument('--latency', action='store_true',
-                        help='milliseconds per image on this device, of the '
-                        'network cut to the width')
-    parser.add_argument('--baselines', action='store_true',
-                        help='kNN, also of raw pixels and of the untrained '
-                        'network')
+    parser.add_argument(
+        '--latency', action='store_true',
+        help='milliseconds per image on this device, of the '
+        'network cut to the width')
+    parser.add_argument(
+        '--baselines', action='store_true',
+        help='kNN, also of raw pixels and of the untrained '
+        'network')
     parser.add_argument('--k', type=int, default=20,
                         help='neighbours that vote (default: 20)')
-    parser.add_argument('--calibrate-on', choices=['plain', 'augmented'],
-                        default='plain', help='measure batch-norm statistics '
-                        'on the images of knn_bank_dataloader\nor on those of '
-                        'train_dataloader (default: plain)')
+    parser.add_argument(
+        '--calibrate-on', choices=['plain', 'augmented'], default='plain',
+        help='measure batch-norm statistics '
+        'on the images of knn_bank_dataloader\nor on those of '
+        'train_dataloader (default: plain)')
     parser.add_argument('--num-images', type=int, default=10000, metavar='N',
                         help='images to calibrate with (default: 10000)')
-    parser.add_argument('--save-checkpoint', metavar='FILE',
-                        help='also write the checkpoint with the measured '
-                        'statistics in it')
-    parser.add_argument('--compare', nargs='+', default=[], metavar='JSON',
-                        help='reports of other checkpoints, to be drawn into '
-                        'the same plot;\nthose with one --name are one line')
-    parser.add_argument('--name', help='of this run in table and plot '
-                        '(default: the name of the config)')
-    parser.add_argument('--out', metavar='DIR',
-                        help='default: the name of the checkpoint, without '
-                        '.pth, with _widths behind it')
+    parser.add_argument(
+        '--save-checkpoint', metavar='FILE',
+        help='also write the checkpoint with the measured '
+        'statistics in it')
+    parser.add_argument(
+        '--compare', nargs='+', default=[], metavar='JSON',
+        help='reports of other checkpoints, to be drawn into '
+        'the same plot;\nthose with one --name are one line')
+    parser.add_argument(
+        '--name', help='of this run in table and plot '
+        '(default: the name of the config)')
+    parser.add_argument(
+        '--out', metavar='DIR',
+        help='default: the name of the checkpoint, without '
+        '.pth, with _widths behind it')
     parser.add_argument('--batch-size', type=int, metavar='N',
                         help='instead of those in the config')
-    parser.add_argument('--device', default='cuda' if
-                        torch.cuda.is_available() else 'cpu',
+    parser.add_argument('--device',
+                        default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='default: cuda where there is one, else cpu')
-    parser.add_argument('--trust-pickle', action='store_true',
-                        help='read the checkpoint even if that executes code '
-                        'in it')
+    parser.add_argument(
+        '--trust-pickle', action='store_true',
+        help='read the checkpoint even if that executes code '
+        'in it')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE', help='changes to the config')
     parser.add_argument('--launcher', default='none',
@@ -98,17 +107,16 @@ def evaluate(args, out, console):
     config = Config.fromfile(args.config)
     config.merge_from_dict(args.cfg_options or {})
     evaluation = WidthEvaluation(
-        config, args.checkpoint, out, Measures(
-            knn=args.knn or args.baselines or not (args.linear
-                                                   or args.latency),
-            linear=args.linear, latency=args.latency,
-            baselines=args.baselines, k=args.k,
+        config, args.checkpoint, out,
+        Measures(
+            knn=args.knn or args.baselines
+            or not (args.linear or args.latency), linear=args.linear,
+            latency=args.latency, baselines=args.baselines, k=args.k,
             calibrate_on=args.calibrate_on, num_images=args.num_images,
-            batch_size=args.batch_size, device=args.device),
-        args.trust_pickle, console)
+            batch_size=args.batch_size, device=args.device), args.trust_pickle,
+        console)
     evaluation.name = args.name or evaluation.name
-    widths = args.widths or default_widths(evaluation.network,
-                                           args.num_widths)
+    widths = args.widths or default_widths(evaluation.network, args.num_widths)
     return [evaluation.run(widths, args.save_checkpoint), *others]
 
 
@@ -121,8 +129,9 @@ def main(argv=None):
         reports = evaluate(args, out, console)
         if is_main_process():
             console.print(reports[0].table())
-            console.print('Written:', *reports[0].paths(out), *plot_measures(
-                out, reports), sep='\n  ', soft_wrap=True)
+            console.print('Written:', *reports[0].paths(out),
+                          *plot_measures(out, reports), sep='\n  ',
+                          soft_wrap=True)
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f'evaluate_widths: {error}')
     except KeyboardInterrupt:

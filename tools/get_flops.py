@@ -19,14 +19,17 @@ def parse_args(argv=None):
         epilog='Example: python tools/get_flops.py configs/us3l/detection/'
         'mask-rcnn_r50-w050_fpn_ms-1x_coco.py --shape 800 1333 --widths 1.0 '
         '0.5 0.25')
-    parser.add_argument('config', help='config of a detector, a classifier or '
-                        'a pre-training')
-    parser.add_argument('--shape', type=int, nargs='+', metavar='PX',
-                        help='height and width of the image, or its side; '
-                        'default: 800 1333 for a detector, else 224')
-    parser.add_argument('--widths', type=float, nargs='+', metavar='W',
-                        help='default: the width of the config, or both ends '
-                        'of the range of a slimmable network')
+    parser.add_argument(
+        'config', help='config of a detector, a classifier or '
+        'a pre-training')
+    parser.add_argument(
+        '--shape', type=int, nargs='+', metavar='PX',
+        help='height and width of the image, or its side; '
+        'default: 800 1333 for a detector, else 224')
+    parser.add_argument(
+        '--widths', type=float, nargs='+', metavar='W',
+        help='default: the width of the config, or both ends '
+        'of the range of a slimmable network')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE', help='changes to the config')
     args = parser.parse_args(argv)
@@ -38,12 +41,13 @@ def parse_args(argv=None):
 def table_of(parts_of: dict, shape: tuple, name: str) -> Table:
     """Rows of widths; each part has its parameters and its cost."""
     parts = next(iter(parts_of.values()))
-    repeats = [f'{part.name} on {part.times} regions' for part in parts
-               if part.times > 1]
+    repeats = [
+        f'{part.name} on {part.times} regions' for part in parts
+        if part.times > 1
+    ]
     table = Table(
-        title=f'{name}, {shape[0]} x {shape[1]} pixels',
-        caption=' '.join([COUNTED, ', '.join(repeats) + '.' if repeats else
-                          '']).strip())
+        title=f'{name}, {shape[0]} x {shape[1]} pixels', caption=' '.join(
+            [COUNTED, ', '.join(repeats) + '.' if repeats else '']).strip())
     table.add_column('width', justify='right')
     for title in [*(part.name for part in parts), 'total']:
         table.add_column(f'{title}\nparams (M)', justify='right')
@@ -51,17 +55,18 @@ def table_of(parts_of: dict, shape: tuple, name: str) -> Table:
     for width, parts in parts_of.items():
         sizes = [(part.params, part.macs) for part in parts]
         sizes.append(tuple(map(sum, zip(*sizes))))
-        table.add_row(f'{width:g}', *(
-            text for params, macs in sizes
-            for text in (f'{params / 1e6:.3f}', f'{macs / 1e9:.3f}')))
+        table.add_row(
+            f'{width:g}',
+            *(text for params, macs in sizes
+              for text in (f'{params / 1e6:.3f}', f'{macs / 1e9:.3f}')))
     return table
 
 
 def main(argv=None):
     args = parse_args(argv)
     config = load_config(args.config, args.cfg_options or {})
-    shape = args.shape or ([800, 1333] if config.get('default_scope') ==
-                           'mmdet' else [224])
+    shape = args.shape or ([800, 1333] if config.get('default_scope')
+                           == 'mmdet' else [224])
     shape = tuple(shape * 2 if len(shape) == 1 else shape)
     try:
         parts_of = count_config(config, shape, args.widths)

@@ -29,30 +29,36 @@ def parse_args(argv=None):
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument('--width', type=float, metavar='W',
                        help='for instance 0.5')
-    which.add_argument('--flops', metavar='N', help='the widest with at most '
-                       'so many multiply-accumulates\nper image, such as 1G')
-    which.add_argument('--params', metavar='N', help='the widest with at most '
-                       'so many parameters, such as 5M')
-    which.add_argument('--latency', metavar='T', help='the widest that takes '
-                       'at most so long per image\non --device, such as 10ms')
+    which.add_argument(
+        '--flops', metavar='N', help='the widest with at most '
+        'so many multiply-accumulates\nper image, such as 1G')
+    which.add_argument(
+        '--params', metavar='N', help='the widest with at most '
+        'so many parameters, such as 5M')
+    which.add_argument(
+        '--latency', metavar='T', help='the widest that takes '
+        'at most so long per image\non --device, such as 10ms')
     parser.add_argument('--format', default='mmpretrain', choices=FORMATS,
                         help='whose keys to write (default: mmpretrain)')
-    parser.add_argument('--config', help='config of the training: measures '
-                        'the batch-norm statistics of the\nwidth where the '
-                        'checkpoint has none')
+    parser.add_argument(
+        '--config', help='config of the training: measures '
+        'the batch-norm statistics of the\nwidth where the '
+        'checkpoint has none')
     parser.add_argument('--num-images', type=int, default=10000, metavar='N',
                         help='images to measure them with (default: 10000)')
-    parser.add_argument('--input-size', type=int, metavar='PX',
-                        help='side of an image, for --flops, --latency, the '
-                        'check and ONNX\n(default: 224, or 32 for a '
-                        'ResNet_CIFAR)')
-    parser.add_argument('--device', default='cuda' if
-                        torch.cuda.is_available() else 'cpu',
-                        help='where to measure (default: cuda where there is '
-                        'one, else cpu)')
-    parser.add_argument('--trust-pickle', action='store_true',
-                        help='read a checkpoint even if that executes code '
-                        'in it')
+    parser.add_argument(
+        '--input-size', type=int, metavar='PX',
+        help='side of an image, for --flops, --latency, the '
+        'check and ONNX\n(default: 224, or 32 for a '
+        'ResNet_CIFAR)')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='where to measure (default: cuda where there is '
+        'one, else cpu)')
+    parser.add_argument(
+        '--trust-pickle', action='store_true',
+        help='read a checkpoint even if that executes code '
+        'in it')
     return parser.parse_args(argv)
 
 
@@ -76,16 +82,17 @@ def main(argv=None):
         for kind in ('flops', 'params', 'latency'):
             if getattr(args, kind) is not None:
                 width = Budget.parse(kind, getattr(args, kind))
-        report = slice_checkpoint(
-            args.checkpoint, args.out, width, args.format, args.config,
-            args.num_images, args.input_size, args.device, args.trust_pickle)
+        report = slice_checkpoint(args.checkpoint, args.out, width,
+                                  args.format, args.config, args.num_images,
+                                  args.input_size, args.device,
+                                  args.trust_pickle)
     except (ImportError, OSError, TypeError, ValueError) as error:
         sys.exit(f'slice_checkpoint: {error}')
     if report.choice is not None:
         choice, show = report.choice, width.show
-        print(f'Width {choice.width:g} takes {show(choice.cost)}'
-              + (f'; {choice.next_width:g} would take '
-                 f'{show(choice.next_cost)}.' if choice.next_width else '.'))
+        print(f'Width {choice.width:g} takes {show(choice.cost)}' +
+              (f'; {choice.next_width:g} would take '
+               f'{show(choice.next_cost)}.' if choice.next_width else '.'))
     print(f'{describe_size(report.size)}.')
     print(f'{report.out}: width {report.width:g} for {args.format}, features '
           f'{report.meta["feature_channels"][-1]}, statistics from '

@@ -14,8 +14,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 from rich.console import Console
 # The tool beside this one; Python looks in the folder of a script first.
-from train import (check_checkpoint, join_processes, load_config,
-                   merge_loader)
+from train import (check_checkpoint, join_processes, load_config, merge_loader)
 
 from us3l_mm.engine.launching import config as launch
 from us3l_mm.models.heads import name_at
@@ -28,15 +27,18 @@ def parse_args(argv=None):
         'trained.',
         epilog='Example: python tools/test.py configs/us3l/benchmarks/'
         'linear-w050_resnet18_4xb128-steplr-100e_cifar10.py epoch_100.pth')
-    parser.add_argument('config', help='config file, such as one of '
-                        'configs/us3l/benchmarks/')
+    parser.add_argument(
+        'config', help='config file, such as one of '
+        'configs/us3l/benchmarks/')
     parser.add_argument('checkpoint', help='file that the training wrote')
-    parser.add_argument('--work-dir', help='folder of logs and metrics; '
-                        'default: ./work_dirs/<name of the config>')
-    parser.add_argument('--out', metavar='FILE',
-                        help='also write predictions (.pkl), or metrics '
-                        '(.json, .yaml, .pkl); predictions of several widths '
-                        'become FILE with the width before its ending')
+    parser.add_argument(
+        '--work-dir', help='folder of logs and metrics; '
+        'default: ./work_dirs/<name of the config>')
+    parser.add_argument(
+        '--out', metavar='FILE',
+        help='also write predictions (.pkl), or metrics '
+        '(.json, .yaml, .pkl); predictions of several widths '
+        'become FILE with the width before its ending')
     parser.add_argument('--out-item', choices=['metrics', 'pred'],
                         help='what to write to --out; default: pred')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
@@ -46,17 +48,19 @@ def parse_args(argv=None):
     parser.add_argument('--show', action='store_true',
                         help='show predictions in a window')
     parser.add_argument('--show-dir', help='folder to draw predictions into')
-    parser.add_argument('--interval', type=int, default=1,
-                        help='draw one of so many images (a detector draws '
-                        'all); default: 1')
+    parser.add_argument(
+        '--interval', type=int, default=1,
+        help='draw one of so many images (a detector draws '
+        'all); default: 1')
     parser.add_argument('--wait-time', type=float, default=2,
                         help='seconds that --show shows each; default: 2')
     parser.add_argument('--no-pin-memory', action='store_true',
                         help='do not pin the memory of the data loader')
-    parser.add_argument('--launcher', default='none',
-                        choices=['none', 'pytorch', 'slurm', 'mpi'],
-                        help='what starts the processes of a distributed '
-                        'run; tools/dist_test.sh sets it')
+    parser.add_argument(
+        '--launcher', default='none',
+        choices=['none', 'pytorch', 'slurm',
+                 'mpi'], help='what starts the processes of a distributed '
+        'run; tools/dist_test.sh sets it')
     # Passed by launchers of the past; torchrun sets LOCAL_RANK instead.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
                         help=argparse.SUPPRESS)
@@ -93,10 +97,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 def drawing_hook(cfg: Config, args: argparse.Namespace) -> dict:
     """The hook that draws predictions, of the library of ``cfg``."""
     if not launch.is_detection(cfg):
-        return dict(
-            type='VisualizationHook', enable=True, show=args.show,
-            wait_time=args.wait_time, out_dir=args.show_dir,
-            interval=args.interval)
+        return dict(type='VisualizationHook', enable=True, show=args.show,
+                    wait_time=args.wait_time, out_dir=args.show_dir,
+                    interval=args.interval)
     # A relative folder would be put into the work dir, again at every image.
     folder = args.show_dir and osp.abspath(args.show_dir)
     return dict(type='DetVisualizationHook', draw=True, show=args.show,
@@ -110,8 +113,10 @@ def check_weights(runner: Runner, path: str) -> None:
     """
     weights = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     weights = weights.get('state_dict', weights)
-    missing = [name for name, _ in runner.model.named_parameters()
-               if name.removeprefix('module.') not in weights]
+    missing = [
+        name for name, _ in runner.model.named_parameters()
+        if name.removeprefix('module.') not in weights
+    ]
     if missing:
         sys.exit(f'{path} lacks {len(missing)} of the parameters of this '
                  f'model, such as {missing[0]}. Test what tools/train.py '

@@ -42,38 +42,44 @@ def parse_args(argv=None):
         '--cfg-options train_cfg.max_epochs=2 default_hooks.logger.interval=1')
     parser.add_argument('config', help='config file, such as one of '
                         'configs/us3l/')
-    parser.add_argument('--work-dir', help='folder of logs and checkpoints; '
-                        'default: ./work_dirs/<name of the config>')
+    parser.add_argument(
+        '--work-dir', help='folder of logs and checkpoints; '
+        'default: ./work_dirs/<name of the config>')
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='CKPT',
         help='go on from this checkpoint, or without a value from the newest '
         'one in the work dir that is whole')
-    parser.add_argument('--amp', action='store_true',
-                        help='automatic mixed precision: float16, on a '
-                        'GPU; --cfg-options optim_wrapper.dtype=bfloat16 for '
-                        'bfloat16, on CPUs too')
-    parser.add_argument('--no-validate', action='store_true',
-                        help='leave out evaluation during training, kNN '
-                        'included')
+    parser.add_argument(
+        '--amp', action='store_true',
+        help='automatic mixed precision: float16, on a '
+        'GPU; --cfg-options optim_wrapper.dtype=bfloat16 for '
+        'bfloat16, on CPUs too')
+    parser.add_argument(
+        '--no-validate', action='store_true',
+        help='leave out evaluation during training, kNN '
+        'included')
     parser.add_argument(
         '--auto-scale-lr', action='store_true',
         help='multiply the learning rate by (batch size of this run) / '
         '(auto_scale_lr.base_batch_size of the config)')
-    parser.add_argument('--no-pin-memory', action='store_true',
-                        help='do not pin the memory of the data loaders; '
-                        'default: pinned when there is a GPU')
-    parser.add_argument('--no-persistent-workers', action='store_true',
-                        help='start the workers of the data loaders anew in '
-                        'each epoch')
+    parser.add_argument(
+        '--no-pin-memory', action='store_true',
+        help='do not pin the memory of the data loaders; '
+        'default: pinned when there is a GPU')
+    parser.add_argument(
+        '--no-persistent-workers', action='store_true',
+        help='start the workers of the data loaders anew in '
+        'each epoch')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='change the config: train_cfg.max_epochs=100; lists by index: '
         'custom_hooks.1.num_stages=1; list values without blanks: '
         'model.backbone.out_indices="[2,3]"')
-    parser.add_argument('--launcher', default='none',
-                        choices=['none', 'pytorch', 'slurm', 'mpi'],
-                        help='what starts the processes of a distributed run; '
-                        'tools/dist_train.sh and tools/slurm_train.sh set it')
+    parser.add_argument(
+        '--launcher', default='none',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        help='what starts the processes of a distributed run; '
+        'tools/dist_train.sh and tools/slurm_train.sh set it')
     # Passed by launchers of the past; torchrun sets LOCAL_RANK instead.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
                         help=argparse.SUPPRESS)
@@ -91,9 +97,9 @@ def load_config(path: str, options: dict) -> Config:
         folder = Path(path).parent
         names = [p.name for p in folder.glob('*.py')]
         close = get_close_matches(Path(path).name, names)
-        hint = (f'Did you mean {folder / close[0]}?' if close else
-                f'{folder}/ has the configs {sorted(names)}.' if names else
-                'Configs are in configs/us3l/.')
+        hint = (f'Did you mean {folder / close[0]}?'
+                if close else f'{folder}/ has the configs {sorted(names)}.'
+                if names else 'Configs are in configs/us3l/.')
         sys.exit(f'There is no config file {path}. {hint}')
     try:
         cfg = launch.load(path)
@@ -128,8 +134,8 @@ def check_keys(cfg: Config, path: str, options: dict) -> None:
                 'the Runner reads, such as train_dataloader.dataset.data_root '
                 'or custom_hooks.1.num_stages.')
         close = get_close_matches(key, read)
-        hint = (f'Did you mean {close[0]}?' if close else
-                f'There are {sorted(read & {*cfg})}.')
+        hint = (f'Did you mean {close[0]}?'
+                if close else f'There are {sorted(read & {*cfg})}.')
         sys.exit(f'--cfg-options {option}: there is no key {key}. {hint}')
 
 
@@ -138,8 +144,10 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-        cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or []
-                            if hook.type != 'us3l_mm.WidthKNNHook']
+        cfg.custom_hooks = [
+            hook for hook in cfg.get('custom_hooks') or []
+            if hook.type != 'us3l_mm.WidthKNNHook'
+        ]
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:

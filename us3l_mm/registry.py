@@ -14,27 +14,22 @@ from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-MODELS = Registry(
-    'model', scope='us3l_mm', parent=MMENGINE_MODELS,
-    locations=['us3l_mm.models'])
-MODEL_WRAPPERS = Registry(
-    'model wrapper', scope='us3l_mm', parent=MMENGINE_MODEL_WRAPPERS,
-    locations=['us3l_mm.engine'])
-HOOKS = Registry(
-    'hook', scope='us3l_mm', parent=MMENGINE_HOOKS,
-    locations=['us3l_mm.engine'])
-OPTIM_WRAPPERS = Registry(
-    'optimizer wrapper', scope='us3l_mm', parent=MMENGINE_OPTIM_WRAPPERS,
-    locations=['us3l_mm.engine'])
-LOOPS = Registry(
-    'loop', scope='us3l_mm', parent=MMENGINE_LOOPS,
-    locations=['us3l_mm.engine'])
-DATASETS = Registry(
-    'dataset', scope='us3l_mm', parent=MMENGINE_DATASETS,
-    locations=['us3l_mm.datasets'])
-DATA_SAMPLERS = Registry(
-    'data sampler', scope='us3l_mm', parent=MMENGINE_DATA_SAMPLERS,
-    locations=['us3l_mm.datasets'])
-TRANSFORMS = Registry(
-    'transform', scope='us3l_mm', parent=MMENGINE_TRANSFORMS,
-    locations=['us3l_mm.datasets'])
+MODELS = Registry('model', scope='us3l_mm', parent=MMENGINE_MODELS,
+                  locations=['us3l_mm.models'])
+MODEL_WRAPPERS = Registry('model wrapper', scope='us3l_mm',
+                          parent=MMENGINE_MODEL_WRAPPERS,
+                          locations=['us3l_mm.engine'])
+HOOKS = Registry('hook', scope='us3l_mm', parent=MMENGINE_HOOKS,
+                 locations=['us3l_mm.engine'])
+OPTIM_WRAPPERS = Registry('optimizer wrapper', scope='us3l_mm',
+                          parent=MMENGINE_OPTIM_WRAPPERS,
+                          locations=['us3l_mm.engine'])
+LOOPS = Registry('loop', scope='us3l_mm', parent=MMENGINE_LOOPS,
+                 locations=['us3l_mm.engine'])
+DATASETS = Registry('dataset', scope='us3l_mm', parent=MMENGINE_DATASETS,
+                    locations=['us3l_mm.datasets'])
+DATA_SAMPLERS = Registry('data sampler', scope='us3l_mm',
+                         parent=MMENGINE_DATA_SAMPLERS,
+                         locations=['us3l_mm.datasets'])
+TRANSFORMS = Registry('transform', scope='us3l_mm', parent=MMENGINE_TRANSFORMS,
+                      locations=['us3l_mm.datasets'])

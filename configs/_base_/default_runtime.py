@@ -9,13 +9,14 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     # One more than max_keep_ckpts is there while a new one is written.
-    checkpoint=dict(type='us3l_mm.AtomicCheckpointHook', interval=10,
-                    max_keep_ckpts=3),
+    checkpoint=dict(
+        type='us3l_mm.AtomicCheckpointHook', interval=10, max_keep_ckpts=3),
     exact_resume=dict(type='us3l_mm.ExactResumeHook'),
     # Steps that are not finite are left out; too many of them end the run.
     non_finite=dict(type='us3l_mm.NonFiniteHook'),
     collapse=dict(type='us3l_mm.CollapseMonitorHook'),  # warns
-    compile=dict(type='us3l_mm.CompileHook'),  # with --cfg-options compile=True
+    compile=dict(
+        type='us3l_mm.CompileHook'),  # with --cfg-options compile=True
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='VisualizationHook', enable=False))
 

@@ -9,6 +9,5 @@ optim_wrapper = dict(optimizer=dict(
     lr=0.05,  # reference
     weight_decay=5e-4))  # reference, in place of group regularisation
 custom_hooks = [
-    hook for hook in _base_.custom_hooks
-    if hook.type != 'us3l_mm.GroupRegHook'
+    hook for hook in _base_.custom_hooks if hook.type != 'us3l_mm.GroupRegHook'
 ]

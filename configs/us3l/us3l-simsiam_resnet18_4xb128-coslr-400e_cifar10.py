@@ -9,6 +9,7 @@ model = dict(base_method='simsiam', distill_from='online')
 
 # No dynamic sampling (reference)
 custom_hooks = [
-    dict(hook, num_stages=1) if hook.type == 'us3l_mm.DynamicSamplerHook' else
-    hook for hook in _base_.custom_hooks
+    dict(hook, num_stages=1)
+    if hook.type == 'us3l_mm.DynamicSamplerHook' else hook
+    for hook in _base_.custom_hooks
 ]

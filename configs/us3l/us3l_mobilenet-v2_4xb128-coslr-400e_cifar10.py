@@ -15,10 +15,12 @@ auto_scale_lr = dict(enable=False, base_batch_size=512)
 
 # No dynamic sampling, and plain decay for half of training (reference)
 custom_hooks = [
-    *[dict(hook, num_samples=3, num_stages=1)
-      if hook.type == 'us3l_mm.DynamicSamplerHook' else
-      dict(hook, warmup_epochs=200) if hook.type == 'us3l_mm.GroupRegHook' else
-      hook for hook in _base_.custom_hooks],
+    *[
+        dict(hook, num_samples=3, num_stages=1) if hook.type
+        == 'us3l_mm.DynamicSamplerHook' else dict(hook, warmup_epochs=200)
+        if hook.type == 'us3l_mm.GroupRegHook' else hook
+        for hook in _base_.custom_hooks
+    ],
     dict(
         type='us3l_mm.WidthKNNHook',
         bank_dataloader=_base_.knn_bank_dataloader,

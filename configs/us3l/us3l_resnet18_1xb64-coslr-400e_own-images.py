@@ -31,8 +31,10 @@ view_pipeline = [
         scale=crop_size,
         crop_ratio_range=(0.2, 1.0),
         backend='pillow'),
-    dict(type='RandomFlip', prob=[0.25, 0.25],
-         direction=['horizontal', 'vertical']),
+    dict(
+        type='RandomFlip',
+        prob=[0.25, 0.25],
+        direction=['horizontal', 'vertical']),
     dict(
         type='RandomApply',
         transforms=[

@@ -23,9 +23,8 @@ model = dict(
     # demo: an eighth of the reference's projector and predictor
     neck=dict(hid_channels=256, out_channels=128),
     distill_predictor=dict(hid_channels=256),
-    base_loss=dict(
-        type='us3l_mm.InfoNCELoss',
-        temperature=0.15),  # demo: learns sooner than with 0.5
+    base_loss=dict(type='us3l_mm.InfoNCELoss',
+                   temperature=0.15),  # demo: learns sooner than with 0.5
     distill_loss='cosine',  # reference
     distill_from='teacher',  # paper, guideline 2
     share_head=False,  # paper, guideline 3

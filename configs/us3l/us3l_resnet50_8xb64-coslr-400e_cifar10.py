@@ -17,6 +17,7 @@ optim_wrapper = dict(optimizer=dict(lr=0.25))  # reference
 # No dynamic sampling, and plain decay for half of training (reference)
 custom_hooks = [
     dict(hook, num_stages=1) if hook.type == 'us3l_mm.DynamicSamplerHook' else
-    dict(hook, warmup_epochs=200) if hook.type == 'us3l_mm.GroupRegHook' else
-    hook for hook in _base_.custom_hooks
+    dict(hook, warmup_epochs=200)
+    if hook.type == 'us3l_mm.GroupRegHook' else hook
+    for hook in _base_.custom_hooks
 ]

@@ -15,5 +15,4 @@ model = dict(backbone=dict(arch='small'))
 train_dataloader = dict(batch_size=256)
 auto_scale_lr = dict(enable=False, base_batch_size=4096)
 optim_wrapper = dict(
-    type='AmpOptimWrapper',
-    optimizer=dict(lr=2.4e-3))  # 1.5e-4 * 4096 / 256
+    type='AmpOptimWrapper', optimizer=dict(lr=2.4e-3))  # 1.5e-4 * 4096 / 256

@@ -13,9 +13,7 @@ model = dict(
         # demo: 64 patches of 4 x 4 pixels, and a network to match; four heads,
         # so there are four different widths
         arch=dict(
-            embed_dims=64,
-            num_layers=3,
-            num_heads=4,
+            embed_dims=64, num_layers=3, num_heads=4,
             feedforward_channels=256),
         img_size=32,
         patch_size=4,

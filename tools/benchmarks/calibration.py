@@ -51,18 +51,20 @@ def parse_args():
                         help='evenly from 0.25 to 1 (default: 7)')
     parser.add_argument('--num-images', type=int, default=512,
                         help='images in the data set (default: 512)')
-    parser.add_argument('--image-size', type=int, default=224,
-                        help='height and width in pixels of what the network '
-                        'sees;\nthe files are twice as large (default: 224)')
+    parser.add_argument(
+        '--image-size', type=int, default=224,
+        help='height and width in pixels of what the network '
+        'sees;\nthe files are twice as large (default: 224)')
     parser.add_argument('--batch-size', type=int, default=64,
                         help='default: 64')
-    parser.add_argument('--num-workers', type=int, default=0,
-                        help='processes that load images (default: 0, the '
-                        'loading waits for the network)')
+    parser.add_argument(
+        '--num-workers', type=int, default=0,
+        help='processes that load images (default: 0, the '
+        'loading waits for the network)')
     parser.add_argument('--rounds', type=int, default=3,
                         help='timed rounds after one warm-up (default: 3)')
-    parser.add_argument('--device', default='cuda' if
-                        torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device',
+                        default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', help='also write the figures to this file')
     args = parser.parse_args()
     for name, least in dict(num_widths=1, num_images=2, image_size=32,
@@ -83,8 +85,8 @@ def write_images(folder, args):
     rng = np.random.default_rng(0)
     for index in range(args.num_images):
         label = index % len(photographs)
-        top, left = (rng.integers(side - PIECE + 1) for side in
-                     photographs[label].shape[:2])
+        top, left = (rng.integers(side - PIECE + 1)
+                     for side in photographs[label].shape[:2])
         piece = photographs[label][top:top + PIECE, left:left + PIECE]
         piece = cv2.resize(piece, (2 * args.image_size, ) * 2)
         path = Path(folder, str(label), f'{index:06d}.jpg')
@@ -94,26 +96,29 @@ def write_images(folder, args):
 
 def make_loader(folder, args):
     """The images of ``folder``, resized and cropped as those of ImageNet."""
-    return build_loader(dict(
-        batch_size=args.batch_size, num_workers=args.num_workers,
-        sampler=dict(type='DefaultSampler', shuffle=False),
-        collate_fn=dict(type='default_collate'),
-        dataset=dict(type='CustomDataset', data_root=folder, pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='ResizeEdge', scale=args.image_size * 8 // 7),
-            dict(type='CenterCrop', crop_size=args.image_size),
-            dict(type='PackInputs')])))
+    return build_loader(
+        dict(
+            batch_size=args.batch_size, num_workers=args.num_workers,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='default_collate'), dataset=dict(
+                type='CustomDataset', data_root=folder, pipeline=[
+                    dict(type='LoadImageFromFile'),
+                    dict(type='ResizeEdge', scale=args.image_size * 8 // 7),
+                    dict(type='CenterCrop', crop_size=args.image_size),
+                    dict(type='PackInputs')
+                ])))
 
 
 def build_network(args):
     """A slimmable network, and the preprocessor of its images."""
-    network = MODELS.build(dict(
-        type='us3l_mm.SlimmableResNet', depth=args.depth,
-        base_channels=args.base_channels, stem_channels=args.base_channels))
+    network = MODELS.build(
+        dict(type='us3l_mm.SlimmableResNet', depth=args.depth,
+             base_channels=args.base_channels,
+             stem_channels=args.base_channels))
     network.init_weights()
-    preprocessor = MODELS.build(dict(
-        type='SelfSupDataPreprocessor', mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375], to_rgb=True))
+    preprocessor = MODELS.build(
+        dict(type='SelfSupDataPreprocessor', mean=[123.675, 116.28, 103.53],
+             std=[58.395, 57.12, 57.375], to_rgb=True))
     return network.to(args.device), preprocessor.to(args.device)
 
 
@@ -141,8 +146,9 @@ class Work:
 
     def extract(self, widths):
         """Features by width."""
-        return extract_features(self.network, labelled_batches(
-            self.loader, self.preprocessor), widths)[0]
+        return extract_features(
+            self.network, labelled_batches(self.loader, self.preprocessor),
+            widths)[0]
 
 
 def time_way(watch, work, way, widths):
@@ -169,8 +175,9 @@ def time_round(watch, work, widths, ways):
     watch(READING, work.read)
     features = {way: time_way(watch, work, way, widths) for way in ways}
     return max(
-        float(np.abs(features[ONE_PASS][w] - features[BY_WIDTH][w]).max()
-              / np.abs(features[BY_WIDTH][w]).max()) for w in widths)
+        float(
+            np.abs(features[ONE_PASS][w] - features[BY_WIDTH][w]).max() /
+            np.abs(features[BY_WIDTH][w]).max()) for w in widths)
 
 
 def summarise(watch):
@@ -178,13 +185,16 @@ def summarise(watch):
     rows = []
     for part, names in ((CALIBRATION, [CALIBRATION]), (FEATURES, [FEATURES]),
                         ('both', PARTS)):
-        seconds = {way: [ms / 1000 for ms in watch.ms(
-            *((way, name) for name in names))] for way in WAYS}
+        seconds = {
+            way:
+            [ms / 1000 for ms in watch.ms(*((way, name) for name in names))]
+            for way in WAYS
+        }
         ratios = [a / b for a, b in zip(seconds[BY_WIDTH], seconds[ONE_PASS])]
-        rows.append(dict(
-            part=part, one_pass_s=median(seconds[ONE_PASS]),
-            by_width_s=median(seconds[BY_WIDTH]), ratio=median(ratios),
-            ratio_range=[min(ratios), max(ratios)]))
+        rows.append(
+            dict(part=part, one_pass_s=median(seconds[ONE_PASS]),
+                 by_width_s=median(seconds[BY_WIDTH]), ratio=median(ratios),
+                 ratio_range=[min(ratios), max(ratios)]))
     return dict(parts=rows, reading_s=median(watch.ms(READING)) / 1000)
 
 
@@ -194,8 +204,8 @@ def show(figures, args):
                   f'images, {args.image_size} px, batch {args.batch_size}, '
                   f'{args.num_workers} workers, {device_name(args.device)}')
     for column in ('part', 'one pass s', 'by width s', 'ratio', 'rounds'):
-        table.add_column(column, justify='left' if column == 'part' else
-                         'right')
+        table.add_column(column,
+                         justify='left' if column == 'part' else 'right')
     for row in figures['parts']:
         low, high = row['ratio_range']
         table.add_row(row['part'], f'{row["one_pass_s"]:.2f}',
@@ -214,8 +224,8 @@ def main():
     args = parse_args()
     torch.manual_seed(0)
     MMLogger.get_instance('benchmark', log_level='WARNING')
-    with (TemporaryDirectory() as folder,
-          DefaultScope.overwrite_default_scope('mmpretrain')):
+    with (TemporaryDirectory() as
+          folder, DefaultScope.overwrite_default_scope('mmpretrain')):
         write_images(folder, args)
         work = Work(*build_network(args), make_loader(folder, args))
         widths = default_widths(work.network, args.num_widths)
@@ -223,13 +233,15 @@ def main():
         time_round(watch, work, widths[:1], WAYS)
         watch.times.clear()  # the warm-up
         for index in track(range(args.rounds), 'timing'):
-            gaps.append(time_round(watch, work, widths,
-                                   WAYS[::-1] if index % 2 else WAYS))
+            gaps.append(
+                time_round(watch, work, widths,
+                           WAYS[::-1] if index % 2 else WAYS))
     figures = dict(summarise(watch), largest_difference=max(gaps))
     show(figures, args)
     if args.json:
-        dump(dict(figures, settings=vars(args), torch=str(torch.__version__),
-                  machine=device_name(args.device)), args.json, indent=2)
+        dump(
+            dict(figures, settings=vars(args), torch=str(torch.__version__),
+                 machine=device_name(args.device)), args.json, indent=2)
 
 
 if __name__ == '__main__':

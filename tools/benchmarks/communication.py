@@ -55,13 +55,13 @@ def parse_args():
                         help='batch norms of each process by itself')
     parser.add_argument('--modes', nargs='+', choices=UPDATE_MODES,
                         default=UPDATE_MODES, help='default: all')
-    parser.add_argument('--processes', type=int, default=2,
-                        help='default: 2')
+    parser.add_argument('--processes', type=int, default=2, help='default: 2')
     parser.add_argument('--rounds', type=int, default=5,
                         help='timed rounds after one warm-up (default: 5)')
-    parser.add_argument('--iterations', type=int, default=1000,
-                        help='length of the training whose shapes are counted '
-                        '(default: 1000)')
+    parser.add_argument(
+        '--iterations', type=int, default=1000,
+        help='length of the training whose shapes are counted '
+        '(default: 1000)')
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'],
                         help='gloo on CPUs, NCCL on GPUs (default: cpu)')
     parser.add_argument('--json', help='also write the figures to this file')
@@ -71,12 +71,14 @@ def parse_args():
 def build(args, update_mode, device, together):
     """An algorithm that talks to other processes, or one that does not."""
     torch.manual_seed(0)
-    algorithm = MODELS.build(dict(
-        type='us3l_mm.US3LAlgorithm', base_method=args.base_method,
-        update_mode=update_mode, sync_norms=not args.local_norms and together,
-        backbone=dict(type='us3l_mm.SlimmableResNet_CIFAR', depth=args.depth,
-                      base_channels=args.base_channels,
-                      stem_channels=args.base_channels)))
+    algorithm = MODELS.build(
+        dict(
+            type='us3l_mm.US3LAlgorithm', base_method=args.base_method,
+            update_mode=update_mode, sync_norms=not args.local_norms
+            and together, backbone=dict(type='us3l_mm.SlimmableResNet_CIFAR',
+                                        depth=args.depth,
+                                        base_channels=args.base_channels,
+                                        stem_channels=args.base_channels)))
     algorithm.init_weights()
     algorithm.to(device).train()
     for module in algorithm.modules():
@@ -87,9 +89,9 @@ def build(args, update_mode, device, together):
     algorithm.regulariser = GroupRegulariser(
         (name, p) for name, p in algorithm.named_parameters()
         if p.requires_grad)
-    wrapper = OptimWrapper(torch.optim.SGD(
-        [p for p in algorithm.parameters() if p.requires_grad], lr=1e-3,
-        momentum=0.9))
+    wrapper = OptimWrapper(
+        torch.optim.SGD([p for p in algorithm.parameters() if p.requires_grad],
+                        lr=1e-3, momentum=0.9))
     return algorithm, wrapper
 
 
@@ -106,6 +108,7 @@ class Counter:
 
     def gradients(self, model):
         """Count what the wrapper ``model`` reduces."""
+
         def hook(group, bucket):
             self.add('gradients', bucket.buffer().nbytes)
             active, self.active = self.active, False  # not a norm
@@ -139,8 +142,10 @@ def measure_mode(args, rank, update_mode, device, counter):
     model = US3LDistributedDataParallel(together)
     counter.gradients(model)
     apart, own_wrapper = build(args, update_mode, device, together=False)
-    views = [torch.randn(args.batch_size, 3, args.image_size, args.image_size,
-                         device=device) for _ in range(2)]
+    views = [
+        torch.randn(args.batch_size, 3, args.image_size, args.image_size,
+                    device=device) for _ in range(2)
+    ]
     optimizer_steps = []
     wrapper.optimizer.register_step_post_hook(
         lambda *_: optimizer_steps.append(1))
@@ -159,24 +164,31 @@ def measure_mode(args, rank, update_mode, device, counter):
             wait(device)
             times['alone_ms'].append(1000 * (time.perf_counter() - start))
         dist.barrier()
-    said = {name: dict(calls=calls, mib=total / MIB)
-            for name, (calls, total) in counter.said.items()}
+    said = {
+        name: dict(calls=calls, mib=total / MIB)
+        for name, (calls, total) in counter.said.items()
+    }
     counter.said = {}
-    together_ms, apart_ms, alone_ms = (
-        times[name][1:] for name in ('together_ms', 'apart_ms', 'alone_ms'))
+    together_ms, apart_ms, alone_ms = (times[name][1:]
+                                       for name in ('together_ms', 'apart_ms',
+                                                    'alone_ms'))
     return dict(
-        update_mode=update_mode, optimizer_steps=steps, said=said,
+        update_mode=update_mode,
+        optimizer_steps=steps,
+        said=said,
         # One bit of news per parameter and backward pass, in 4 bytes.
-        unused_map_mib=steps * 4 * len(wrapper.optimizer.param_groups[0][
-            'params']) / MIB,
+        unused_map_mib=steps * 4 *
+        len(wrapper.optimizer.param_groups[0]['params']) / MIB,
         parameters_mib=sum(
-            p.nbytes for p in wrapper.optimizer.param_groups[0]['params']
-        ) / MIB,
-        together_ms=median(together_ms), apart_ms=median(apart_ms),
+            p.nbytes
+            for p in wrapper.optimizer.param_groups[0]['params']) / MIB,
+        together_ms=median(together_ms),
+        apart_ms=median(apart_ms),
         alone_ms=median(alone_ms) if alone_ms else None,
         communication=median(a / b for a, b in zip(together_ms, apart_ms)),
-        against_alone=(median(a / b for a, b in zip(together_ms, alone_ms))
-                       if alone_ms else None))
+        against_alone=(median(
+            a / b
+            for a, b in zip(together_ms, alone_ms)) if alone_ms else None))
 
 
 def wait(device):
@@ -206,8 +218,10 @@ def worker(rank, args, meeting, out):
     counter = Counter()
     counter.collectives()
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        modes = [measure_mode(args, rank, mode, device, counter)
-                 for mode in args.modes]
+        modes = [
+            measure_mode(args, rank, mode, device, counter)
+            for mode in args.modes
+        ]
         if rank == 0:
             figures = dict(modes=modes, shapes=count_shapes(args))
             with open(out, 'w') as file:
@@ -236,11 +250,15 @@ def count_shapes(args):
                     for name, conv in convs:
                         shapes.setdefault(
                             (name, conv.active_in, conv.active_out), iteration)
-        rows.append(dict(
-            grid=grid, widths=len(widths), last_new_width=newest,
-            shapes=len(shapes), last_new_shape=max(shapes.values()),
-            # The student at each width, the teacher at full width.
-            graphs=len(widths) + 1))
+        rows.append(
+            dict(
+                grid=grid,
+                widths=len(widths),
+                last_new_width=newest,
+                shapes=len(shapes),
+                last_new_shape=max(shapes.values()),
+                # The student at each width, the teacher at full width.
+                graphs=len(widths) + 1))
     return dict(iterations=args.iterations, convolutions=len(convs),
                 norms=norms, rows=rows)
 
@@ -292,8 +310,9 @@ def main():
     show(figures, args)
     if args.json:
         with open(args.json, 'w') as file:
-            json.dump(dict(figures, settings=vars(args), torch=str(
-                torch.__version__)), file, indent=2)
+            json.dump(
+                dict(figures, settings=vars(args),
+                     torch=str(torch.__version__)), file, indent=2)
 
 
 if __name__ == '__main__':

@@ -54,14 +54,14 @@ def parse_args():
                         help='height and width in pixels (default: 224)')
     parser.add_argument('--batch-size', type=int, default=8,
                         help='images of a forward (default: 8)')
-    parser.add_argument('--widths', type=float, nargs='+', metavar='W',
-                        default=[0.25, 0.5, 0.75, 1.0],
-                        help='multiples of 1/8 from 0.25 to 1 '
-                        '(default: 0.25 0.5 0.75 1.0)')
+    parser.add_argument(
+        '--widths', type=float, nargs='+', metavar='W',
+        default=[0.25, 0.5, 0.75, 1.0], help='multiples of 1/8 from 0.25 to 1 '
+        '(default: 0.25 0.5 0.75 1.0)')
     parser.add_argument('--rounds', type=int, default=7,
                         help='timed rounds after the warm-up (default: 7)')
-    parser.add_argument('--device', default='cuda' if
-                        torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device',
+                        default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', help='also write the figures to this file')
     args = parser.parse_args()
     for name in ('image_size', 'batch_size', 'rounds'):
@@ -112,8 +112,8 @@ def peak_memory(network, images):
     """Bytes of the network, and those of its forward at their peak."""
     held = sum(tensor.numel() * tensor.element_size()
                for tensor in network.state_dict().values())
-    return held + (peak_on_gpu if images.is_cuda else
-                   peak_on_cpu)(network, images)
+    return held + (peak_on_gpu if images.is_cuda else peak_on_cpu)(network,
+                                                                   images)
 
 
 def peak_on_gpu(network, images):
@@ -155,6 +155,7 @@ def time_round(watch, networks, forwards, images, first):
     for width, three in networks.items():
         set_width(three[SLIMMABLE], width)
         for kind in order:
+
             def several(network=three[kind], times=forwards[width]):
                 for _ in range(times):
                     network(images)
@@ -167,17 +168,21 @@ def summarise(times, networks, forwards, images):
     rows = []
     for width, three in networks.items():
         set_width(three[SLIMMABLE], width)
-        ms = {kind: [t / forwards[width] for t in times[width, kind]]
-              for kind in KINDS}
-        memory = {kind: peak_memory(three[kind], images) / MIB
-                  for kind in KINDS}
+        ms = {
+            kind: [t / forwards[width] for t in times[width, kind]]
+            for kind in KINDS
+        }
+        memory = {
+            kind: peak_memory(three[kind], images) / MIB
+            for kind in KINDS
+        }
         row = dict(width=width, forwards=forwards[width])
         for kind in KINDS:
             ratios = [a / b for a, b in zip(ms[kind], ms[PLAIN])]
-            row[kind] = dict(
-                ms=median(ms[kind]), ratio=median(ratios),
-                ratio_range=[min(ratios), max(ratios)], mib=memory[kind],
-                memory_ratio=memory[kind] / memory[PLAIN])
+            row[kind] = dict(ms=median(ms[kind]), ratio=median(ratios),
+                             ratio_range=[min(ratios),
+                                          max(ratios)], mib=memory[kind],
+                             memory_ratio=memory[kind] / memory[PLAIN])
         row['largest_difference'] = largest_difference(three, width, images)
         rows.append(row)
     return rows
@@ -188,17 +193,18 @@ def show(rows, args):
                   f'{args.batch_size}, {device_name(args.device)}')
     for column in ('width', 'network', 'ms', '/ plain', 'rounds', 'MiB',
                    '/ plain'):
-        table.add_column(column, justify='left' if column == 'network' else
-                         'right')
+        table.add_column(column,
+                         justify='left' if column == 'network' else 'right')
     for row in rows:
         for kind in KINDS:
             low, high = row[kind]['ratio_range']
-            table.add_row(
-                f'{row["width"]:g}' if kind == KINDS[0] else '', kind,
-                f'{row[kind]["ms"]:.2f}', f'{row[kind]["ratio"]:.3f}',
-                '' if kind == PLAIN else f'{low:.3f}..{high:.3f}',
-                f'{row[kind]["mib"]:.1f}', f'{row[kind]["memory_ratio"]:.3f}',
-                end_section=kind == KINDS[-1])
+            table.add_row(f'{row["width"]:g}' if kind == KINDS[0] else '',
+                          kind, f'{row[kind]["ms"]:.2f}',
+                          f'{row[kind]["ratio"]:.3f}',
+                          '' if kind == PLAIN else f'{low:.3f}..{high:.3f}',
+                          f'{row[kind]["mib"]:.1f}',
+                          f'{row[kind]["memory_ratio"]:.3f}',
+                          end_section=kind == KINDS[-1])
     console = Console()
     console.print(table)
     console.print(
@@ -215,8 +221,10 @@ def main():
     torch.manual_seed(0)
     MMLogger.get_instance('benchmark', log_level='WARNING')
     slimmable = build_slimmable(args)
-    networks = {width: build_three(slimmable, width, args)
-                for width in args.widths}
+    networks = {
+        width: build_three(slimmable, width, args)
+        for width in args.widths
+    }
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size,
                          device=args.device)
     for width, three in networks.items():
@@ -224,8 +232,10 @@ def main():
         if gap > TOLERANCE:
             raise RuntimeError(f'The networks of width {width:g} differ by '
                                f'{gap:.1e}: there is nothing to compare.')
-    forwards = {width: forwards_of(three[PLAIN], images, args.device)
-                for width, three in networks.items()}
+    forwards = {
+        width: forwards_of(three[PLAIN], images, args.device)
+        for width, three in networks.items()
+    }
     watch = Stopwatch(args.device)
     for index in track(range(args.rounds + 1), 'timing'):
         time_round(watch, networks, forwards, images, index)
@@ -234,9 +244,10 @@ def main():
     rows = summarise(watch.times, networks, forwards, images)
     show(rows, args)
     if args.json:
-        dump(dict(widths=rows, settings=vars(args), torch=str(
-            torch.__version__), machine=device_name(args.device)), args.json,
-            indent=2)
+        dump(
+            dict(widths=rows, settings=vars(args),
+                 torch=str(torch.__version__),
+                 machine=device_name(args.device)), args.json, indent=2)
 
 
 if __name__ == '__main__':

@@ -33,9 +33,10 @@ from us3l_mm.registry import MODELS
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument('--config', help='config of a pre-training, whose '
-                        'model is timed instead of a\nResNet of --depth and '
-                        '--stem')
+    parser.add_argument(
+        '--config', help='config of a pre-training, whose '
+        'model is timed instead of a\nResNet of --depth and '
+        '--stem')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE', help='changes to the config')
     parser.add_argument('--depth', type=int, default=18,
@@ -46,15 +47,15 @@ def parse_args():
                         help='height and width in pixels (default: 32)')
     parser.add_argument('--batch-size', type=int, default=64,
                         help='images per view (default: 64)')
-    parser.add_argument('--widths', type=float, nargs='+',
-                        default=[1.0, 0.625, 0.25],
-                        help='widths of the iteration; multiples of 1/8 are '
-                        'plain networks exactly (default: 1.0 0.625 0.25)')
+    parser.add_argument(
+        '--widths', type=float, nargs='+', default=[1.0, 0.625, 0.25],
+        help='widths of the iteration; multiples of 1/8 are '
+        'plain networks exactly (default: 1.0 0.625 0.25)')
     parser.add_argument('--base-method', default='simclr_momentum')
     parser.add_argument('--rounds', type=int, default=7,
                         help='timed rounds after one warm-up (default: 7)')
-    parser.add_argument('--device', default='cuda' if
-                        torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device',
+                        default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', help='also write the figures to this file')
     return parser.parse_args()
 
@@ -80,9 +81,9 @@ def build_algorithm(args):
     algorithm.to(args.device).train()
     algorithm.views = lambda data: data  # images are made on the device
     algorithm.plan = Plan.of(args.widths)
-    wrapper = OptimWrapper(torch.optim.SGD(
-        [p for p in algorithm.parameters() if p.requires_grad], lr=1e-3,
-        momentum=0.9))
+    wrapper = OptimWrapper(
+        torch.optim.SGD([p for p in algorithm.parameters() if p.requires_grad],
+                        lr=1e-3, momentum=0.9))
     return algorithm, wrapper, dict(group_dims)
 
 
@@ -97,18 +98,19 @@ class BarePass:
     def __init__(self, algorithm, subnet):
         self.encoder = [
             slice_network(module, subnet.width, without_statistics=True)
-            for module in (algorithm.backbone, algorithm.neck)]
+            for module in (algorithm.backbone, algorithm.neck)
+        ]
         # Heads are full at every width.
-        self.head = deepcopy(algorithm.head if subnet.is_base else
-                             algorithm.distill_head)
+        self.head = deepcopy(
+            algorithm.head if subnet.is_base else algorithm.distill_head)
 
     def encode(self, views):
         return [z for _, z in encode(*self.encoder, views)]
 
     def __call__(self, views, targets):
         z1, z2 = self.encode(views)
-        loss = 0.5 * (self.head.loss(z1, targets[1])
-                      + self.head.loss(z2, targets[0]))
+        loss = 0.5 * (self.head.loss(z1, targets[1]) +
+                      self.head.loss(z2, targets[0]))
         loss.backward()
         for module in (*self.encoder, self.head):
             module.zero_grad()
@@ -133,8 +135,8 @@ class Stopwatch:
     """Milliseconds of named calls, a list per name, an entry per round."""
 
     def __init__(self, device):
-        self.wait = (torch.cuda.synchronize if 'cuda' in device else
-                     lambda: None)
+        self.wait = (torch.cuda.synchronize
+                     if 'cuda' in device else lambda: None)
         self.times = {}
 
     def __call__(self, name, call):
@@ -142,8 +144,8 @@ class Stopwatch:
         start = time.perf_counter()
         result = call()
         self.wait()
-        self.times.setdefault(name, []).append(
-            1000 * (time.perf_counter() - start))
+        self.times.setdefault(name,
+                              []).append(1000 * (time.perf_counter() - start))
         return result
 
     def ms(self, *names):
@@ -163,8 +165,8 @@ def time_round(watch, algorithm, wrapper, bare, views, regulariser,
         watch(f'bare {subnet.name}', lambda: bare_pass(views, targets))
     for subnet in algorithm.plan.subnets:
         if subnet.is_base:
-            matched = watch('teacher', lambda: algorithm.targets(
-                subnet, views, cache))
+            matched = watch('teacher',
+                            lambda: algorithm.targets(subnet, views, cache))
 
         def one_pass():
             with at_width(algorithm, subnet.width):
@@ -181,15 +183,17 @@ def time_round(watch, algorithm, wrapper, bare, views, regulariser,
 
         # Gradients exist, as they do when a pass adds to them.
         watch(f'regulariser {subnet.name}', regularise)
-        watch(f'mask {subnet.name}', lambda: float64_mask_loss(
-            named_parameters(algorithm), regulariser.lam,
-            regulariser.alpha, group_dims).backward())
+        watch(
+            f'mask {subnet.name}', lambda: float64_mask_loss(
+                named_parameters(algorithm), regulariser.lam, regulariser.
+                alpha, group_dims).backward())
         wrapper.zero_grad()
     algorithm.regulariser = regulariser
 
 
 def summarise(watch, names):
     """Medians in milliseconds and ratios, by name."""
+
     def each(prefix):
         return [f'{prefix} {name}' for name in names]
 
@@ -205,27 +209,27 @@ def summarise(watch, names):
              for name in names]
     rows += [('group regularisation', reg, mask),
              ('optimizer steps', watch.ms(*each('optimizer')), None)]
-    table = [dict(part=part, ms=median(ms),
-                  floor_ms=None if under is None else median(under),
-                  ratio=None if under is None else ratio(ms, under),
-                  share=ratio(ms, iteration))
-             for part, ms, under in rows]
+    table = [
+        dict(part=part, ms=median(ms),
+             floor_ms=None if under is None else median(under),
+             ratio=None if under is None else ratio(ms, under),
+             share=ratio(ms, iteration)) for part, ms, under in rows
+    ]
     return dict(
         parts=table,
-        beyond_the_passes=median(
-            1 - b / a for a, b in zip(iteration, floor)),
+        beyond_the_passes=median(1 - b / a for a, b in zip(iteration, floor)),
         regularisation_share=ratio(reg, iteration),
         mask_over_regularisation=ratio(mask, reg))
 
 
 def show(figures, args):
-    network = (os.path.basename(args.config) if args.config else
-               f'ResNet-{args.depth} ({args.stem} stem)')
+    network = (os.path.basename(args.config)
+               if args.config else f'ResNet-{args.depth} ({args.stem} stem)')
     table = Table(title=f'{network}, {args.image_size} px, batch '
                   f'{args.batch_size}, widths {args.widths}, {args.device}')
     for column in ('part', 'ms', 'floor ms', 'ratio', 'of the iteration'):
-        table.add_column(column, justify='left' if column == 'part' else
-                         'right')
+        table.add_column(column,
+                         justify='left' if column == 'part' else 'right')
     for row in figures['parts']:
         floor, ratio = row['floor_ms'], row['ratio']
         table.add_row(row['part'], f'{row["ms"]:.1f}',
@@ -257,8 +261,10 @@ def main():
                                    group_dims=group_dims)
     regulariser.set_ramp(1.0)
     algorithm.regulariser = regulariser
-    views = [torch.randn(args.batch_size, 3, args.image_size, args.image_size,
-                         device=args.device) for _ in range(2)]
+    views = [
+        torch.randn(args.batch_size, 3, args.image_size, args.image_size,
+                    device=args.device) for _ in range(2)
+    ]
     watch = Stopwatch(args.device)
     for index in track(range(args.rounds + 1), 'timing'):
         time_round(watch, algorithm, wrapper, bare, views, regulariser,
@@ -269,9 +275,10 @@ def main():
     show(figures, args)
     if args.json:
         with open(args.json, 'w') as file:
-            json.dump(dict(figures, settings=vars(args), torch=str(
-                torch.__version__), machine=platform.processor()), file,
-                indent=2)
+            json.dump(
+                dict(figures, settings=vars(args),
+                     torch=str(torch.__version__),
+                     machine=platform.processor()), file, indent=2)
 
 
 if __name__ == '__main__':

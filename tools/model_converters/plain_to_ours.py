@@ -18,11 +18,13 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('checkpoint', help='file of the ordinary network')
     parser.add_argument('out', help='file to write')
-    parser.add_argument('--prefix', help='of its keys, such as backbone. '
-                        '(default: the one that is found)')
-    parser.add_argument('--style', choices=['pytorch', 'caffe'],
-                        default='pytorch', help='caffe: bottlenecks stride in '
-                        'their first convolution (default: pytorch)')
+    parser.add_argument(
+        '--prefix', help='of its keys, such as backbone. '
+        '(default: the one that is found)')
+    parser.add_argument(
+        '--style', choices=['pytorch', 'caffe'], default='pytorch',
+        help='caffe: bottlenecks stride in '
+        'their first convolution (default: pytorch)')
     parser.add_argument('--trust-pickle', action='store_true',
                         help='read a file even if that executes code in it')
     return parser.parse_args(argv)
@@ -35,10 +37,11 @@ def main(argv=None):
         converted = from_plain(
             load_weights(args.checkpoint, args.trust_pickle)['state_dict'],
             args.prefix, args.style)
-        save_atomically(converted.checkpoint(dict(
-            file=osp.basename(args.checkpoint),
-            sha256=sha256(args.checkpoint), converted_by='plain_to_ours')),
-            args.out)
+        save_atomically(
+            converted.checkpoint(
+                dict(file=osp.basename(args.checkpoint),
+                     sha256=sha256(args.checkpoint),
+                     converted_by='plain_to_ours')), args.out)
     except (OSError, ValueError) as error:
         sys.exit(f'plain_to_ours: {error}')
     print(f'{args.out}: {converted.arguments}.')

@@ -43,13 +43,15 @@ def main(argv=None):
     try:
         check_writable(args.out, args.checkpoint)
         converted = from_us3l(
-            load_weights(args.checkpoint, args.trust_pickle)['state_dict'],
-            {width: load_weights(path, args.trust_pickle)['state_dict']
-             for width, path in args.statistics})
-        save_atomically(converted.checkpoint(dict(
-            file=osp.basename(args.checkpoint),
-            sha256=sha256(args.checkpoint), converted_by='us3l_to_ours')),
-            args.out)
+            load_weights(args.checkpoint, args.trust_pickle)['state_dict'], {
+                width: load_weights(path, args.trust_pickle)['state_dict']
+                for width, path in args.statistics
+            })
+        save_atomically(
+            converted.checkpoint(
+                dict(file=osp.basename(args.checkpoint),
+                     sha256=sha256(args.checkpoint),
+                     converted_by='us3l_to_ours')), args.out)
     except (OSError, ValueError) as error:
         sys.exit(f'us3l_to_ours: {error}')
     widths = ', '.join(f'{w:g}' for w, _ in args.statistics)

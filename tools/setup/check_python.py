@@ -19,14 +19,15 @@ def find_problem(version, has_module):
     found = '.'.join(str(part) for part in version[:3])
     if tuple(version[:2]) not in SUPPORTED:
         return ('{} is Python {}; us3l_mm runs on Python 3.10, 3.11 and 3.12. '
-                'Name one of these, for instance: make demo PYTHON=python3.11'
-                .format(sys.executable, found))
+                'Name one of these, for instance: make demo PYTHON=python3.11'.
+                format(sys.executable, found))
     for module in ('venv', 'ensurepip'):
         if not has_module(module):
-            return ('{} cannot make environments, its module "{}" is missing. '
-                    'Install it (Debian, Ubuntu: apt install python{}.{}-venv)'
-                    ' or name another Python: make demo PYTHON=python3.11'
-                    .format(sys.executable, module, *version[:2]))
+            return (
+                '{} cannot make environments, its module "{}" is missing. '
+                'Install it (Debian, Ubuntu: apt install python{}.{}-venv)'
+                ' or name another Python: make demo PYTHON=python3.11'.format(
+                    sys.executable, module, *version[:2]))
     return None
 
 

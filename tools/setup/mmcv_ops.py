@@ -39,8 +39,8 @@ def parse_args():
         '--wheels', type=Path, default=ROOT / '.wheels',
         help='folder in which compiled wheels are kept (default: .wheels)')
     parser.add_argument(
-        '--jobs', type=int,
-        default=os.environ.get('MAX_JOBS') or os.cpu_count(),
+        '--jobs', type=int, default=os.environ.get('MAX_JOBS')
+        or os.cpu_count(),
         help='compilers at a time (default: MAX_JOBS or the number of cores)')
     return parser.parse_args()
 
@@ -51,8 +51,8 @@ def why_ops_fail() -> Optional[str]:
                           capture_output=True, text=True)
     if done.returncode == 0:
         return None
-    return (done.stderr.strip() or f'exit status {done.returncode}'
-            ).splitlines()[-1]
+    return (done.stderr.strip()
+            or f'exit status {done.returncode}').splitlines()[-1]
 
 
 def install_from(*find_links: str) -> bool:
@@ -60,10 +60,11 @@ def install_from(*find_links: str) -> bool:
 
     The package index is not asked: it has mmcv's sources only.
     """
-    done = subprocess.run(
-        [*PIP, 'install', '--no-index', '--no-deps', '--no-cache-dir',
-         '--force-reinstall', '--only-binary', ':all:', '--constraint',
-         str(CONSTRAINTS), *find_links, 'onedl-mmcv'], capture_output=True)
+    done = subprocess.run([
+        *PIP, 'install', '--no-index', '--no-deps', '--no-cache-dir',
+        '--force-reinstall', '--only-binary', ':all:', '--constraint',
+        str(CONSTRAINTS), *find_links, 'onedl-mmcv'
+    ], capture_output=True)
     return done.returncode == 0 and why_ops_fail() is None
 
 
@@ -88,8 +89,9 @@ def build_environment(jobs: int) -> dict:
     """The variables of the compilation."""
     env = dict(os.environ, MAX_JOBS=str(jobs))
     # mmcv calls ninja by name, which pip has put beside this Python.
-    env['PATH'] = os.pathsep.join([str(Path(sys.executable).parent),
-                                   env.get('PATH', '')])
+    env['PATH'] = os.pathsep.join(
+        [str(Path(sys.executable).parent),
+         env.get('PATH', '')])
     if env.get('FORCE_CUDA', '0') != '1':
         # A visible GPU makes mmcv compile for CUDA, which takes far longer
         # and needs the CUDA compiler of torch's own version.
@@ -108,8 +110,9 @@ def follow(command: List[str], env: dict, log: Path) -> int:
             step = re.match(r'\s*\[(\d+)/(\d+)\]', line)
             if step and (time.time() - told > 15 or step[1] == step[2]):
                 told = time.time()
-                print(f'  {step[1]} of {step[2]} files compiled, '
-                      f'{(told - start) / 60:.1f} minutes', flush=True)
+                print(
+                    f'  {step[1]} of {step[2]} files compiled, '
+                    f'{(told - start) / 60:.1f} minutes', flush=True)
     return process.returncode
 
 
@@ -119,18 +122,21 @@ def build_wheel(folder: Path, jobs: int) -> None:
     if problem:
         sys.exit(problem)
     ops = 'CPU and CUDA' if os.environ.get('FORCE_CUDA') == '1' else 'CPU'
-    print(f'Compiling the {ops} ops of mmcv, once: about 20 minutes divided '
-          f'by the number of cores ({jobs} used; MAX_JOBS changes it).',
-          flush=True)
-    subprocess.run([*PIP, 'install', '--quiet', '--constraint',
-                    str(CONSTRAINTS), 'ninja', 'packaging', 'psutil',
-                    'setuptools', 'wheel'], check=True)
+    print(
+        f'Compiling the {ops} ops of mmcv, once: about 20 minutes divided '
+        f'by the number of cores ({jobs} used; MAX_JOBS changes it).',
+        flush=True)
+    subprocess.run([
+        *PIP, 'install', '--quiet', '--constraint',
+        str(CONSTRAINTS), 'ninja', 'packaging', 'psutil', 'setuptools', 'wheel'
+    ], check=True)
     log = folder / 'build.log'
-    code = follow(
-        [*PIP, 'wheel', '--verbose', '--no-cache-dir', '--no-build-isolation',
-         '--no-deps', '--no-binary', 'onedl-mmcv', '--constraint',
-         str(CONSTRAINTS), '--wheel-dir', str(folder), 'onedl-mmcv'],
-        build_environment(jobs), log)
+    code = follow([
+        *PIP, 'wheel', '--verbose', '--no-cache-dir', '--no-build-isolation',
+        '--no-deps', '--no-binary', 'onedl-mmcv', '--constraint',
+        str(CONSTRAINTS), '--wheel-dir',
+        str(folder), 'onedl-mmcv'
+    ], build_environment(jobs), log)
     if code:
         tail = '\n'.join(log.read_text().splitlines()[-30:])
         sys.exit(f'{tail}\nThe ops of mmcv did not compile; all of the '

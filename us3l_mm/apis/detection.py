@@ -19,9 +19,9 @@ from us3l_mm.registry import MODELS
 from us3l_mm.stack import check_detection
 
 
-def load_detector(config: Union[str, Config], checkpoint: str,
-                  device: str = 'cpu', trust_pickle: bool = False
-                  ) -> nn.Module:
+def load_detector(config: Union[str,
+                                Config], checkpoint: str, device: str = 'cpu',
+                  trust_pickle: bool = False) -> nn.Module:
     """A trained detector, with the names of its classes.
 
     Args:
@@ -51,8 +51,10 @@ def load_detector(config: Union[str, Config], checkpoint: str,
     set_scope(config)
     detector = revert_sync_batchnorm(MODELS.build(config.model))
     _load(detector, content['state_dict'], checkpoint)
-    detector.dataset_meta = {key.lower(): value for key, value in
-                             meta['dataset_meta'].items()}
+    detector.dataset_meta = {
+        key.lower(): value
+        for key, value in meta['dataset_meta'].items()
+    }
     # MMDetection takes the test pipeline from it, and changes it.
     detector.cfg = deepcopy(config)
     return detector.to(device).eval()
@@ -61,13 +63,15 @@ def load_detector(config: Union[str, Config], checkpoint: str,
 def _load(detector: nn.Module, weights: dict, checkpoint: str) -> None:
     own = detector.state_dict()
     missing = [name for name in own if name not in weights]
-    shape = [name for name in own if name in weights
-             and own[name].shape != weights[name].shape]
+    shape = [
+        name for name in own
+        if name in weights and own[name].shape != weights[name].shape
+    ]
     if missing or shape:
         name = (missing + shape)[0]
         there = (f'is {tuple(weights[name].shape)} there and '
-                 f'{tuple(own[name].shape)} here' if not missing else
-                 'is not there')
+                 f'{tuple(own[name].shape)} here'
+                 if not missing else 'is not there')
         raise ValueError(
             f'{checkpoint} is of another detector than this config: '
             f'{len(missing)} tensors are missing and {len(shape)} have '
@@ -98,8 +102,10 @@ def detect(detector: nn.Module, images: List[Union[str, np.ndarray]],
         check_runs_at(detector, width)
         context = at_width(detector, width)
     with context:
-        return [inference_detector(detector, mmcv.imread(image))
-                for image in images]
+        return [
+            inference_detector(detector, mmcv.imread(image))
+            for image in images
+        ]
 
 
 def check_runs_at(detector: nn.Module, width: float) -> None:
@@ -123,9 +129,9 @@ def draw(detector: nn.Module, image: np.ndarray, sample, out: str,
         threshold (float): Boxes with a lower score are left out. Defaults to
             0.3.
     """
-    visualizer = VISUALIZERS.build(dict(
-        type='mmdet.DetLocalVisualizer', name=f'us3l_mm_{out}',
-        vis_backends=None, save_dir=None))
+    visualizer = VISUALIZERS.build(
+        dict(type='mmdet.DetLocalVisualizer', name=f'us3l_mm_{out}',
+             vis_backends=None, save_dir=None))
     visualizer.dataset_meta = detector.dataset_meta
     visualizer.add_datasample('', image, sample, draw_gt=False, out_file=out,
                               pred_score_thr=threshold)

@@ -60,5 +60,7 @@ def load_source(checkpoint: str, config: Union[str, Config, None] = None,
     if isinstance(config, str):
         config = Config.fromfile(config)
     backbone, preprocessor = load_network(config, content)
-    return Source(backbone, config.model.get('data_preprocessor')
-                  or config.get('data_preprocessor') or {}, preprocessor)
+    return Source(
+        backbone,
+        config.model.get('data_preprocessor')
+        or config.get('data_preprocessor') or {}, preprocessor)

@@ -57,8 +57,9 @@ class Budget:
         """A cost of this kind, to be read."""
         if self.kind == 'latency':
             return format_seconds(cost)
-        return format_amount(cost) + {'flops': ' MACs',
-                                      'params': ' parameters'}[self.kind]
+        return format_amount(cost) + {
+            'flops': ' MACs', 'params': ' parameters'
+        }[self.kind]
 
     def choose(self, network: nn.Module, input_size: int) -> Choice:
         """The widest width of ``network`` inside; ValueError if none is."""
@@ -97,14 +98,12 @@ class SliceReport:
     usage: str
 
 
-def slice_checkpoint(checkpoint: str, out: str,
-                     width: Union[float, Budget],
-                     format: str = 'mmpretrain',
-                     config: Union[str, Config, None] = None,
-                     num_images: int = 10000,
-                     input_size: Optional[int] = None,
-                     device: str = 'cpu', trust_pickle: bool = False
-                     ) -> SliceReport:
+def slice_checkpoint(checkpoint: str, out: str, width: Union[float, Budget],
+                     format: str = 'mmpretrain', config: Union[str, Config,
+                                                               None] = None,
+                     num_images: int = 10000, input_size: Optional[int] = None,
+                     device: str = 'cpu',
+                     trust_pickle: bool = False) -> SliceReport:
     """Cut one width out of ``checkpoint`` and write it to ``out``.
 
     The file is written only after what it holds has been loaded into the
@@ -168,16 +167,17 @@ def _refuse(backbone: nn.Module, width: float,
     try:
         check_statistics(backbone, width)
     except ValueError as error:
-        raise ValueError(str(error) if choice is None else (
-            f'The widest width inside the budget is {width:g}. {error}'
-        )) from None
+        raise ValueError(
+            str(error) if choice is None else (
+                f'The widest width inside the budget is {width:g}. {error}'
+            )) from None
 
 
 def _sub_network(backbone: nn.Module, width: float, input_size: int, out: str,
                  meta: dict, format: str) -> Tuple[SubNetwork, object]:
     plain = slice_network(backbone.cpu(), width, without_statistics=True)
-    network = SubNetwork(backbone, plain.eval(), width, input_size, out, {
-        **meta, 'channels': output_channels(plain)})
+    network = SubNetwork(backbone, plain.eval(), width, input_size, out,
+                         {**meta, 'channels': output_channels(plain)})
     return network, FORMATS[format](network)
 
 
@@ -189,10 +189,11 @@ def _calibrate(source: Source, config: Config, width: float, num_images: int,
     if key == BANK:
         loader = shuffled(loader)
     set_random_seed(0)  # of the augmentation
-    seen = calibrate(
-        source.backbone.to(device),
-        image_batches(loader, source.preprocessor.to(device)), [width],
-        min(num_images, len(loader.dataset)), progress='Calibrating')
+    seen = calibrate(source.backbone.to(device),
+                     image_batches(loader,
+                                   source.preprocessor.to(device)), [width],
+                     min(num_images, len(loader.dataset)),
+                     progress='Calibrating')
     name = osp.basename(config.filename or 'the given config')
     return f'measured on {seen} images of {key} in {name}'
 
@@ -205,11 +206,12 @@ def _describe(checkpoint: str, source: Source, width: float, format: str,
     arguments = family.arguments(backbone)
     return dict(
         us3l_mm_version=__version__, format=format, width=width,
-        architecture=dict(
-            type=family.stock_class(backbone).__name__, **arguments),
+        architecture=dict(type=family.stock_class(backbone).__name__,
+                          **arguments),
         feature_channels=list(backbone.feature_channels(width)),
-        input_channels=arguments.get('in_channels', 3),
-        input_size=input_size,
-        data_preprocessor={key: value for key, value in
-                           source.preprocessing.items() if key != 'type'},
-        source=dict(file=osp.basename(checkpoint), sha256=sha256(checkpoint)))
+        input_channels=arguments.get('in_channels', 3), input_size=input_size,
+        data_preprocessor={
+            key: value
+            for key, value in source.preprocessing.items() if key != 'type'
+        }, source=dict(file=osp.basename(checkpoint),
+                       sha256=sha256(checkpoint)))

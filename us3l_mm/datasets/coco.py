@@ -99,5 +99,6 @@ def class_names(path: str) -> List[str]:
 
 
 def _coco_dataset(classes, **kwargs) -> Dataset:
-    return DATASETS.build(dict(type='mmdet.CocoDataset',
-                               metainfo=dict(classes=classes), **kwargs))
+    return DATASETS.build(
+        dict(type='mmdet.CocoDataset', metainfo=dict(classes=classes),
+             **kwargs))

@@ -44,9 +44,10 @@ class Split:
     labels: np.ndarray
 
 
-def npz_to_folder(source: Union[str, Path], target: Union[str, Path],
-                  track: Optional[Callable[[Iterable, str], Iterable]] = None
-                  ) -> Dict[str, int]:
+def npz_to_folder(
+    source: Union[str, Path], target: Union[str, Path],
+    track: Optional[Callable[[Iterable, str],
+                             Iterable]] = None) -> Dict[str, int]:
     """Write ``target/<split>/<class>/<index>.<suffix>`` for every image.
 
     Encoded images are written as they are, pixels as PNG. All is checked
@@ -147,8 +148,7 @@ def encoded_split(arrays: Dict[str, np.ndarray], name: str) -> Split:
             f'{off[-2:]}.')
     for index in range(off.size - 1):
         suffix_of(blob[off[index]:off[index] + 4].tobytes(), f'{name} {index}')
-    return Split(off.size - 1,
-                 lambda i: blob[off[i]:off[i + 1]].tobytes(),
+    return Split(off.size - 1, lambda i: blob[off[i]:off[i + 1]].tobytes(),
                  labels_of(arrays, name, off.size - 1))
 
 

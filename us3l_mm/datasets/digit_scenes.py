@@ -113,16 +113,25 @@ def render_scenes(split: str, settings: SceneSettings) -> List[Scene]:
     digits = np.stack([sample['img'] for sample in samples])
     labels = np.array([sample['gt_label'] for sample in samples])
     # A scene is the same however many others there are.
-    return [render_scene(digits, labels, settings, np.random.default_rng(
-        [settings.seed, list(SPLITS).index(split), number]))
-        for number in range(getattr(settings, f'num_{split}'))]
+    return [
+        render_scene(
+            digits, labels, settings,
+            np.random.default_rng(
+                [settings.seed,
+                 list(SPLITS).index(split), number]))
+        for number in range(getattr(settings, f'num_{split}'))
+    ]
 
 
 def bounding_box(mask: np.ndarray) -> List[int]:
     """COCO's [x, y, width, height] of the pixels of ``mask``, (H, W)."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1,
-            int(np.ptp(rows)) + 1]
+    return [
+        int(columns[0]),
+        int(rows[0]),
+        int(np.ptp(columns)) + 1,
+        int(np.ptp(rows)) + 1
+    ]
 
 
 def coco_annotations(scenes: List[Scene], settings: SceneSettings) -> dict:
@@ -141,22 +150,25 @@ def coco_annotations(scenes: List[Scene], settings: SceneSettings) -> dict:
     for number, scene in enumerate(scenes, 1):
         for mask, label in zip(scene.masks, scene.labels):
             code = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-            annotations.append(dict(
-                id=len(annotations) + 1, image_id=number,
-                category_id=label + 1, bbox=bounding_box(mask),
-                area=int(mask.sum()), iscrowd=0,
-                segmentation=dict(size=code['size'],
-                                  counts=code['counts'].decode())))
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1, image_id=number,
+                    category_id=label + 1, bbox=bounding_box(mask),
+                    area=int(mask.sum()), iscrowd=0,
+                    segmentation=dict(size=code['size'],
+                                      counts=code['counts'].decode())))
     size = settings.image_size
     return dict(
         info=dict(description='Scenes of rendered digits, by us3l_mm',
-                  settings=asdict(settings)),
-        licenses=[],
-        categories=[dict(id=label + 1, name=name, supercategory='digit')
-                    for label, name in enumerate(CLASSES)],
-        images=[dict(id=number, file_name=file_name(number), width=size,
-                     height=size) for number in range(1, len(scenes) + 1)],
-        annotations=annotations)
+                  settings=asdict(settings)), licenses=[], categories=[
+                      dict(id=label + 1, name=name, supercategory='digit')
+                      for label, name in enumerate(CLASSES)
+                  ], images=[
+                      dict(id=number, file_name=file_name(number), width=size,
+                           height=size)
+                      for number in range(1,
+                                          len(scenes) + 1)
+                  ], annotations=annotations)
 
 
 def file_name(number: int) -> str:

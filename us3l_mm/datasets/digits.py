@@ -57,9 +57,10 @@ class RenderDigit(BaseTransform):
     def render(self, digit: np.ndarray, rng) -> np.ndarray:
         """The image of ``digit``, all that is random drawn from ``rng``."""
         size, lean, shear, stretch, ink = rng.uniform(*np.transpose([
-            self.digit_size, (-self.lean, self.lean),
-            (-self.shear, self.shear), (-self.shear, self.shear),
-            self.brightness]))
+            self.digit_size, (-self.lean, self.lean), (
+                -self.shear, self.shear), (-self.shear,
+                                           self.shear), self.brightness
+        ]))
         angle, stretch = np.deg2rad(lean), np.exp(stretch)
         turn = np.array([[np.cos(angle), -np.sin(angle)],
                          [np.sin(angle), np.cos(angle)]])
@@ -68,9 +69,9 @@ class RenderDigit(BaseTransform):
         # The middle of the digit goes where the whole of it is visible.
         middle = size / 2 + rng.uniform(size=2) * (self.image_size - size)
         shift = middle - linear @ np.full(2, (len(digit) - 1) / 2)
-        image = cv2.warpAffine(
-            digit, np.column_stack([linear, shift]),
-            (self.image_size, self.image_size), flags=cv2.INTER_CUBIC)
+        image = cv2.warpAffine(digit, np.column_stack([linear, shift]),
+                               (self.image_size, self.image_size),
+                               flags=cv2.INTER_CUBIC)
         return np.repeat((ink * image).astype(np.uint8)[..., None], 3, axis=2)
 
 
@@ -121,6 +122,9 @@ class RenderedDigits(BaseDataset):
             indices = np.resize(indices, self.num_images)
         # The splits must not repeat each other's places and sizes.
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split)])
-        return [dict(img=self.renderer.render(digits[i], rng)
-                     if self.renderer else digits[i],
-                     gt_label=int(labels[i])) for i in indices]
+        return [
+            dict(
+                img=self.renderer.render(digits[i], rng)
+                if self.renderer else digits[i], gt_label=int(labels[i]))
+            for i in indices
+        ]

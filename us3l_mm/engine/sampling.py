@@ -42,8 +42,9 @@ def sandwich(lowest: float, highest: float, num_samples: int, seed: int,
         return [highest]
     # String seeding hashes with SHA-512: the same draw on every platform.
     draw = random.Random(f'{seed}/{iteration}')
-    middle = [_between(lowest, highest, draw, grid)
-              for _ in range(num_samples - 2)]
+    middle = [
+        _between(lowest, highest, draw, grid) for _ in range(num_samples - 2)
+    ]
     return [highest, *sorted(middle, reverse=True), lowest]
 
 

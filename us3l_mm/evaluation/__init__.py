@@ -13,8 +13,7 @@ from .widths import Measures, WidthEvaluation, default_widths
 __all__ = [
     'Complexity', 'Measures', 'Report', 'WidthEvaluation', 'WidthRow',
     'batch_statistics', 'calibrate', 'calibrate_detector', 'chance_accuracy',
-    'count_complexity',
-    'default_widths', 'encode', 'encoder', 'extract_features',
-    'knn_accuracy', 'linear_probe', 'load_network', 'raw_pixels',
-    'width_latency'
+    'count_complexity', 'default_widths', 'encode', 'encoder',
+    'extract_features', 'knn_accuracy', 'linear_probe', 'load_network',
+    'raw_pixels', 'width_latency'
 ]

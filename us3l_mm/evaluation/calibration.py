@@ -69,11 +69,16 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
     norms = _norms(network)
     if not norms or not widths:
         return 0
-    pools = {width: {norm: _Pool(norm, width) for norm in norms}
-             for width in widths}
-    seen = _fill(pools, network, count_images(
-        _rebatch(batches, None if is_share else _share(num_images)), progress,
-        num_images), forward or network)
+    pools = {
+        width: {norm: _Pool(norm, width)
+                for norm in norms}
+        for width in widths
+    }
+    seen = _fill(
+        pools, network,
+        count_images(
+            _rebatch(batches, None if is_share else _share(num_images)),
+            progress, num_images), forward or network)
     seen = _reduce([p for by_norm in pools.values() for p in by_norm.values()],
                    seen)
     if seen < 2:
@@ -133,8 +138,8 @@ class _Pool:
         total = self.count + count
         delta = mean.double() - self.mean
         self.mean += delta * (count / total)
-        self.deviations += (var.double() * count
-                            + delta.square() * (self.count * count / total))
+        self.deviations += (var.double() * count + delta.square() *
+                            (self.count * count / total))
         self.count = total
 
     def statistics(self) -> tuple:
@@ -143,21 +148,23 @@ class _Pool:
 
 
 def _norms(network: nn.Module) -> List[SlimmableBatchNorm]:
-    return [layer for layer in slimmable_layers(network)
-            if isinstance(layer, SlimmableBatchNorm)]
+    return [
+        layer for layer in slimmable_layers(network)
+        if isinstance(layer, SlimmableBatchNorm)
+    ]
 
 
 def _fill(pools: Dict[float, dict], network: nn.Module,
-          batches: Iterable[Tensor],
-          forward: Callable[[Any], Any]) -> int:
+          batches: Iterable[Tensor], forward: Callable[[Any], Any]) -> int:
     """Run all batches at all widths; returns the number of images."""
     current, seen = None, 0
 
     def enters(norm, args):
         pools[current][norm].add(args[0])
 
-    handles = [norm.register_forward_pre_hook(enters)
-               for norm in _norms(network)]
+    handles = [
+        norm.register_forward_pre_hook(enters) for norm in _norms(network)
+    ]
     try:
         with batch_statistics(network):
             for images in batches:
@@ -194,8 +201,8 @@ def _rebatch(batches: Iterable[Tensor],
         if held is None:
             held = images
         elif min(len(held), len(images)) == 1:
-            held = (torch.cat([held, images]) if isinstance(held, Tensor)
-                    else held + images)
+            held = (torch.cat([held, images])
+                    if isinstance(held, Tensor) else held + images)
         else:
             yield held
             held = images
@@ -217,8 +224,8 @@ def _reduce(pools: List[_Pool], seen: int) -> int:
     deviations = []
     for pool, count, total in zip(pools, counts[1:], sums.split(sizes)):
         mean = total / max(count, 1)
-        deviations.append(pool.deviations
-                          + pool.count * (pool.mean - mean).square())
+        deviations.append(pool.deviations + pool.count *
+                          (pool.mean - mean).square())
         pool.count, pool.mean = round(count), mean
     deviations = torch.cat(deviations)
     all_reduce(deviations)

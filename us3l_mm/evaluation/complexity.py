@@ -50,9 +50,11 @@ def count_complexity(network: nn.Module, widths: Sequence[float],
     if not getattr(network, 'skip_dead', False):
         return counted
     network.set_skip_dead(False)
-    return {width: Complexity(size.params, size.macs,
-                              _count(network, width, input_size))
-            for width, size in counted.items()}
+    return {
+        width:
+        Complexity(size.params, size.macs, _count(network, width, input_size))
+        for width, size in counted.items()
+    }
 
 
 def _count(network: nn.Module, width: float,

@@ -87,8 +87,10 @@ class DealtBatches:
 
     def __iter__(self) -> Iterator[list]:
         order, starts = list(self.sampler), self._starts()
-        batches = [order[start:end] for start, end in zip(
-            starts, [*starts[1:], self.size])]
+        batches = [
+            order[start:end]
+            for start, end in zip(starts, [*starts[1:], self.size])
+        ]
         return iter(batches[get_rank()::get_world_size()])
 
     def __len__(self) -> int:
@@ -112,13 +114,14 @@ def dealt(loader: DataLoader, sampler: Optional[DefaultSampler] = None,
         sampler = DefaultSampler(loader.dataset, shuffle=True, seed=0)
     batches = DealtBatches(sampler, loader.batch_size, num_images,
                            loader.drop_last)
-    return DataLoader(
-        loader.dataset, batch_sampler=batches, num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn, worker_init_fn=loader.worker_init_fn)
+    return DataLoader(loader.dataset, batch_sampler=batches,
+                      num_workers=loader.num_workers,
+                      collate_fn=loader.collate_fn,
+                      worker_init_fn=loader.worker_init_fn)
 
 
-def shuffled(loader: DataLoader, num_images: Optional[int] = None
-             ) -> DataLoader:
+def shuffled(loader: DataLoader,
+             num_images: Optional[int] = None) -> DataLoader:
     """The images of ``loader`` in random order, the same in every run.
 
     For calibration: batches of one class after the other, as many data sets
@@ -140,15 +143,16 @@ def image_size(loader: DataLoader) -> Tuple[int, int]:
     return tuple(first.shape[-2:])
 
 
-def image_batches(loader: DataLoader, preprocessor: nn.Module
-                  ) -> Iterator[Tensor]:
+def image_batches(loader: DataLoader,
+                  preprocessor: nn.Module) -> Iterator[Tensor]:
     """Preprocessed images, (N, 3, H, W); of several views the first."""
     for batch in loader:
         yield _images(batch, preprocessor)
 
 
-def labelled_batches(loader: DataLoader, preprocessor: nn.Module
-                     ) -> Iterator[Tuple[Tensor, Tensor]]:
+def labelled_batches(
+        loader: DataLoader,
+        preprocessor: nn.Module) -> Iterator[Tuple[Tensor, Tensor]]:
     """Preprocessed images (N, 3, H, W) and their labels (N, )."""
     for batch in loader:
         samples = batch.get('data_samples')
@@ -165,7 +169,7 @@ def _images(batch: dict, preprocessor: nn.Module) -> Tensor:
     if isinstance(inputs, (list, tuple)):
         # Views are batched tensors; single images come from MMEngine's
         # default, pseudo_collate.
-        inputs = (torch.stack(list(inputs)) if inputs[0].ndim == 3 else
-                  inputs[0])
+        inputs = (torch.stack(list(inputs))
+                  if inputs[0].ndim == 3 else inputs[0])
     return preprocessor(dict(inputs=inputs, data_samples=None),
                         training=False)['inputs']

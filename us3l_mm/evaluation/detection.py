@@ -58,8 +58,8 @@ class _Shuffled(Sampler):
         return len(self.dataset)
 
 
-def batches_of(loader: DataLoader, num_images: Optional[int] = None
-               ) -> List[List[int]]:
+def batches_of(loader: DataLoader,
+               num_images: Optional[int] = None) -> List[List[int]]:
     """The images of each batch of this process.
 
     Made in the way of ``loader``, such as by aspect ratio: how much padding
@@ -107,20 +107,21 @@ class _Batch:
         return _Batch(self.images[part], self.samples[part], self.preprocess)
 
     def __add__(self, other: '_Batch') -> '_Batch':
-        return _Batch(self.images + other.images,
-                      self.samples + other.samples, self.preprocess)
+        return _Batch(self.images + other.images, self.samples + other.samples,
+                      self.preprocess)
 
     @cached_property
     def preprocessed(self) -> dict:
         """Once, for all widths."""
-        return self.preprocess(dict(inputs=self.images,
-                                    data_samples=self.samples), training=True)
+        return self.preprocess(
+            dict(inputs=self.images, data_samples=self.samples), training=True)
 
 
-def _batches(loader: DataLoader, num_images: Optional[int], preprocess
-             ) -> Iterator[_Batch]:
-    for batch in DataLoader(
-            loader.dataset, batch_sampler=batches_of(loader, num_images),
-            num_workers=loader.num_workers, collate_fn=loader.collate_fn,
-            worker_init_fn=loader.worker_init_fn):
+def _batches(loader: DataLoader, num_images: Optional[int],
+             preprocess) -> Iterator[_Batch]:
+    for batch in DataLoader(loader.dataset,
+                            batch_sampler=batches_of(loader, num_images),
+                            num_workers=loader.num_workers,
+                            collate_fn=loader.collate_fn,
+                            worker_init_fn=loader.worker_init_fn):
         yield _Batch(batch['inputs'], batch['data_samples'], preprocess)

@@ -15,10 +15,10 @@ from .progress import count_images
 RAW_PIXELS_SIZE = 32
 
 
-def extract_features(network: nn.Module, batches: Iterable[tuple],
-                     widths: Sequence[float], size: Optional[int] = None,
-                     progress: Optional[str] = None
-                     ) -> Tuple[Dict[float, np.ndarray], np.ndarray]:
+def extract_features(
+    network: nn.Module, batches: Iterable[tuple], widths: Sequence[float],
+    size: Optional[int] = None, progress: Optional[str] = None
+) -> Tuple[Dict[float, np.ndarray], np.ndarray]:
     """Globally average-pooled features of ``network`` at all ``widths``.
 
     Args:
@@ -39,10 +39,11 @@ def extract_features(network: nn.Module, batches: Iterable[tuple],
     return encode(encoders, batches, size, progress)
 
 
-def encode(encoders: Dict[Hashable, Callable[[Tensor], Tensor]],
-           batches: Iterable[tuple], size: Optional[int] = None,
-           progress: Optional[str] = None
-           ) -> Tuple[Dict[Hashable, np.ndarray], np.ndarray]:
+def encode(
+    encoders: Dict[Hashable, Callable[[Tensor],
+                                      Tensor]], batches: Iterable[tuple],
+    size: Optional[int] = None, progress: Optional[str] = None
+) -> Tuple[Dict[Hashable, np.ndarray], np.ndarray]:
     """What each of ``encoders`` makes of all images, in one pass.
 
     Every process gets the result of all. Process r is expected to have read
@@ -71,8 +72,10 @@ def encode(encoders: Dict[Hashable, Callable[[Tensor], Tensor]],
     if not labels:
         raise ValueError('No images to extract features from: the loader is '
                          'empty.')
-    features = {name: _deal_back(np.concatenate(part), size)
-                for name, part in parts.items()}
+    features = {
+        name: _deal_back(np.concatenate(part), size)
+        for name, part in parts.items()
+    }
     return features, _deal_back(np.concatenate(labels), size)
 
 

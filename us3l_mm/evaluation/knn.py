@@ -26,8 +26,8 @@ def knn_accuracy(bank: np.ndarray, bank_labels: np.ndarray,
         ValueError: if k is no number from 1 to n, or if features are not
             finite.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or not (
-            1 <= k <= len(bank)):
+    if isinstance(k,
+                  bool) or not isinstance(k, int) or not (1 <= k <= len(bank)):
         raise ValueError(
             f'k is a number of neighbours from 1 to the {len(bank)} labelled '
             f'images of the bank, got k={k!r}. Choose a smaller k or a larger '
@@ -35,16 +35,17 @@ def knn_accuracy(bank: np.ndarray, bank_labels: np.ndarray,
     if weights not in WEIGHTS:
         raise ValueError(f'weights is one of {WEIGHTS}, got {weights!r}.')
     check_finite(bank, queries)
-    classifier = KNeighborsClassifier(
-        n_neighbors=k, weights=weights, algorithm='brute')
+    classifier = KNeighborsClassifier(n_neighbors=k, weights=weights,
+                                      algorithm='brute')
     classifier.fit(normalize(bank), bank_labels)
     return 100 * float(classifier.score(normalize(queries), query_labels))
 
 
 def chance_accuracy(query_labels: np.ndarray) -> float:
     """Accuracy in percent of always saying the most frequent class."""
-    return 100 * float(np.unique(query_labels, return_counts=True)[1].max()
-                       / len(query_labels))
+    return 100 * float(
+        np.unique(query_labels, return_counts=True)[1].max() /
+        len(query_labels))
 
 
 def check_finite(*features: np.ndarray) -> None:

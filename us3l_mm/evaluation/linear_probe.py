@@ -14,9 +14,8 @@ DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 HELD_OUT = 0.2
 
 
-def linear_probe(train: np.ndarray, train_labels: np.ndarray,
-                 test: np.ndarray, test_labels: np.ndarray,
-                 decays: Sequence[float] = DECAYS,
+def linear_probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray,
+                 test_labels: np.ndarray, decays: Sequence[float] = DECAYS,
                  seed: int = 0) -> Tuple[float, float]:
     """Accuracy in percent of a linear classifier, and the decay chosen for it.
 
@@ -43,10 +42,13 @@ def linear_probe(train: np.ndarray, train_labels: np.ndarray,
     if len(np.unique(train_labels)) < 2:
         raise ValueError('A linear classifier needs training images of at '
                          'least two classes.')
-    fit, held_out = train_test_split(
-        np.arange(len(train)), test_size=HELD_OUT, random_state=seed)
-    scores = [_fitted(train[fit], train_labels[fit], decay).score(
-        train[held_out], train_labels[held_out]) for decay in decays]
+    fit, held_out = train_test_split(np.arange(len(train)), test_size=HELD_OUT,
+                                     random_state=seed)
+    scores = [
+        _fitted(train[fit], train_labels[fit],
+                decay).score(train[held_out], train_labels[held_out])
+        for decay in decays
+    ]
     decay = decays[int(np.argmax(scores))]
     probe = _fitted(train, train_labels, decay)
     return 100 * float(probe.score(test, test_labels)), decay
@@ -54,6 +56,7 @@ def linear_probe(train: np.ndarray, train_labels: np.ndarray,
 
 def _fitted(features: np.ndarray, labels: np.ndarray,
             decay: float) -> Pipeline:
-    probe = make_pipeline(StandardScaler(), LogisticRegression(
-        C=1 / (decay * len(features)), max_iter=1000))
+    probe = make_pipeline(
+        StandardScaler(),
+        LogisticRegression(C=1 / (decay * len(features)), max_iter=1000))
     return probe.fit(features, labels)

@@ -14,8 +14,8 @@ from us3l_mm.models.layers import slimmable_layers
 from us3l_mm.registry import MODELS
 
 
-def load_network(config: Config, checkpoint: dict
-                 ) -> Tuple[nn.Module, nn.Module]:
+def load_network(config: Config,
+                 checkpoint: dict) -> Tuple[nn.Module, nn.Module]:
     """The backbone with the weights of ``checkpoint``, and its preprocessor.
 
     Args:
@@ -32,16 +32,19 @@ def load_network(config: Config, checkpoint: dict
     algorithm = build_algorithm(config)
     backbone, weights = algorithm.backbone, checkpoint['state_dict']
     parts, prefix = parts_of(backbone), backbone_prefix(weights)
-    weights = {key[len(prefix):]: value for key, value in weights.items()
-               if key.startswith(prefix)}
+    weights = {
+        key[len(prefix):]: value
+        for key, value in weights.items() if key.startswith(prefix)
+    }
     try:
         # Bare networks of elsewhere have a classifier, which is not needed.
         backbone.load_state_dict({
-            key: value for key, value in weights.items()
-            if key.split('.')[0] in parts})
+            key: value
+            for key, value in weights.items() if key.split('.')[0] in parts
+        })
     except RuntimeError as error:
-        raise ValueError(f'The checkpoint does not fit the config: {error}'
-                         ) from None
+        raise ValueError(
+            f'The checkpoint does not fit the config: {error}') from None
     return backbone.eval(), algorithm.data_preprocessor
 
 
@@ -84,12 +87,12 @@ def model_cfg(config: Config) -> dict:
 
 def set_scope(config: Config) -> None:
     """Let types without a prefix mean what they mean to ``config``."""
-    import_modules_from_strings(**config.get('custom_imports',
-                                             dict(imports=['us3l_mm'])))
+    import_modules_from_strings(
+        **config.get('custom_imports', dict(imports=['us3l_mm'])))
     init_default_scope(config.get('default_scope', 'mmpretrain'))
 
 
 def backbone_prefix(state_dict: dict) -> str:
     """'backbone.' where the weights are an algorithm's, '' if a backbone's."""
-    return 'backbone.' if any(key.startswith('backbone.')
-                              for key in state_dict) else ''
+    return 'backbone.' if any(
+        key.startswith('backbone.') for key in state_dict) else ''

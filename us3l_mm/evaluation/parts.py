@@ -87,9 +87,8 @@ def _count_two_stages(counter: '_Counter', model: nn.Module, maps) -> None:
                         roi_head.bbox_roi_extractor, limits.rpn.max_per_img)
     if getattr(roi_head, 'with_mask', False):
         counter.run_regions(
-            'mask head', roi_head.mask_head,
-            roi_head.mask_roi_extractor or roi_head.bbox_roi_extractor,
-            limits.rcnn.max_per_img)
+            'mask head', roi_head.mask_head, roi_head.mask_roi_extractor
+            or roi_head.bbox_roi_extractor, limits.rcnn.max_per_img)
 
 
 class _Counter:
@@ -102,9 +101,9 @@ class _Counter:
         """The outputs of ``module``, whose cost is noted."""
         with FlopCounterMode(display=False) as flops:
             outputs = module(inputs)
-        self.parts.append(Part(
-            name, sum(p.numel() for p in module.parameters()),
-            flops.get_total_flops() // 2 * times, times))
+        self.parts.append(
+            Part(name, sum(p.numel() for p in module.parameters()),
+                 flops.get_total_flops() // 2 * times, times))
         return outputs
 
     def run_regions(self, name: str, head: nn.Module, extractor,
@@ -115,13 +114,13 @@ class _Counter:
             source = extractor[index] if cascade else extractor
             size = source.roi_layers[0].output_size
             self.run(f'{name} {index + 1}' if cascade else name, each,
-                     torch.empty(1, source.out_channels, *size,
-                                 device='meta'), regions)
+                     torch.empty(1, source.out_channels, *size, device='meta'),
+                     regions)
 
 
-def count_config(config: Config, shape: Tuple[int, int],
-                 widths: Optional[Sequence[float]] = None
-                 ) -> Dict[float, List[Part]]:
+def count_config(
+        config: Config, shape: Tuple[int, int],
+        widths: Optional[Sequence[float]] = None) -> Dict[float, List[Part]]:
     """The parts of the model of ``config`` at each width.
 
     A slimmable network is cut. In a config of one width the width is changed:
@@ -141,14 +140,20 @@ def count_config(config: Config, shape: Tuple[int, int],
     model = MODELS.build(ConfigDict(model_cfg(config)))
     if any(slimmable_layers(model.backbone)):
         allowed = model.backbone.width_range
-        widths = [check_width(width, allowed)
-                  for width in widths or sorted(allowed, reverse=True)]
-        return {width: count_parts(_cut(model, width), shape)
-                for width in widths}
+        widths = [
+            check_width(width, allowed)
+            for width in widths or sorted(allowed, reverse=True)
+        ]
+        return {
+            width: count_parts(_cut(model, width), shape)
+            for width in widths
+        }
     if not widths:
         return {_own_width(config): count_parts(model, shape)}
-    return {width: count_parts(_rebuilt(config, width), shape)
-            for width in widths}
+    return {
+        width: count_parts(_rebuilt(config, width), shape)
+        for width in widths
+    }
 
 
 def _cut(model: nn.Module, width: float) -> nn.Module:
@@ -194,7 +199,7 @@ def _change_channels(model: dict, width: float) -> None:
     for part in (model.get('neck'), model.get('head')):
         given = part and part.get('in_channels')
         if given:
-            part.in_channels = (
-                [c * channels // old for c in given]
-                if isinstance(given, (list, tuple)) else
-                given * channels // old)
+            part.in_channels = ([c * channels // old for c in given]
+                                if isinstance(given,
+                                              (list, tuple)) else given *
+                                channels // old)

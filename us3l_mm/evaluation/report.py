@@ -111,23 +111,27 @@ class Report:
         """For the terminal; only what was measured."""
         small = all(row.gmacs < 1 for row in self.rows)
         gmacs = '{:.5f}' if small else '{:.3f}'
+        columns = [('width', 'width', '{:.4g}'),
+                   ('channels', 'channels', '{}'),
+                   ('params', 'params', '{:,}'), ('GMACs', 'gmacs', gmacs),
+                   ('reference\nGMACs', 'reference_gmacs', gmacs),
+                   ('latency\n(ms)', 'latency_ms', '{:.2f}'),
+                   ('kNN\n(%)', 'knn', '{:.1f}'),
+                   ('linear\n(%)', 'linear', '{:.1f}'),
+                   ('untrained\nkNN (%)', 'untrained_knn', '{:.1f}')]
         columns = [
-            ('width', 'width', '{:.4g}'), ('channels', 'channels', '{}'),
-            ('params', 'params', '{:,}'),
-            ('GMACs', 'gmacs', gmacs),
-            ('reference\nGMACs', 'reference_gmacs', gmacs),
-            ('latency\n(ms)', 'latency_ms', '{:.2f}'),
-            ('kNN\n(%)', 'knn', '{:.1f}'),
-            ('linear\n(%)', 'linear', '{:.1f}'),
-            ('untrained\nkNN (%)', 'untrained_knn', '{:.1f}')]
-        columns = [column for column in columns if any(
-            getattr(row, column[1]) is not None for row in self.rows)]
+            column for column in columns if any(
+                getattr(row, column[1]) is not None for row in self.rows)
+        ]
         if all(row.reference_gmacs in (None, row.gmacs) for row in self.rows):
-            columns = [column for column in columns
-                       if column[1] != 'reference_gmacs']
-        notes = [f'{title} {value:.1f} %' for title, value in (
-            ('kNN of raw pixels', self.raw_pixels), ('chance', self.chance))
-            if value is not None]
+            columns = [
+                column for column in columns if column[1] != 'reference_gmacs'
+            ]
+        notes = [
+            f'{title} {value:.1f} %'
+            for title, value in (('kNN of raw pixels', self.raw_pixels),
+                                 ('chance', self.chance)) if value is not None
+        ]
         if self.device:
             notes.append(f'latency of one image on {self.device}')
         table = Table(title=self.name, caption=', '.join(notes) or None)
@@ -135,9 +139,8 @@ class Report:
             table.add_column(title, justify='right')
         for row in self.rows:
             values = [getattr(row, name) for _, name, _ in columns]
-            table.add_row(*(
-                '' if value is None else form.format(value)
-                for value, (*_, form) in zip(values, columns)))
+            table.add_row(*('' if value is None else form.format(value)
+                            for value, (*_, form) in zip(values, columns)))
         return table
 
 

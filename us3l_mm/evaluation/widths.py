@@ -93,16 +93,20 @@ class WidthEvaluation:
             for module in load_network(config, self.checkpoint))
         self._build_loaders()
         self.input_size = image_size(self.loaders[QUERY])
-        self.name = osp.splitext(osp.basename(config.filename or checkpoint)
-                                 )[0]
+        self.name = osp.splitext(osp.basename(config.filename
+                                              or checkpoint))[0]
         self.settings = self._settings()
 
     def _build_loaders(self) -> None:
         measures = self.measures
-        cfgs = {key: loader_cfg(self.config, key) for key in (
-            BANK, QUERY, CALIBRATE_ON[measures.calibrate_on])}
-        self.loaders = {key: build_loader(cfgs[key], measures.batch_size)
-                        for key in (BANK, QUERY)}
+        cfgs = {
+            key: loader_cfg(self.config, key)
+            for key in (BANK, QUERY, CALIBRATE_ON[measures.calibrate_on])
+        }
+        self.loaders = {
+            key: build_loader(cfgs[key], measures.batch_size)
+            for key in (BANK, QUERY)
+        }
         if measures.calibrate_on == 'plain':
             self.calibration_loader = shuffled(self.loaders[BANK],
                                                measures.num_images)
@@ -139,8 +143,10 @@ class WidthEvaluation:
             check_writable(save_checkpoint, self.path)
         report = self._report(widths)
         trained = [w for w in widths if self._lacks(report.row(w))]
-        untrained = [w for w in widths if self.measures.baselines
-                     and report.row(w).untrained_knn is None]
+        untrained = [
+            w for w in widths
+            if self.measures.baselines and report.row(w).untrained_knn is None
+        ]
         to_calibrate = trained if save_checkpoint is None else widths
         if to_calibrate:
             self.calibrate(self.network, to_calibrate)
@@ -161,18 +167,21 @@ class WidthEvaluation:
             return 0
         set_random_seed(0)  # of the augmentation
         return calibrate(
-            network, image_batches(self.calibration_loader,
-                                   self.preprocessor), widths,
+            network, image_batches(self.calibration_loader, self.preprocessor),
+            widths,
             min(self.measures.num_images,
-                len(self.calibration_loader.dataset)), progress,
-            is_share=True)
+                len(self.calibration_loader.dataset)), progress, is_share=True)
 
     def _save_checkpoint(self, path: str) -> None:
         if is_main_process():
             state = self.checkpoint['state_dict']
             prefix = backbone_prefix(state)
-            state = {**state, **{prefix + key: value.cpu() for key, value in
-                                 self.network.state_dict().items()}}
+            state = {
+                **state, **{
+                    prefix + key: value.cpu()
+                    for key, value in self.network.state_dict().items()
+                }
+            }
             save_atomically(dict(self.checkpoint, state_dict=state), path)
 
     def _lacks(self, row: WidthRow) -> bool:
@@ -192,9 +201,10 @@ class WidthEvaluation:
         new = [w for w in widths if report.row(w) is None]
         sizes = count_complexity(self.network, new, self.input_size)
         for width, size in sizes.items():
-            report.rows.append(WidthRow(
-                width, self.network.feature_channels(width)[-1], size.params,
-                size.macs / 1e9, (size.reference or size).macs / 1e9))
+            report.rows.append(
+                WidthRow(width,
+                         self.network.feature_channels(width)[-1], size.params,
+                         size.macs / 1e9, (size.reference or size).macs / 1e9))
         return report
 
     def _latencies(self, report: Report, widths: Sequence[float]) -> None:
@@ -232,8 +242,8 @@ class WidthEvaluation:
                            queries.pop(name), query_labels)
             self._save(report)
 
-    def _classify(self, report: Report, name: tuple, *data: np.ndarray
-                  ) -> None:
+    def _classify(self, report: Report, name: tuple, *data:
+                  np.ndarray) -> None:
         """Enter the accuracies of one set of features into ``report``."""
         kind, width = name
         row = None if width is None else report.row(width)
@@ -251,12 +261,12 @@ class WidthEvaluation:
             with self.console.status(f'Linear probe ({title})'):
                 row.linear, row.linear_decay = linear_probe(*data)
 
-    def _encode(self, encoders: dict, key: str
-                ) -> Tuple[Dict[tuple, np.ndarray], np.ndarray]:
+    def _encode(self, encoders: dict,
+                key: str) -> Tuple[Dict[tuple, np.ndarray], np.ndarray]:
         loader = self.loaders[key]
-        return encode(
-            encoders, labelled_batches(loader, self.preprocessor),
-            len(loader.dataset), f'Features of the {key.split("_")[1]}')
+        return encode(encoders, labelled_batches(loader, self.preprocessor),
+                      len(loader.dataset),
+                      f'Features of the {key.split("_")[1]}')
 
     def _save(self, report: Report) -> None:
         if is_main_process():
@@ -267,12 +277,12 @@ class WidthEvaluation:
         measures = self.measures
         return dict(
             checkpoint_sha256=sha256(self.path), k=measures.k,
-            calibrate_on=measures.calibrate_on,
-            num_images=measures.num_images,
+            calibrate_on=measures.calibrate_on, num_images=measures.num_images,
             batch_size=self.calibration_batch,
-            model=_digest(model_cfg(self.config)),
-            data=_digest([self.config[key].dataset for key in (
-                BANK, QUERY, CALIBRATE_ON[measures.calibrate_on])]))
+            model=_digest(model_cfg(self.config)), data=_digest([
+                self.config[key].dataset
+                for key in (BANK, QUERY, CALIBRATE_ON[measures.calibrate_on])
+            ]))
 
 
 def default_widths(network: nn.Module, count: int) -> List[float]:
@@ -286,8 +296,9 @@ def default_widths(network: nn.Module, count: int) -> List[float]:
         if isinstance(layer, SwitchableBatchNorm):
             return layer.widths
     low, high = network.width_range
-    return sorted({high - (high - low) * i / max(count - 1, 1)
-                   for i in range(count)})
+    return sorted(
+        {high - (high - low) * i / max(count - 1, 1)
+         for i in range(count)})
 
 
 def _digest(config) -> str:

@@ -50,8 +50,10 @@ def _literal(node: ast.AST) -> Any:
             raise ValueError(f'it calls {ast.unparse(node.func)[:40]!r}')
         return {k.arg: _literal(k.value) for k in node.keywords}
     if isinstance(node, ast.Dict):
-        return {_literal(key): _literal(value)
-                for key, value in zip(node.keys, node.values)}
+        return {
+            _literal(key): _literal(value)
+            for key, value in zip(node.keys, node.values)
+        }
     if isinstance(node, (ast.List, ast.Tuple)):
         items = [_literal(item) for item in node.elts]
         return items if isinstance(node, ast.List) else tuple(items)
@@ -93,15 +95,19 @@ def load_backbone_weights(backbone: nn.Module,
     Raises:
         ValueError: if they are those of another network.
     """
-    prefix = 'backbone.' if any(key.startswith('backbone.')
-                                for key in state_dict) else ''
+    prefix = 'backbone.' if any(
+        key.startswith('backbone.') for key in state_dict) else ''
     parts = parts_of(backbone)
-    weights = {key[len(prefix):]: value for key, value in state_dict.items()
-               if key.startswith(prefix)}
+    weights = {
+        key[len(prefix):]: value
+        for key, value in state_dict.items() if key.startswith(prefix)
+    }
     try:
         # Bare networks of elsewhere have a classifier, which is not needed.
-        backbone.load_state_dict({key: value for key, value in weights.items()
-                                  if key.split('.')[0] in parts})
+        backbone.load_state_dict({
+            key: value
+            for key, value in weights.items() if key.split('.')[0] in parts
+        })
     except RuntimeError as error:
         raise ValueError('The weights do not fit the network: '
                          f'{error}') from None
@@ -109,8 +115,10 @@ def load_backbone_weights(backbone: nn.Module,
 
 def parts_of(backbone: nn.Module) -> Set[str]:
     """What the keys of its weights begin with."""
-    return {key.split('.')[0] for key, _ in backbone.named_parameters()} | {
-        name for name, _ in backbone.named_children()}
+    return {key.split('.')[0]
+            for key, _ in backbone.named_parameters()
+            } | {name
+                 for name, _ in backbone.named_children()}
 
 
 def _registered_class(name: str) -> Optional[type]:

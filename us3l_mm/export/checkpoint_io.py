@@ -42,16 +42,22 @@ def _numpy_functions():
     """What rebuilds arrays, by the names that NumPy 1 and 2 write."""
     for name in ('_reconstruct', 'scalar'):
         for core in ('core', '_core'):
-            yield (getattr(multiarray, name),
-                   f'numpy.{core}.multiarray.{name}')
+            yield (getattr(multiarray,
+                           name), f'numpy.{core}.multiarray.{name}')
 
 
 # What the log history in MMEngine's checkpoints is made of.
 SAFE_GLOBALS = [
-    HistoryBuffer, np.ndarray, np.dtype, slice,
-    (_history_method, 'builtins.getattr'), *_numpy_functions(),
-    *{type(np.dtype(name)) for name in (
-        'bool', 'int32', 'int64', 'uint32', 'float32', 'float64')},
+    HistoryBuffer,
+    np.ndarray,
+    np.dtype,
+    slice,
+    (_history_method, 'builtins.getattr'),
+    *_numpy_functions(),
+    *{
+        type(np.dtype(name))
+        for name in ('bool', 'int32', 'int64', 'uint32', 'float32', 'float64')
+    },
 ]
 
 
@@ -79,9 +85,8 @@ def load_weights(path: str, trust_pickle: bool = False) -> dict:
     with open(path, 'rb') as file:
         head = file.read(4)
     if not head.startswith(MAGIC):
-        raise ValueError(
-            f'{path} is not a PyTorch checkpoint: '
-            + (f'it begins with {head!r}.' if head else 'it is empty.'))
+        raise ValueError(f'{path} is not a PyTorch checkpoint: ' + (
+            f'it begins with {head!r}.' if head else 'it is empty.'))
     try:
         if trust_pickle:
             content = torch.load(path, map_location='cpu', weights_only=False)
@@ -91,8 +96,8 @@ def load_weights(path: str, trust_pickle: bool = False) -> dict:
                                      weights_only=True)
     except DAMAGED as error:
         reason = _reason(error)
-        if isinstance(error, pickle.UnpicklingError) and NEEDS_CODE.search(
-                reason):
+        if isinstance(error,
+                      pickle.UnpicklingError) and NEEDS_CODE.search(reason):
             raise ValueError(
                 f'{path} was not read: that would execute code of whoever '
                 f'wrote it ({reason}). If you trust the file, pass '
@@ -111,14 +116,16 @@ def _with_state_dict(path: str, content: Any) -> dict:
             break
     else:
         weights, checkpoint = checkpoint, {}
-    weights = {name: value for name, value in weights.items()
-               if isinstance(value, Tensor)}
+    weights = {
+        name: value
+        for name, value in weights.items() if isinstance(value, Tensor)
+    }
     if not weights:
         raise ValueError(
             f'{path} holds no weights: a checkpoint is a dict of tensors by '
-            f'name, or has one as state_dict; got a {type(content).__name__}'
-            + (f' with {sorted(map(str, content))[:5]}.'
-               if isinstance(content, dict) else '.'))
+            f'name, or has one as state_dict; got a {type(content).__name__}' +
+            (f' with {sorted(map(str, content))[:5]}.' if isinstance(
+                content, dict) else '.'))
     return {**checkpoint, 'state_dict': weights}
 
 

@@ -47,13 +47,14 @@ class Converted:
         cfg = ("default_scope = 'mmpretrain'\n"
                f'model = dict(backbone=dict({backbone}))\n')
         return dict(
-            state_dict={f'backbone.{key}': value for key, value in
-                        self.network.state_dict().items()},
-            meta=dict(cfg=cfg, us3l_mm_version=__version__, source=source))
+            state_dict={
+                f'backbone.{key}': value
+                for key, value in self.network.state_dict().items()
+            }, meta=dict(cfg=cfg, us3l_mm_version=__version__, source=source))
 
 
-def from_us3l(weights: State, calibrated: Optional[Dict[float, State]] = None
-              ) -> Converted:
+def from_us3l(weights: State,
+              calibrated: Optional[Dict[float, State]] = None) -> Converted:
     """The student's backbone in a file of the authors' US3L code.
 
     That code trains without running statistics and writes, after calibrating
@@ -71,8 +72,10 @@ def from_us3l(weights: State, calibrated: Optional[Dict[float, State]] = None
     prefix = find_prefix(weights, (US3L_PREFIX, 'encoder_q.'))
     converted = _convert(weights, prefix)
     for width, other in (calibrated or {}).items():
-        _take_statistics(converted.network, _backbone(
-            other, find_prefix(other, (US3L_PREFIX, 'encoder_q.'))), width)
+        _take_statistics(
+            converted.network,
+            _backbone(other, find_prefix(other, (US3L_PREFIX, 'encoder_q.'))),
+            width)
     return converted
 
 
@@ -124,12 +127,14 @@ def infer_arguments(weights: State, style: str = 'pytorch') -> dict:
     stages = []
     while f'layer{len(stages) + 1}.0.conv1.weight' in weights:
         stem = f'layer{len(stages) + 1}.'
-        stages.append(1 + max(int(key[len(stem):].split('.')[0])
-                              for key in weights if key.startswith(stem)))
+        stages.append(1 + max(
+            int(key[len(stem):].split('.')[0])
+            for key in weights if key.startswith(stem)))
     is_bottleneck = 'layer1.0.conv3.weight' in weights
-    depths = [depth for depth, (block, blocks) in ResNet.arch_settings.items()
-              if blocks == tuple(stages)
-              and (block is Bottleneck) == is_bottleneck]
+    depths = [
+        depth for depth, (block, blocks) in ResNet.arch_settings.items()
+        if blocks == tuple(stages) and (block is Bottleneck) == is_bottleneck
+    ]
     if not depths:
         raise ValueError(
             f'No ResNet has {stages} blocks '
@@ -145,27 +150,36 @@ def infer_arguments(weights: State, style: str = 'pytorch') -> dict:
         stem_channels=stem.shape[0], deep_stem=deep_stem, style=style,
         base_channels=weights['layer1.0.conv1.weight'].shape[0],
         avg_down=weights['layer2.0.downsample.1.weight'].ndim == 4,
-        in_channels=weights['stem.0.conv.weight' if deep_stem else
-                            'conv1.weight'].shape[1])
+        in_channels=weights[
+            'stem.0.conv.weight' if deep_stem else 'conv1.weight'].shape[1])
     usual = dict(stem_channels=64, base_channels=64, deep_stem=False,
                  avg_down=False, in_channels=3, style='pytorch')
-    return {**arguments, **{key: value for key, value in extra.items()
-                            if value != usual[key]}}
+    return {
+        **arguments,
+        **{key: value
+           for key, value in extra.items() if value != usual[key]}
+    }
 
 
 def _convert(weights: State, prefix: str, style: str = 'pytorch') -> Converted:
     own = _backbone(weights, prefix)
     arguments = infer_arguments(own, style)
-    cls = (SlimmableResNet_CIFAR if arguments['type'].endswith('_CIFAR') else
-           SlimmableResNet)
+    cls = (SlimmableResNet_CIFAR
+           if arguments['type'].endswith('_CIFAR') else SlimmableResNet)
     network = cls(**{k: v for k, v in arguments.items() if k != 'type'})
     parts = dict(network.named_children())
-    network.load_state_dict({
-        key: value for key, value in own.items() if key.split('.')[0] in parts
-        and not _is_statistic(key)}, strict=False)
-    left_out = sorted({_part(key, prefix) for key in weights
-                       if _part(key, prefix) not in
-                       {prefix + part for part in parts}})
+    network.load_state_dict(
+        {
+            key: value
+            for key, value in own.items()
+            if key.split('.')[0] in parts and not _is_statistic(key)
+        }, strict=False)
+    left_out = sorted({
+        _part(key, prefix)
+        for key in weights
+        if _part(key, prefix) not in {prefix + part
+                                      for part in parts}
+    })
     return Converted(network.eval(), arguments, left_out)
 
 
@@ -178,8 +192,10 @@ def _part(key: str, prefix: str) -> str:
 
 
 def _backbone(weights: State, prefix: str) -> State:
-    return {key[len(prefix):]: value for key, value in weights.items()
-            if key.startswith(prefix)}
+    return {
+        key[len(prefix):]: value
+        for key, value in weights.items() if key.startswith(prefix)
+    }
 
 
 def _is_statistic(key: str) -> bool:
@@ -210,8 +226,9 @@ def _compare(converted: Converted, own: State) -> None:
     """Raise unless the full width computes what the plain network does."""
     network = converted.network
     plain = family_of(network).stock_class(network)(**{
-        key: value for key, value in converted.arguments.items()
-        if key != 'type'})
+        key: value
+        for key, value in converted.arguments.items() if key != 'type'
+    })
     plain.load_state_dict(own, strict=False)
     plain.eval()
     images = torch.randn(2, converted.arguments.get('in_channels', 3), 64, 64,

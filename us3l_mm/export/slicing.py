@@ -41,8 +41,10 @@ def slice_network(network: nn.Module, width: float,
     if isinstance(network, SlimmableLayer):
         return network.plain(width)
     # A copy that finds the plain layers where the slimmable ones were.
-    narrow = deepcopy(network, {id(layer): plain for layer, plain in
-                                plain_layers(network, width).items()})
+    narrow = deepcopy(network, {
+        id(layer): plain
+        for layer, plain in plain_layers(network, width).items()
+    })
     tell_of_cut(narrow, width)
     return narrow
 
@@ -75,7 +77,8 @@ def check_statistics(network: nn.Module, width: float) -> None:
 
 
 def _unmeasured(network: nn.Module, width: float) -> List[nn.Module]:
-    return [layer for layer in slimmable_layers(network)
-            if isinstance(layer, SlimmableBatchNorm)
-            and statistics_suffix(width) not in map(
-                statistics_suffix, layer.measured_widths)]
+    return [
+        layer for layer in slimmable_layers(network)
+        if isinstance(layer, SlimmableBatchNorm) and statistics_suffix(width)
+        not in map(statistics_suffix, layer.measured_widths)
+    ]

@@ -16,12 +16,9 @@ __all__ = [
     'AllWidthsClassifier', 'FeatureDistiller', 'GroupRegulariser',
     'InfoNCELoss', 'MoCoV3Loss', 'Plan', 'SlimmableBatchNorm1d',
     'SlimmableBatchNorm2d', 'SlimmableConv2d', 'SlimmableLinear',
-    'SlimmableMobileNetV2', 'SlimmableMobileNetV2_CIFAR',
-    'SlimmableProjector', 'SlimmableResNet', 'SlimmableResNet_CIFAR',
-    'SlimmableViT',
-    'Subnet', 'SubnetClassifier',
-    'SwitchableBatchNorm1d', 'SwitchableBatchNorm2d', 'SwitchableLinearHead',
-    'US3LAlgorithm', 'all_widths_detector', 'at_width', 'make_divisible',
-    'set_width',
-    'subnet_detector'
+    'SlimmableMobileNetV2', 'SlimmableMobileNetV2_CIFAR', 'SlimmableProjector',
+    'SlimmableResNet', 'SlimmableResNet_CIFAR', 'SlimmableViT', 'Subnet',
+    'SubnetClassifier', 'SwitchableBatchNorm1d', 'SwitchableBatchNorm2d',
+    'SwitchableLinearHead', 'US3LAlgorithm', 'all_widths_detector', 'at_width',
+    'make_divisible', 'set_width', 'subnet_detector'
 ]

@@ -78,8 +78,8 @@ def _draw_lines(axes, lines: Sequence[Line]) -> None:
             # compute; to say so once is enough.
             if line.muted or (width, x) in labelled:
                 continue
-            axes.annotate(f'{width:.3g}' if labelled else
-                          f'width {width:.3g}', (x, y), (0, 7), fontsize=8,
+            axes.annotate(f'{width:.3g}' if labelled else f'width {width:.3g}',
+                          (x, y), (0, 7), fontsize=8,
                           textcoords='offset points', ha='center',
                           color=colour)
             labelled.add((width, x))
@@ -87,8 +87,7 @@ def _draw_lines(axes, lines: Sequence[Line]) -> None:
 
 def _draw_levels(axes, levels: Dict[str, float]) -> None:
     for name, level in levels.items():
-        axes.axhline(level, color=MUTED, linewidth=1, linestyle='--',
-                     zorder=1)
+        axes.axhline(level, color=MUTED, linewidth=1, linestyle='--', zorder=1)
         axes.annotate(f'{name} {level:.1f}', (1, level), (-4, 3),
                       xycoords=('axes fraction', 'data'), fontsize=8,
                       textcoords='offset points', ha='right', color=MUTED)

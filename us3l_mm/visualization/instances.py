@@ -56,8 +56,8 @@ def draw_instances(image: np.ndarray, instances: Instances,
         inside = (soft > 0.5).astype(np.uint8)
         colour = colour_of(int(instances.labels[i]))
         tint = inside.astype(bool)
-        canvas[tint] = (0.55 * canvas[tint]
-                        + 0.45 * np.array(colour)).astype(np.uint8)
+        canvas[tint] = (0.55 * canvas[tint] + 0.45 * np.array(colour)).astype(
+            np.uint8)
         outlines, _ = cv2.findContours(inside, cv2.RETR_CCOMP,
                                        cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outlines, -1, colour, 1, cv2.LINE_AA)
@@ -88,8 +88,8 @@ def draw_grid(rows: Sequence[Tuple[str, Sequence[np.ndarray]]],
     height, width = rows[0][1][0].shape[:2]
     columns = max(len(pictures) for _, pictures in rows)
     head = 24
-    grid = np.full((len(rows) * (height + gap + head) + gap,
-                    columns * (width + gap) + gap, 3), PAPER, np.uint8)
+    grid = np.full((len(rows) * (height + gap + head) + gap, columns *
+                    (width + gap) + gap, 3), PAPER, np.uint8)
     for r, (name, pictures) in enumerate(rows):
         top = gap + r * (height + gap + head)
         cv2.putText(grid, name, (gap, top + head - 8), FONT, 0.55, INK, 1,

@@ -11,8 +11,8 @@ from .curve import Line, draw_curve
 # Of each kind of compute: from where on to use a unit, its factor, its name.
 COMPUTE = {
     'gmacs': ((0.1, 1.0, 'GMACs per image'), (0, 1e3, 'MMACs per image')),
-    'params': ((1e5, 1e-6, 'parameters (million)'),
-               (0, 1e-3, 'parameters (thousand)')),
+    'params':
+    ((1e5, 1e-6, 'parameters (million)'), (0, 1e-3, 'parameters (thousand)')),
 }
 MEASURES = {'knn': 'kNN accuracy (%)', 'linear': 'linear probe accuracy (%)'}
 
@@ -36,21 +36,22 @@ def plot_reports(path: str, reports: Sequence[Report], measure: str = 'knn',
                              f'{value!r}.')
     points, levels, first = {}, {}, reports[0]
     for report in reports:
-        points.setdefault(report.name, []).extend(
-            _points(report, measure, compute))
+        points.setdefault(report.name,
+                          []).extend(_points(report, measure, compute))
     lines = [Line(name, of_name) for name, of_name in points.items()]
     if measure == 'knn':
-        lines.append(Line('untrained', _points(
-            first, 'untrained_knn', compute), muted=True))
+        lines.append(
+            Line('untrained', _points(first, 'untrained_knn', compute),
+                 muted=True))
         if first.raw_pixels is not None:
             levels['raw pixels'] = first.raw_pixels
     if first.chance is not None:
         levels['chance'] = first.chance
     lines, unit = _with_unit([line for line in lines if line.points], compute)
-    draw_curve(path, lines, levels, unit, MEASURES[measure],
-               'Accuracy against compute' + (
-                   ': all widths of one checkpoint' if len(reports) == 1 else
-                   ''))
+    draw_curve(
+        path, lines, levels, unit, MEASURES[measure],
+        'Accuracy against compute' +
+        (': all widths of one checkpoint' if len(reports) == 1 else ''))
 
 
 def plot_measures(folder: str, reports: Sequence[Report]) -> List[str]:
@@ -63,8 +64,9 @@ def plot_measures(folder: str, reports: Sequence[Report]) -> List[str]:
     for measure in MEASURES:
         if any(getattr(row, measure) is not None for row in reports[0].rows):
             paths.append(osp.join(folder, f'widths_{measure}.png'))
-            write_atomically(paths[-1], partial(
-                plot_reports, reports=reports, measure=measure))
+            write_atomically(
+                paths[-1],
+                partial(plot_reports, reports=reports, measure=measure))
     return paths
 
 
@@ -76,8 +78,10 @@ def _points(report: Report, measure: str, compute: str) -> List[tuple]:
 def _with_unit(lines: Sequence[Line], compute: str) -> Tuple[List[Line], str]:
     """The lines in a unit that needs few zeros, and its name."""
     most = max(x for line in lines for _, x, _ in line.points)
-    factor, unit = next((factor, unit) for least, factor, unit in
-                        COMPUTE[compute] if most >= least)
-    return [replace(line, points=[(w, x * factor, y)
-                                  for w, x, y in line.points])
-            for line in lines], unit
+    factor, unit = next((factor, unit)
+                        for least, factor, unit in COMPUTE[compute]
+                        if most >= least)
+    return [
+        replace(line, points=[(w, x * factor, y) for w, x, y in line.points])
+        for line in lines
+    ], unit

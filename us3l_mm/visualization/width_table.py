@@ -20,10 +20,13 @@ def width_table(metrics: Dict[str, float], widths: Sequence[float]) -> Table:
         widths (sequence[float]): The rows, in this order.
     """
     ending = name_at('', widths[0])
-    names = [name.removesuffix(ending) for name in metrics
-             if name.endswith(ending)]
-    columns = {name: _title(*AP.fullmatch(name).groups()) for name in names
-               if AP.fullmatch(name)}
+    names = [
+        name.removesuffix(ending) for name in metrics if name.endswith(ending)
+    ]
+    columns = {
+        name: _title(*AP.fullmatch(name).groups())
+        for name in names if AP.fullmatch(name)
+    }
     in_percent = bool(columns)
     columns = columns or {name: name for name in names}
     table = Table()
@@ -31,9 +34,10 @@ def width_table(metrics: Dict[str, float], widths: Sequence[float]) -> Table:
         table.add_column(title, justify='right')
     for width in widths:
         values = [metrics[name_at(name, width)] for name in columns]
-        table.add_row(f'{width:g}', *(
-            f'{100 * value:.1f}' if in_percent else f'{value:.4g}'
-            for value in values))
+        table.add_row(
+            f'{width:g}',
+            *(f'{100 * value:.1f}' if in_percent else f'{value:.4g}'
+              for value in values))
     return table
 
 

@@ -9,7 +9,6 @@ data_preprocessor = dict(
 
 train_dataloader = dict(
     dataset=dict(type='CIFAR100', data_root='data/cifar100'))
-val_dataloader = dict(
-    dataset=dict(type='CIFAR100', data_root='data/cifar100'))
+val_dataloader = dict(dataset=dict(type='CIFAR100', data_root='data/cifar100'))
 test_dataloader = dict(
     dataset=dict(type='CIFAR100', data_root='data/cifar100'))

@@ -6,7 +6,8 @@ _base_ = './linear-w100_resnet50_8xb256-coslr-60e_in1k.py'
 
 model = dict(backbone=dict(frozen_stages=-1, norm_eval=False))
 
-optim_wrapper = dict(optimizer=dict(
-    type='SGD',
-    lr=0.4,  # ours, for a batch of 8 x 256
-    weight_decay=1e-4))  # ours
+optim_wrapper = dict(
+    optimizer=dict(
+        type='SGD',
+        lr=0.4,  # ours, for a batch of 8 x 256
+        weight_decay=1e-4))  # ours

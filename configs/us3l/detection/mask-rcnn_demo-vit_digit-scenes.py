@@ -14,9 +14,7 @@ model = dict(
         # The network of us3l_vit_demo_digits.py
         type='us3l_mm.SlimmableViT',
         arch=dict(
-            embed_dims=64,
-            num_layers=3,
-            num_heads=4,
+            embed_dims=64, num_layers=3, num_heads=4,
             feedforward_channels=256),
         img_size=32,  # of the pre-training; positions are interpolated
         patch_size=4,

@@ -26,13 +26,14 @@ model = dict(
         # All norms train here, so they need no measured statistics.
         missing_statistics='reset',
         out_indices=(0, 1, 2, 3),
-        **{key: value for key, value in _base_.ssl_backbone.items()
-           if key != 'norm_cfg'},
+        **{
+            key: value
+            for key, value in _base_.ssl_backbone.items() if key != 'norm_cfg'
+        },
         norm_cfg=dict(type='BN')),
     neck=dict(out_channels=64, norm_cfg=dict(type='BN')),
     rpn_head=dict(
-        in_channels=64,
-        feat_channels=64,
+        in_channels=64, feat_channels=64,
         anchor_generator=dict(scales=[4])),  # from 16 pixels on
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64, finest_scale=28),
@@ -49,8 +50,7 @@ model = dict(
         rpn_proposal=dict(nms_pre=1000, max_per_img=500),
         rcnn=dict(sampler=dict(num=128))),
     test_cfg=dict(
-        rpn=dict(nms_pre=1000, max_per_img=500),
-        rcnn=dict(max_per_img=200)))
+        rpn=dict(nms_pre=1000, max_per_img=500), rcnn=dict(max_per_img=200)))
 
 data_root = 'data/own_coco'
 image_size = (512, 512)
@@ -70,8 +70,10 @@ train_dataloader = dict(
             dict(type='LoadImageFromFile'),
             dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
             dict(type='Resize', scale=image_size, keep_ratio=True),
-            dict(type='RandomFlip', prob=[0.25, 0.25],
-                 direction=['horizontal', 'vertical']),
+            dict(
+                type='RandomFlip',
+                prob=[0.25, 0.25],
+                direction=['horizontal', 'vertical']),
             dict(type='PackDetInputs')
         ]))
 val_dataloader = dict(

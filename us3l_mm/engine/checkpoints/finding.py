@@ -47,8 +47,10 @@ def find_checkpoint(work_dir: str, folders: Sequence[str] = (),
                 say(f'{osp.join(work_dir, POINTER)} names {named}, and there '
                     'is no such file.')
             named = moved
-        candidates = [path for path in candidates
-                      if osp.abspath(path) != osp.abspath(named)]
+        candidates = [
+            path for path in candidates
+            if osp.abspath(path) != osp.abspath(named)
+        ]
         if osp.isfile(named):
             candidates.insert(0, named)
     for path in candidates:
@@ -76,16 +78,18 @@ def _named_by_pointer(work_dir: str) -> Optional[str]:
 def _newest_first(folders: Sequence[str],
                   templates: Sequence[str]) -> List[str]:
     """All checkpoints; by number where these are of one kind, else by time."""
-    patterns = [re.compile(re.escape(t).replace(r'\{\}', r'(\d+)'))
-                for t in dict.fromkeys(templates)]
+    patterns = [
+        re.compile(re.escape(t).replace(r'\{\}', r'(\d+)'))
+        for t in dict.fromkeys(templates)
+    ]
     found = {}
     for folder in dict.fromkeys(map(osp.abspath, folders)):
         for name in os.listdir(folder) if osp.isdir(folder) else ():
             for pattern in patterns:
                 match = pattern.fullmatch(name)
                 if match and osp.isfile(osp.join(folder, name)):
-                    found[osp.join(folder, name)] = (
-                        pattern, int(match.group(1)))
+                    found[osp.join(folder,
+                                   name)] = (pattern, int(match.group(1)))
     several = len({pattern for pattern, _ in found.values()}) > 1
 
     def age(path: str):

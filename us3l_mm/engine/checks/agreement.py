@@ -43,8 +43,10 @@ def check_agreement(runner: Runner) -> None:
 def _facts(runner: Runner) -> Dict[str, Any]:
     """By name, what has to be equal; plain values."""
     loader = runner.train_dataloader
-    facts = {f'the config key {key}': value
-             for key, value in _leaves(runner.cfg.to_dict()).items()}
+    facts = {
+        f'the config key {key}': value
+        for key, value in _leaves(runner.cfg.to_dict()).items()
+    }
     facts['the number of images'] = len(loader.dataset)
     facts['the number of iterations'] = runner.max_iters
     facts['the iteration to start at'] = runner.iter
@@ -71,10 +73,13 @@ def _leaves(value: Any, prefix: str = '') -> Dict[str, str]:
     else:
         # A function is printed with its address, which differs.
         return {prefix: re.sub(r' at 0x[0-9a-f]+', '', str(value))}
-    return {key: leaf for name, child in items for key, leaf in
-            _leaves(child, f'{prefix}.{name}'.strip('.')).items()}
+    return {
+        key: leaf
+        for name, child in items
+        for key, leaf in _leaves(child, f'{prefix}.{name}'.strip('.')).items()
+    }
 
 
 def _digest(facts: Dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()
-                          ).hexdigest()
+    return hashlib.sha256(json.dumps(facts,
+                                     sort_keys=True).encode()).hexdigest()

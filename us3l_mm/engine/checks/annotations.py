@@ -104,20 +104,24 @@ def check_classes(dataset: Dataset, option: str) -> None:
 
 def check_heads(model: nn.Module, classes: List[str]) -> None:
     """Compare the classes of a data set with those of the model's heads."""
-    heads = {name: module.num_classes
-             for name, module in model.named_modules()
-             if re.search(r'(^|\.)(bbox|mask)_head(\.\d+)?$', name)
-             and isinstance(getattr(module, 'num_classes', None), int)}
-    wrong = {name: number for name, number in heads.items()
-             if number != len(classes)}
+    heads = {
+        name: module.num_classes
+        for name, module in model.named_modules()
+        if re.search(r'(^|\.)(bbox|mask)_head(\.\d+)?$', name)
+        and isinstance(getattr(module, 'num_classes', None), int)
+    }
+    wrong = {
+        name: number
+        for name, number in heads.items() if number != len(classes)
+    }
     if wrong:
         raise ValueError(
             f'The data set has {len(classes)} classes, {_some(classes)}, the '
-            'model other numbers: '
-            + ', '.join(f'{name}.num_classes={number}'
-                        for name, number in wrong.items())
-            + '. Set ' + ' '.join(f'model.{name}.num_classes={len(classes)}'
-                                  for name in wrong) + '.')
+            'model other numbers: ' +
+            ', '.join(f'{name}.num_classes={number}'
+                      for name, number in wrong.items()) + '. Set ' +
+            ' '.join(f'model.{name}.num_classes={len(classes)}'
+                     for name in wrong) + '.')
 
 
 def needs_masks(model: nn.Module) -> bool:
@@ -140,12 +144,14 @@ def check_images(dataset: Dataset, option: str) -> Tuple[int, int]:
         elif osp.getsize(path) == 0:
             empty.append(path)
     if missing or empty:
-        problem = [f'{len(paths)} {what}, such as {paths[0]}'
-                   for paths, what in ((missing, 'are not there'),
-                                       (empty, 'have zero bytes')) if paths]
+        problem = [
+            f'{len(paths)} {what}, such as {paths[0]}'
+            for paths, what in ((missing, 'are not there'),
+                                (empty, 'have zero bytes')) if paths
+        ]
         raise ValueError(
-            f'Of the {len(dataset)} images of {dataset.ann_file} '
-            + ', and '.join(problem) + f'. Is {option}.data_prefix.img right? '
+            f'Of the {len(dataset)} images of {dataset.ann_file} ' +
+            ', and '.join(problem) + f'. Is {option}.data_prefix.img right? '
             'Images that cannot be had must leave the annotation file.')
     return instances, masks
 
@@ -167,5 +173,5 @@ def check_targets(dataset: Dataset, instances: int, masks: int,
 
 def _some(names) -> str:
     more = len(names) - SHOWN
-    return repr(tuple(names[:SHOWN])) + (f' and {more} more' if more > 0 else
-                                         '')
+    return repr(tuple(
+        names[:SHOWN])) + (f' and {more} more' if more > 0 else '')

@@ -20,8 +20,10 @@ from us3l_mm.export.checkpoint_io import load_weights
 # MMDetection's Swin, translate those of elsewhere while they load.
 TRANSFORMERS = {'VisionTransformer', 'SlimmableViT'}
 MOBILE = {'MobileNetV2', 'SlimmableMobileNetV2', 'SlimmableMobileNetV2_CIFAR'}
-KNOWN = {'ResNet', 'ResNet_CIFAR', 'ResNeXt', 'ResNetV1c', 'ResNetV1d',
-         'SlimmableResNet', 'SlimmableResNet_CIFAR', *TRANSFORMERS, *MOBILE}
+KNOWN = {
+    'ResNet', 'ResNet_CIFAR', 'ResNeXt', 'ResNetV1c', 'ResNetV1d',
+    'SlimmableResNet', 'SlimmableResNet_CIFAR', *TRANSFORMERS, *MOBILE
+}
 SHOWN = 3  # tensors of each kind in a message
 
 
@@ -48,8 +50,8 @@ def pretrained_cfg(backbone: nn.Module) -> Optional[dict]:
     """The ``init_cfg`` of ``backbone`` if it names a file, else None."""
     cfg = getattr(backbone, 'init_cfg', None)
     is_pretrained = isinstance(cfg, dict) and getattr(
-        cfg.get('type'), '__name__', cfg.get('type')) in ('Pretrained',
-                                                          'PretrainedInit')
+        cfg.get('type'), '__name__',
+        cfg.get('type')) in ('Pretrained', 'PretrainedInit')
     return cfg if is_pretrained else None
 
 
@@ -64,17 +66,22 @@ def read_file(path: str, prefix: Optional[str]) -> WeightFile:
         content = content if 'state_dict' in content else dict(
             state_dict=content)
     else:
-        content = load_weights(path, trust_pickle=os.environ.get(
-            'TORCH_FORCE_WEIGHTS_ONLY_LOAD') == '0')
+        content = load_weights(
+            path, trust_pickle=os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
+            == '0')
     prefix = prefix or ''
     if prefix and not prefix.endswith('.'):
         prefix += '.'
-    weights = {key[len(prefix):]: value
-               for key, value in content['state_dict'].items()
-               if key.startswith(prefix)}
+    weights = {
+        key[len(prefix):]: value
+        for key, value in content['state_dict'].items()
+        if key.startswith(prefix)
+    }
     if not prefix:  # as MMEngine's load_checkpoint
-        weights = {key.removeprefix('module.'): value
-                   for key, value in weights.items()}
+        weights = {
+            key.removeprefix('module.'): value
+            for key, value in weights.items()
+        }
     meta = content.get('meta')
     return WeightFile(path, prefix, weights, sorted(content['state_dict']),
                       meta if isinstance(meta, dict) else {})
@@ -102,19 +109,27 @@ def check_weights(backbone: nn.Module, file: WeightFile,
     if getattr(backbone, 'cut', None) is not None:
         backbone.cut.cut_parameters(backbone, expected, '')
     own, optional = backbone.state_dict(), _optional(backbone)
-    needed = {name: value for name, value in own.items()
-              if name in expected or name not in optional}
+    needed = {
+        name: value
+        for name, value in own.items()
+        if name in expected or name not in optional
+    }
     parameters = {name for name, _ in backbone.named_parameters()}
-    missing = [name for name in needed if name not in expected
-               and name in parameters]
-    shape = [name for name, value in needed.items() if name in expected
-             and expected[name].shape != value.shape and name in parameters]
-    alien = [name for name in expected if name not in own
-             and name.endswith('.weight')
-             and name.split('.')[0] in backbone._modules]
+    missing = [
+        name for name in needed if name not in expected and name in parameters
+    ]
+    shape = [
+        name for name, value in needed.items() if name in expected
+        and expected[name].shape != value.shape and name in parameters
+    ]
+    alien = [
+        name for name in expected
+        if name not in own and name.endswith('.weight')
+        and name.split('.')[0] in backbone._modules
+    ]
     if missing or shape or alien:
-        raise ValueError(_message(backbone, file, expected, missing, shape,
-                                  alien))
+        raise ValueError(
+            _message(backbone, file, expected, missing, shape, alien))
     if getattr(backbone, 'cut', None) is not None:
         backbone.cut.pick_statistics(backbone, expected, '')
     missing = [name for name in needed if name not in expected]
@@ -125,8 +140,10 @@ def check_weights(backbone: nn.Module, file: WeightFile,
             'or tools/evaluate_widths.py --save-checkpoint wrote.')
     if not values:
         return
-    unequal = [name for name, value in needed.items()
-               if not _equal(value, expected[name])]
+    unequal = [
+        name for name, value in needed.items()
+        if not _equal(value, expected[name])
+    ]
     if unequal:
         raise ValueError(
             f'{len(unequal)} of the {len(needed)} tensors of the '
@@ -147,14 +164,18 @@ def _optional(backbone: nn.Module) -> set:
     Counters, which old files lack; what deformable convolutions and plugins
     add to a network; statistics of a network that runs at any width.
     """
-    names = {name for name in backbone.state_dict()
-             if name.endswith('num_batches_tracked')
-             or '.conv_offset.' in name}
+    names = {
+        name
+        for name in backbone.state_dict()
+        if name.endswith('num_batches_tracked') or '.conv_offset.' in name
+    }
     for stem, block in backbone.named_modules():
         for place in ('after_conv1', 'after_conv2', 'after_conv3'):
             for plugin in getattr(block, f'{place}_plugin_names', ()):
-                names |= {f'{stem}.{plugin}.{name}' for name in
-                          getattr(block, plugin).state_dict()}
+                names |= {
+                    f'{stem}.{plugin}.{name}'
+                    for name in getattr(block, plugin).state_dict()
+                }
     if getattr(backbone, 'width', 1.0) is None:
         names |= {name for name, _ in backbone.named_buffers()}
     return names
@@ -178,43 +199,55 @@ def outline(weights: Dict[str, Tensor]) -> Tuple[int, str]:
 
 def _message(backbone, file, expected, missing, shape, alien) -> str:
     own = dict(backbone.named_parameters())
-    lines = [f'{file.path} does not fit the {_identity(backbone)} of this '
-             f'config, which would train from random weights: of its '
-             f'{len(own)} parameters {len(missing)} are not in the file, '
-             f'{len(shape)} have another shape there, and {len(alien)} of the '
-             'file belong to layers that it does not have.']
-    lines += [f'  missing: {file.prefix}{name} {tuple(own[name].shape)}'
-              for name in missing[:SHOWN]]
-    lines += [f'  shape: {file.prefix}{name} is '
-              f'{tuple(expected[name].shape)} in the file, '
-              f'{tuple(own[name].shape)} in the model'
-              for name in shape[:SHOWN]]
-    lines += [f'  not in the model: {file.prefix}{name}'
-              for name in alien[:SHOWN]]
+    lines = [
+        f'{file.path} does not fit the {_identity(backbone)} of this '
+        f'config, which would train from random weights: of its '
+        f'{len(own)} parameters {len(missing)} are not in the file, '
+        f'{len(shape)} have another shape there, and {len(alien)} of the '
+        'file belong to layers that it does not have.'
+    ]
+    lines += [
+        f'  missing: {file.prefix}{name} {tuple(own[name].shape)}'
+        for name in missing[:SHOWN]
+    ]
+    lines += [
+        f'  shape: {file.prefix}{name} is '
+        f'{tuple(expected[name].shape)} in the file, '
+        f'{tuple(own[name].shape)} in the model' for name in shape[:SHOWN]
+    ]
+    lines += [
+        f'  not in the model: {file.prefix}{name}' for name in alien[:SHOWN]
+    ]
     return '\n'.join([*lines, *_advice(backbone, file, own, missing)])
 
 
 def _advice(backbone, file, own, missing) -> List[str]:
     if len(missing) == len(own):
-        return [f'No key fits below the prefix {file.prefix!r}; the file '
-                f'begins with {file.keys[:2]}. Set init_cfg.prefix (usually '
-                "'backbone.'), or take the file that "
-                'tools/slice_checkpoint.py wrote.']
+        return [
+            f'No key fits below the prefix {file.prefix!r}; the file '
+            f'begins with {file.keys[:2]}. Set init_cfg.prefix (usually '
+            "'backbone.'), or take the file that "
+            'tools/slice_checkpoint.py wrote.'
+        ]
     name = type(backbone).__name__
     if name in TRANSFORMERS | MOBILE:
-        ours = ('SlimmableViT' if name in TRANSFORMERS else
-                'SlimmableMobileNetV2')
-        return ['Take the file of a network with the same layers: '
-                'tools/slice_checkpoint.py CKPT OUT --width W --format mmdet '
-                'cuts a width and prints the config of its backbone; or give '
-                f'us3l_mm.{ours}(width=W) the file of the full network.']
+        ours = ('SlimmableViT'
+                if name in TRANSFORMERS else 'SlimmableMobileNetV2')
+        return [
+            'Take the file of a network with the same layers: '
+            'tools/slice_checkpoint.py CKPT OUT --width W --format mmdet '
+            'cuts a width and prints the config of its backbone; or give '
+            f'us3l_mm.{ours}(width=W) the file of the full network.'
+        ]
     (there, blocks), (here, own_blocks) = outline(file.weights), outline(own)
     width = file.meta.get('width')
-    lines = [f'The file has {there} channels in its first convolution'
-             + (f' (width {width:g})' if width is not None else
-                f' (width {there / 64:g} of 64)')
-             + f' and {blocks}; the model {here} '
-             f'(width {_width(backbone, here):g}) and {own_blocks}.']
+    lines = [
+        f'The file has {there} channels in its first convolution' +
+        (f' (width {width:g})'
+         if width is not None else f' (width {there / 64:g} of 64)') +
+        f' and {blocks}; the model {here} '
+        f'(width {_width(backbone, here):g}) and {own_blocks}.'
+    ]
     if blocks != own_blocks:
         lines.append('They are networks of different depth: set '
                      'backbone.depth to that of the file.')
@@ -244,9 +277,11 @@ def _width(backbone: nn.Module, stem: int) -> float:
 
 
 def _identity(backbone: nn.Module) -> str:
-    said = [f'{name}={getattr(backbone, name):g}' for name in
-            ('depth', 'widen_factor', 'width')
-            if getattr(backbone, name, None) is not None]
+    said = [
+        f'{name}={getattr(backbone, name):g}'
+        for name in ('depth', 'widen_factor', 'width')
+        if getattr(backbone, name, None) is not None
+    ]
     return f'{type(backbone).__name__}({", ".join(said)})'
 
 
@@ -288,4 +323,3 @@ def check_neck(model: nn.Module) -> None:
             f'channels. Set model.neck.in_channels={list(given)}, or '
             "model.type='us3l_mm.SubnetDetector' with detector="
             f'{type(model).__name__!r}, where they follow the width.')
-

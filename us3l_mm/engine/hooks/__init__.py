@@ -15,7 +15,6 @@ from .width_knn_hook import WidthKNNHook
 __all__ = [
     'AtomicCheckpointHook', 'CalibrationHook', 'CheckAnnotationsHook',
     'CheckPretrainedHook', 'CollapseMonitorHook', 'CompileHook',
-    'DynamicSamplerHook',
-    'ExactResumeHook', 'GroupRegHook', 'NonFiniteHook', 'PreflightHook',
-    'WidthKNNHook'
+    'DynamicSamplerHook', 'ExactResumeHook', 'GroupRegHook', 'NonFiniteHook',
+    'PreflightHook', 'WidthKNNHook'
 ]

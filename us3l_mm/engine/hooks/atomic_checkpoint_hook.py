@@ -61,10 +61,9 @@ class AtomicCheckpointHook(CheckpointHook):
             trust = os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD') == '0'
             folders = [self._folder(runner)] if self._is_local(runner) else []
             try:
-                path = find_checkpoint(
-                    runner.work_dir, folders,
-                    [*TEMPLATES, self.filename_tmpl], trust,
-                    runner.logger.warning)
+                path = find_checkpoint(runner.work_dir, folders,
+                                       [*TEMPLATES, self.filename_tmpl], trust,
+                                       runner.logger.warning)
                 answer[0].update(path=path, size=path and osp.getsize(path))
             except (ValueError, OSError) as error:
                 answer[0].update(error=str(error))
@@ -75,8 +74,10 @@ class AtomicCheckpointHook(CheckpointHook):
         path = chosen['path']
         if path is not None:
             sees = osp.isfile(path) and osp.getsize(path) == chosen['size']
-            blind = [host for host, seen in all_gather_object(
-                (socket.gethostname(), sees)) if not seen]
+            blind = [
+                host for host, seen in all_gather_object((socket.gethostname(),
+                                                          sees)) if not seen
+            ]
             if blind:
                 raise ValueError(
                     f'{path} is to be resumed from, and {len(blind)} of the '
@@ -96,8 +97,8 @@ class AtomicCheckpointHook(CheckpointHook):
         """Where checkpoints go, as MMEngine says it in ``before_train``."""
         if self.out_dir is None or self.out_dir == runner.work_dir:
             return runner.work_dir
-        return osp.join(self.out_dir, osp.basename(
-            runner.work_dir.rstrip(osp.sep)))
+        return osp.join(self.out_dir,
+                        osp.basename(runner.work_dir.rstrip(osp.sep)))
 
     def _is_local(self, runner: Runner) -> bool:
         if self.file_client_args is not None:
@@ -127,16 +128,16 @@ class AtomicCheckpointHook(CheckpointHook):
         path = self._path(step)
         runner.message_hub.update_info('last_ckpt', path)
         runner.call_hook('before_gather_state')
-        runner.save_checkpoint(
-            self.out_dir, self.filename_tmpl.format(step),
-            self.file_client_args, save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler, meta=meta,
-            by_epoch=self.by_epoch, backend_args=self.backend_args,
-            **self.args)
+        runner.save_checkpoint(self.out_dir, self.filename_tmpl.format(step),
+                               self.file_client_args,
+                               save_optimizer=self.save_optimizer,
+                               save_param_scheduler=self.save_param_scheduler,
+                               meta=meta, by_epoch=self.by_epoch,
+                               backend_args=self.backend_args, **self.args)
         self.last_ckpt = path
         if is_main_process():
-            WholeFileBackend().put_text(
-                path, osp.join(runner.work_dir, POINTER))
+            WholeFileBackend().put_text(path, osp.join(runner.work_dir,
+                                                       POINTER))
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = deque(ids, self.max_keep_ckpts)
             runner.message_hub.update_info('keep_ckpt_ids',
@@ -167,8 +168,10 @@ class AtomicCheckpointHook(CheckpointHook):
     def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
         """Write the ``published_keys`` alone, named by their checksum."""
         checkpoint = CheckpointLoader.load_checkpoint(ckpt_path, 'cpu')
-        content = to_bytes({key: value for key, value in checkpoint.items()
-                            if key in self.published_keys})
+        content = to_bytes({
+            key: value
+            for key, value in checkpoint.items() if key in self.published_keys
+        })
         name = (f'{osp.splitext(ckpt_path)[0]}-'
                 f'{hashlib.sha256(content).hexdigest()[:8]}.pth')
         self.file_backend.put(content, name)

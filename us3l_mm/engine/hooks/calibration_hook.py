@@ -74,9 +74,8 @@ class CalibrationHook(Hook):
                          data_batch: Optional[dict] = None,
                          outputs: Optional[dict] = None) -> None:
         """Measure every ``interval`` iterations and after the last one."""
-        if not self.by_epoch and (
-                self.every_n_train_iters(runner, self.interval)
-                or self.is_last_train_iter(runner)):
+        if not self.by_epoch and (self.every_n_train_iters(
+                runner, self.interval) or self.is_last_train_iter(runner)):
             self._measure(runner, self._widths(runner, runner._val_loop))
 
     def before_val(self, runner: Runner) -> None:
@@ -89,15 +88,19 @@ class CalibrationHook(Hook):
 
     def _widths(self, runner: Runner, loop) -> List[float]:
         detector = get_ori_model(runner.model)
-        return list(dict.fromkeys([*(self.widths or detector.widths),
-                                   *getattr(loop, 'evaluators', ())]))
+        return list(
+            dict.fromkeys([
+                *(self.widths or detector.widths),
+                *getattr(loop, 'evaluators', ())
+            ]))
 
     def _measure_missing(self, runner: Runner, loop) -> None:
         detector = get_ori_model(runner.model)
         # A stock loop runs the width that is set.
         widths = list(getattr(loop, 'evaluators', [FULL_WIDTH]))
-        missing = [width for width in widths
-                   if not has_statistics(detector, width)]
+        missing = [
+            width for width in widths if not has_statistics(detector, width)
+        ]
         if missing:
             self._measure(runner, missing)
 

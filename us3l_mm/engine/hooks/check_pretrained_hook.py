@@ -5,7 +5,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from us3l_mm.engine.checks.pretrained import (KNOWN, check_neck, check_weights,
-                                       pretrained_cfg, read_file)
+                                              pretrained_cfg, read_file)
 from us3l_mm.registry import HOOKS
 
 PREFIX = 'backbone.'

@@ -54,8 +54,8 @@ class CollapseMonitorHook(Hook):
             raise ValueError('threshold is a spread between 0 and 1, got '
                              f'{threshold!r}.')
         for name, value, least in (('patience', patience, 1),
-                                   ('begin', begin, 0),
-                                   ('interval', interval, 1)):
+                                   ('begin', begin, 0), ('interval', interval,
+                                                         1)):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f'{name} is a number of iterations of at '
                                  f'least {least}, got {value!r}.')
@@ -101,9 +101,10 @@ class CollapseMonitorHook(Hook):
         if self.action == 'stop':
             raise RuntimeError(text)
         line = '!' * 79
-        print_log(f'\n{line}\n{text}\nTraining goes on; CollapseMonitorHook('
-                  f"action='stop') would end it here.\n{line}",
-                  logger='current', level=logging.WARNING)
+        print_log(
+            f'\n{line}\n{text}\nTraining goes on; CollapseMonitorHook('
+            f"action='stop') would end it here.\n{line}", logger='current',
+            level=logging.WARNING)
 
 
 def _mean(values: list) -> float:

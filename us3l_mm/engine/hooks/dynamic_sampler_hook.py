@@ -71,20 +71,19 @@ class DynamicSamplerHook(Hook):
             return Plan.of(self.widths, progress=progress)
         stage = stage_of(iteration, max_iterations, self.num_stages)
         lowest = lowest_width(stage, width_range, self.num_stages)
-        return Plan.of(sandwich(lowest, width_range[1], self.num_samples,
-                                self.seed, iteration, self.grid), stage,
-                       progress)
+        return Plan.of(
+            sandwich(lowest, width_range[1], self.num_samples, self.seed,
+                     iteration, self.grid), stage, progress)
 
-    def count_widths(self, width_range: Tuple[float, float]
-                     ) -> Optional[int]:
+    def count_widths(self, width_range: Tuple[float, float]) -> Optional[int]:
         """How many widths training can meet; None for any number."""
         if self.widths is not None:
             return len(self.widths)
         low, high = self.width_range or width_range
         if self.num_samples > 2 and self.grid is None:
             return None
-        on_grid = (int((high - low) / self.grid + 1e-6)
-                   if self.num_samples > 2 else 0)
+        on_grid = (int((high - low) / self.grid +
+                       1e-6) if self.num_samples > 2 else 0)
         return on_grid + self.num_stages + 1  # the ends may lie off the grid
 
     def before_train(self, runner: Runner) -> None:
@@ -112,5 +111,5 @@ class DynamicSamplerHook(Hook):
         """Set the plan of the iteration on the algorithm."""
         algorithm = get_ori_model(runner.model)
         algorithm.plan = self.plan(
-            runner.iter, runner.max_iters,
-            self.width_range or algorithm.backbone.width_range)
+            runner.iter, runner.max_iters, self.width_range
+            or algorithm.backbone.width_range)

@@ -8,7 +8,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 
 from us3l_mm.engine.resuming.data_position import Layout, Passes
 from us3l_mm.engine.resuming.random_states import (random_states, seed_all,
-                                          set_random_states)
+                                                   set_random_states)
 from us3l_mm.engine.resuming.schedules import rewrite_schedules
 from us3l_mm.registry import HOOKS
 
@@ -58,8 +58,9 @@ class ExactResumeHook(Hook):
         meta = checkpoint['meta']
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             length = max(layout.steps_left(), 1)
-            epoch, samples = saved.get('position', (
-                meta['iter'] // length, meta['iter'] % length * layout.step))
+            epoch, samples = saved.get(
+                'position',
+                (meta['iter'] // length, meta['iter'] % length * layout.step))
         else:
             epoch = meta['epoch']
             samples = self._samples_of(saved, meta, layout)
@@ -78,8 +79,7 @@ class ExactResumeHook(Hook):
         steps = meta['iter'] - meta['epoch'] * layout.steps_left()
         return steps * layout.step if 0 < steps < layout.steps_left() else 0
 
-    def _check_sampler(self, runner: Runner, samples: int,
-                       meta: dict) -> None:
+    def _check_sampler(self, runner: Runner, samples: int, meta: dict) -> None:
         loader = runner.train_dataloader
         if samples and not self._is_exact(loader):
             raise ValueError(
@@ -121,8 +121,9 @@ class ExactResumeHook(Hook):
         if (isinstance(loop, IterBasedTrainLoop) and self._is_exact(loader)
                 and hasattr(loop.dataloader_iterator, 'skip_iter')):
             at = self._resumed or dict(epoch=0, samples=0)
-            loop.dataloader_iterator = Passes(
-                loader, self._layout(runner).step, at['epoch'], at['samples'])
+            loop.dataloader_iterator = Passes(loader,
+                                              self._layout(runner).step,
+                                              at['epoch'], at['samples'])
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Continue where the checkpoint was saved."""
@@ -163,8 +164,7 @@ class ExactResumeHook(Hook):
         """Exchange the random states; called on all processes."""
         self._states = all_gather_object(random_states())
 
-    def before_save_checkpoint(self, runner: Runner,
-                               checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add position and states; called on the main process alone."""
         states, self._states = self._states, None
         if states is None and get_world_size() == 1:
@@ -172,13 +172,13 @@ class ExactResumeHook(Hook):
         loop, meta = runner.train_loop, checkpoint['meta']
         if isinstance(loop, IterBasedTrainLoop):
             passes = loop.dataloader_iterator
-            position = ((passes.epoch, passes.samples)
-                        if isinstance(passes, Passes) else None)
+            position = ((passes.epoch, passes.samples) if isinstance(
+                passes, Passes) else None)
         else:
-            position = (meta['epoch'], self.samples
-                        if meta['epoch'] == self._epoch else 0)
-        checkpoint[KEY] = dict(
-            random_states=states, epoch_length=len(runner.train_dataloader))
+            position = (meta['epoch'],
+                        self.samples if meta['epoch'] == self._epoch else 0)
+        checkpoint[KEY] = dict(random_states=states,
+                               epoch_length=len(runner.train_dataloader))
         if position is not None:
             checkpoint[KEY]['position'] = position
 
@@ -192,6 +192,5 @@ class ExactResumeHook(Hook):
 
     def _is_exact(self, loader) -> bool:
         """Whether a pass over ``loader`` can begin anywhere."""
-        return (hasattr(loader.sampler, 'start_at')
-                and type(loader.batch_sampler) is torch.utils.data.BatchSampler
-                )
+        return (hasattr(loader.sampler, 'start_at') and type(
+            loader.batch_sampler) is torch.utils.data.BatchSampler)

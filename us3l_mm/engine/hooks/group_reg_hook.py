@@ -57,19 +57,18 @@ class GroupRegHook(Hook):
     """
 
     def __init__(self, lam: float = 5e-5, alpha: float = 0.05,
-                 mode: str = 'linear', groups: int = 8,
-                 warmup_epochs: int = 0,
+                 mode: str = 'linear', groups: int = 8, warmup_epochs: int = 0,
                  group_dims: Optional[Dict[int, int]] = None,
                  skip: Sequence[str] = ('feature_distiller', ),
                  base_pass_skip: Sequence[str] = ('predictor', ),
-                 clear_weight_decay: bool = False,
-                 value_interval: int = 10, decoupled: bool = False):
+                 clear_weight_decay: bool = False, value_interval: int = 10,
+                 decoupled: bool = False):
         if mode not in MODES:
             raise ValueError(f'mode is one of {MODES}, got {mode!r}.')
         if lam < 0:
             raise ValueError(f'lam is not negative, got {lam}.')
-        for name, value in (('groups', groups),
-                            ('value_interval', value_interval)):
+        for name, value in (('groups', groups), ('value_interval',
+                                                 value_interval)):
             if value < 1:
                 raise ValueError(f'{name} is at least 1, got {value}.')
         most = 1 / max(groups - 1, 1) if mode == 'linear' else 1.0
@@ -95,8 +94,9 @@ class GroupRegHook(Hook):
             if self._handle is not None:
                 self._handle.remove()
             self._term = GroupDecay(named, **self._kwargs)
-            self._handle = (runner.optim_wrapper.optimizer
-                            .register_step_pre_hook(self._term.before_step))
+            self._handle = (
+                runner.optim_wrapper.optimizer.register_step_pre_hook(
+                    self._term.before_step))
         else:
             self._term = algorithm.regulariser = GroupRegulariser(
                 named, **self._kwargs, **self._of_loss)
@@ -119,8 +119,9 @@ class GroupRegHook(Hook):
     def _check_weight_decay(self, optimizer, named) -> None:
         covered = {id(p): name for name, p in named}
         for group in optimizer.param_groups:
-            decayed = [covered[id(p)] for p in group['params']
-                       if id(p) in covered]
+            decayed = [
+                covered[id(p)] for p in group['params'] if id(p) in covered
+            ]
             if not group.get('weight_decay') or not decayed:
                 continue
             if not self.clear_weight_decay:
@@ -130,9 +131,10 @@ class GroupRegHook(Hook):
                     f'{len(decayed)} of its parameters, such as {decayed[0]}. '
                     'Set optim_wrapper.optimizer.weight_decay=0, or let the '
                     'hook clear it with clear_weight_decay=True.')
-            print_log(f'GroupRegHook: weight_decay={group["weight_decay"]} of '
-                      f'{len(group["params"])} parameters set to 0.',
-                      logger='current')
+            print_log(
+                f'GroupRegHook: weight_decay={group["weight_decay"]} of '
+                f'{len(group["params"])} parameters set to 0.',
+                logger='current')
             group['weight_decay'] = 0.0
 
 

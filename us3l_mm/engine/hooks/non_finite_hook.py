@@ -37,8 +37,8 @@ class NonFiniteHook(Hook):
 
     def __init__(self, max_consecutive: int = 30,
                  max_total: Optional[int] = None):
-        for name, value in (('max_consecutive', max_consecutive),
-                            ('max_total', max_total)):
+        for name, value in (('max_consecutive', max_consecutive), ('max_total',
+                                                                   max_total)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f'{name} is a number of steps of at least '
                                  f'1, got {value!r}.')
@@ -63,12 +63,14 @@ class NonFiniteHook(Hook):
             return
         total, consecutive = int(guard.total), int(guard.consecutive)
         if total and self.max_total is not None and total >= self.max_total:
-            self._stop(runner, f'{total} optimizer steps so far were not '
-                       f'finite and left out (max_total={self.max_total})')
+            self._stop(
+                runner, f'{total} optimizer steps so far were not '
+                f'finite and left out (max_total={self.max_total})')
         if consecutive and consecutive >= self.max_consecutive:
-            self._stop(runner, f'The last {consecutive} optimizer steps were '
-                       'not finite and left out '
-                       f'(max_consecutive={self.max_consecutive})')
+            self._stop(
+                runner, f'The last {consecutive} optimizer steps were '
+                'not finite and left out '
+                f'(max_consecutive={self.max_consecutive})')
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Stop before weights that are not finite replace good ones."""
@@ -82,8 +84,9 @@ class NonFiniteHook(Hook):
         weights = dict(runner.model.named_parameters())
         if not not_finite([w.detach() for w in weights.values()]):
             return
-        names = [name for name, w in weights.items()
-                 if not torch.isfinite(w).all()]
+        names = [
+            name for name, w in weights.items() if not torch.isfinite(w).all()
+        ]
         if names:  # else it is the norm that overflows
             raise FloatingPointError(
                 f'After iteration {runner.iter}, {len(names)} parameters are '
@@ -95,8 +98,9 @@ class NonFiniteHook(Hook):
         guard = get_ori_model(runner.model).guard
         found = [None] if guard.recent is None else all_gather_object(
             _describe(guard.recent))
-        details = '; '.join(f'process {rank}: {text}' if len(found) > 1 else
-                            text for rank, text in enumerate(found) if text)
+        details = '; '.join(
+            f'process {rank}: {text}' if len(found) > 1 else text
+            for rank, text in enumerate(found) if text)
         raise FloatingPointError(
             f'Training stopped in iteration {runner.iter + 1}. {what}. '
             f'{details + ". " if details else ""}{_last_good(runner)} Try a '
@@ -112,15 +116,17 @@ def _describe(step: dict) -> Optional[str]:
     widths = ', '.join(f'{s.name} (width {s.width:g})'
                        for s in step['subnets'])
     losses = {name: float(value) for name, value in step['losses'].items()}
-    bad = [f'{name}={value}' for name, value in losses.items()
-           if not torch.isfinite(torch.tensor(value))]
+    bad = [
+        f'{name}={value}' for name, value in losses.items()
+        if not torch.isfinite(torch.tensor(value))
+    ]
     return f'in the passes {widths}, ' + (
-        'not finite: ' + ', '.join(bad) if bad else
-        'a gradient was not finite, the losses were: ' + ', '.join(
-            f'{name}={value:.4g}' for name, value in losses.items()))
+        'not finite: ' + ', '.join(bad)
+        if bad else 'a gradient was not finite, the losses were: ' +
+        ', '.join(f'{name}={value:.4g}' for name, value in losses.items()))
 
 
 def _last_good(runner: Runner) -> str:
     path = find_latest_checkpoint(runner.work_dir)
-    return ('There is no checkpoint yet.' if path is None else
-            f'The last good checkpoint is {path}.')
+    return ('There is no checkpoint yet.'
+            if path is None else f'The last good checkpoint is {path}.')

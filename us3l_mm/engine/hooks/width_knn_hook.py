@@ -83,9 +83,8 @@ class WidthKNNHook(Hook):
                          data_batch: Optional[dict] = None,
                          outputs: Optional[dict] = None) -> None:
         """Report every ``interval`` iterations and after the last one."""
-        if not self.by_epoch and (
-                self.every_n_train_iters(runner, self.interval)
-                or self.is_last_train_iter(runner)):
+        if not self.by_epoch and (self.every_n_train_iters(
+                runner, self.interval) or self.is_last_train_iter(runner)):
             self._report(runner, runner.iter + 1)
 
     def _report(self, runner: Runner, step: int) -> None:
@@ -105,18 +104,20 @@ class WidthKNNHook(Hook):
         """Accuracy by nearest neighbours, in percent, of each width."""
         backbone = algorithm.backbone
         preprocessor = algorithm.data_preprocessor
-        calibrate(backbone, image_batches(self.calibration, preprocessor),
-                  self.widths, min(self.num_images, len(self.bank.dataset)),
-                  is_share=True)
-        (bank, bank_labels), (queries, query_labels) = (
-            extract_features(backbone, labelled_batches(loader, preprocessor),
-                             self.widths, len(loader.dataset))
-            for loader in (self.bank, self.queries))
+        calibrate(backbone, image_batches(self.calibration,
+                                          preprocessor), self.widths,
+                  min(self.num_images, len(self.bank.dataset)), is_share=True)
+        (bank, bank_labels), (queries, query_labels) = (extract_features(
+            backbone, labelled_batches(loader, preprocessor), self.widths,
+            len(loader.dataset)) for loader in (self.bank, self.queries))
         accuracies = [None]
         if is_main_process():
-            accuracies = [{width: knn_accuracy(
-                bank[width], bank_labels, queries[width], query_labels,
-                self.k) for width in self.widths}]
+            accuracies = [{
+                width:
+                knn_accuracy(bank[width], bank_labels, queries[width],
+                             query_labels, self.k)
+                for width in self.widths
+            }]
         broadcast_object_list(accuracies)
         return accuracies[0]
 

@@ -68,12 +68,13 @@ def is_pretrained(cfg: Config) -> bool:
 
 def add_checks(cfg: Config) -> None:
     """Let a run check its weights and annotations; see the two hooks."""
-    wanted = ([CHECK_PRETRAINED] if is_pretrained(cfg) else []) + (
-        [CHECK_ANNOTATIONS] if is_detection(cfg) else [])
+    wanted = ([CHECK_PRETRAINED] if is_pretrained(cfg) else
+              []) + ([CHECK_ANNOTATIONS] if is_detection(cfg) else [])
     hooks = cfg.get('custom_hooks') or []
     given = {hook.get('type') for hook in hooks}
-    cfg.custom_hooks = [*hooks, *(dict(type=name) for name in wanted
-                                  if name not in given)]
+    cfg.custom_hooks = [
+        *hooks, *(dict(type=name) for name in wanted if name not in given)
+    ]
 
 
 def check_pretrained_file(cfg: Config) -> None:
@@ -87,11 +88,12 @@ def check_pretrained_file(cfg: Config) -> None:
     path = cfg.model.backbone.init_cfg.get('checkpoint') or ''
     if '://' in path or osp.isfile(path):
         return
-    source = ('tools/slice_checkpoint.py CKPT FILE --width W --format mmdet'
-              if is_detection(cfg) else 'tools/slice_checkpoint.py CKPT FILE '
-              '--width W') + (
-        ', or for a SlimmableResNet tools/evaluate_widths.py CONFIG CKPT '
-        '--save-checkpoint FILE')
+    source = (
+        'tools/slice_checkpoint.py CKPT FILE --width W --format mmdet'
+        if is_detection(cfg) else 'tools/slice_checkpoint.py CKPT FILE '
+        '--width W') + (
+            ', or for a SlimmableResNet tools/evaluate_widths.py CONFIG CKPT '
+            '--save-checkpoint FILE')
     repair = ('Set --cfg-options model.backbone.init_cfg.checkpoint=FILE; '
               f'FILE comes from {source}. To train from random weights: '
               '--cfg-options model.backbone.init_cfg=None')
@@ -115,11 +117,13 @@ def check_annotation_files(cfg: Config, kinds=('train', 'val')) -> None:
         if '://' not in path and not osp.isfile(path):
             missing.setdefault(path, []).append(option)
     if missing:
-        lines = [f'  {path}, of {" and ".join(options)}'
-                 for path, options in missing.items()]
+        lines = [
+            f'  {path}, of {" and ".join(options)}'
+            for path, options in missing.items()
+        ]
         raise FileNotFoundError(
-            'These annotation files are not there:\n' + '\n'.join(lines)
-            + '\nSet them by --cfg-options, such as '
+            'These annotation files are not there:\n' + '\n'.join(lines) +
+            '\nSet them by --cfg-options, such as '
             'train_dataloader.dataset.data_root=FOLDER '
             'train_dataloader.dataset.ann_file=NAME (and likewise '
             'val_dataloader, val_evaluator.ann_file).')

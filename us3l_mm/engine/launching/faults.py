@@ -5,8 +5,8 @@ from typing import Optional
 
 from us3l_mm.engine.checkpoints import DISK_FULL, free_space
 
-WORKER_DIED = re.compile(
-    r'DataLoader worker \(pid\(?s?\)?.*(exited|killed)', re.S)
+WORKER_DIED = re.compile(r'DataLoader worker \(pid\(?s?\)?.*(exited|killed)',
+                         re.S)
 WORKER_HANGS = re.compile(r'DataLoader timed out after (\d+)')
 # What gloo, NCCL and PyTorch's store say of a process that is gone.
 LOST = re.compile(

@@ -75,8 +75,9 @@ def join_on_cpus(launcher: str, timeout: Optional[float] = None) -> None:
         ValueError: if the launcher has not started this process.
     """
     os.environ.update(environment(launcher))
-    torch_dist.init_process_group('gloo', timeout=timedelta(
-        seconds=timeout or TIMEOUT))
+    torch_dist.init_process_group(
+        'gloo', timeout=timedelta(seconds=timeout or TIMEOUT))
     if torch_dist.get_rank() == 0:
-        print(f'No GPU: {torch_dist.get_world_size()} processes work on CPUs '
-              'and talk through gloo.', flush=True)
+        print(
+            f'No GPU: {torch_dist.get_world_size()} processes work on CPUs '
+            'and talk through gloo.', flush=True)

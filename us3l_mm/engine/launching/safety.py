@@ -24,6 +24,7 @@ def make_resumable(cfg: Config) -> None:
     for hook in [*hooks.values(), *custom]:
         if isinstance(hook, dict) and hook.get('type') in STOCK:
             hook['type'] = ATOMIC
-    if not any(isinstance(hook, dict) and hook.get('type') == EXACT
-               for hook in [*hooks.values(), *custom]):
+    if not any(
+            isinstance(hook, dict) and hook.get('type') == EXACT
+            for hook in [*hooks.values(), *custom]):
         hooks.exact_resume = ConfigDict(type=EXACT)

@@ -39,8 +39,7 @@ class WidthValLoop(ValLoop):
 
     def __init__(self, runner: Runner, dataloader: Union[DataLoader, dict],
                  evaluator: Union[Evaluator, dict, List],
-                 widths: Optional[Sequence[float]] = None,
-                 fp16: bool = False):
+                 widths: Optional[Sequence[float]] = None, fp16: bool = False):
         super().__init__(runner, dataloader, evaluator, fp16)
         widths = self._default_widths() if widths is None else widths
         if not widths:
@@ -49,7 +48,9 @@ class WidthValLoop(ValLoop):
             with at_width(runner.model, width):
                 pass
         self.evaluators: Dict[float, Evaluator] = {
-            width: self._evaluator_at(width) for width in widths}
+            width: self._evaluator_at(width)
+            for width in widths
+        }
         self._check_save_best()
         self._check_calibration()
 
@@ -69,9 +70,12 @@ class WidthValLoop(ValLoop):
     def _evaluator_at(self, width: float) -> Evaluator:
         """A copy of the evaluator for one width."""
         # The truth in COCO format is read only, and large.
-        shared = {id(truth): truth for truth in (
-            getattr(metric, '_coco_api', None)
-            for metric in self.evaluator.metrics) if truth is not None}
+        shared = {
+            id(truth): truth
+            for truth in (getattr(metric, '_coco_api', None)
+                          for metric in self.evaluator.metrics)
+            if truth is not None
+        }
         evaluator = deepcopy(self.evaluator, shared)
         for metric in evaluator.metrics:
             if getattr(metric, 'outfile_prefix', None):
@@ -95,8 +99,9 @@ class WidthValLoop(ValLoop):
         runner = self.runner
         if (isinstance(runner._train_loop, BaseLoop)
                 and hasattr(get_ori_model(runner.model), 'run_norms')
-                and not any(isinstance(hook, CalibrationHook)
-                            for hook in runner.hooks)):
+                and not any(
+                    isinstance(hook, CalibrationHook)
+                    for hook in runner.hooks)):
             raise ValueError(
                 'Training tracks no batch-norm statistics, so there would be '
                 'none to validate with. Add custom_hooks: '
@@ -111,9 +116,11 @@ class WidthValLoop(ValLoop):
         for index, data_batch in enumerate(self.dataloader):
             self.run_iter(index, data_batch)
         size = len(self.dataloader.dataset)
-        metrics = {name_at(name, width): value
-                   for width, evaluator in self.evaluators.items()
-                   for name, value in evaluator.evaluate(size).items()}
+        metrics = {
+            name_at(name, width): value
+            for width, evaluator in self.evaluators.items()
+            for name, value in evaluator.evaluate(size).items()
+        }
         call(f'after_{self.stage}_epoch', metrics=metrics)
         call(f'after_{self.stage}')
         return metrics
@@ -125,13 +132,13 @@ class WidthValLoop(ValLoop):
         self.runner.call_hook(f'before_{self.stage}_iter', **batch)
         first = None
         for width, evaluator in self.evaluators.items():
-            with at_width(self.runner.model, width), autocast(
-                    enabled=self.fp16):
+            with at_width(self.runner.model,
+                          width), autocast(enabled=self.fp16):
                 outputs = getattr(self.runner.model,
                                   f'{self.stage}_step')(data_batch)
             # Kept as they are: the next width writes new ones.
-            first = [sample.clone() for sample in outputs
-                     ] if first is None else first
+            first = [sample.clone()
+                     for sample in outputs] if first is None else first
             evaluator.process(data_samples=outputs, data_batch=data_batch)
         self.runner.call_hook(f'after_{self.stage}_iter', **batch,
                               outputs=first)

@@ -15,8 +15,7 @@ def random_states() -> dict:
     states = dict(
         python=(version, torch.tensor(words, dtype=torch.int64), gauss),
         numpy=(kind, torch.from_numpy(keys.astype(np.int64)), int(position),
-               int(has_gauss), float(cached)),
-        torch=torch.get_rng_state())
+               int(has_gauss), float(cached)), torch=torch.get_rng_state())
     if torch.cuda.is_available():
         states['cuda'] = torch.cuda.get_rng_state()
     return states

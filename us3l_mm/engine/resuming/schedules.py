@@ -21,8 +21,9 @@ def advance(schedulers: List[_ParamScheduler], iterations: int,
 
     Those that wait for a metric of validation are left as they are.
     """
-    steppable = [s for s in schedulers
-                 if not getattr(s, 'need_val_args', False)]
+    steppable = [
+        s for s in schedulers if not getattr(s, 'need_val_args', False)
+    ]
     with warnings.catch_warnings():
         # The optimizer has not stepped, and PyTorch suspects a mistake.
         warnings.simplefilter('ignore', UserWarning)
@@ -51,14 +52,16 @@ def rewrite_schedules(runner: Runner, checkpoint: dict, iterations: int,
     """
     schedulers = schedulers_of(runner)
     wrapper = runner.optim_wrapper
-    if not (schedulers and isinstance(wrapper, OptimWrapper)
-            and 'param_schedulers' in checkpoint
-            and 'optimizer' in checkpoint):
+    if not (schedulers and isinstance(wrapper, OptimWrapper) and
+            'param_schedulers' in checkpoint and 'optimizer' in checkpoint):
         return
     advance(schedulers, iterations, epoch_length)
     checkpoint['param_schedulers'] = [s.state_dict() for s in schedulers]
-    names = {name for s in schedulers
-             for name in (s.param_name, f'initial_{s.param_name}')}
+    names = {
+        name
+        for s in schedulers
+        for name in (s.param_name, f'initial_{s.param_name}')
+    }
     for saved, group in zip(checkpoint['optimizer']['param_groups'],
                             wrapper.param_groups):
         saved.update({name: group[name] for name in names if name in group})

@@ -26,5 +26,6 @@ def plain_arguments(backbone: nn.Module, width: float) -> Optional[dict]:
     return family_of(backbone).plain_arguments(backbone, width)
 
 
-__all__ = ['FAMILIES', 'Family', 'family_of', 'output_channels',
-           'plain_arguments']
+__all__ = [
+    'FAMILIES', 'Family', 'family_of', 'output_channels', 'plain_arguments'
+]

@@ -74,19 +74,20 @@ def non_default(arguments: dict, cls: type) -> dict:
     return shaping
 
 
-def same_channels(backbone: nn.Module, width: float,
-                  stock: nn.Module) -> bool:
+def same_channels(backbone: nn.Module, width: float, stock: nn.Module) -> bool:
     """Whether ``backbone`` at ``width`` has the layer sizes of ``stock``."""
     there = output_and_input_channels(stock)
-    here = {name: layer.active(width)
-            for name, layer in backbone.named_modules()
-            if isinstance(layer, (nn.Conv2d, nn.Linear))
-            and isinstance(layer, SlimmableLayer)}
+    here = {
+        name: layer.active(width)
+        for name, layer in backbone.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear))
+        and isinstance(layer, SlimmableLayer)
+    }
     return {name: there.get(name) for name in here} == here
 
 
-def output_and_input_channels(network: nn.Module
-                              ) -> Dict[str, Tuple[int, int]]:
+def output_and_input_channels(
+        network: nn.Module) -> Dict[str, Tuple[int, int]]:
     """(input, output) channels of convolutions and linear layers, by name."""
     sizes: Dict[str, Tuple[int, int]] = {}
     for name, layer in network.named_modules():
@@ -99,8 +100,10 @@ def output_and_input_channels(network: nn.Module
 
 def output_channels(network: nn.Module) -> Dict[str, int]:
     """Output channels of every convolution and linear layer, by name."""
-    return {name: size[1]
-            for name, size in output_and_input_channels(network).items()}
+    return {
+        name: size[1]
+        for name, size in output_and_input_channels(network).items()
+    }
 
 
 def choose(families: Sequence[Family], backbone: nn.Module) -> Family:

@@ -35,8 +35,8 @@ class MobileNetV2Family(Family):
 
     def arguments(self, backbone: nn.Module) -> dict:
         arguments = non_default(
-            dict(widen_factor=backbone.widen_factor,
-                 act_cfg=backbone.act_cfg), MobileNetV2)
+            dict(widen_factor=backbone.widen_factor, act_cfg=backbone.act_cfg),
+            MobileNetV2)
         eps = (backbone.norm_cfg or {}).get('eps')
         if eps is not None:
             arguments['norm_cfg'] = dict(type='BN', eps=eps)
@@ -77,10 +77,13 @@ class MobileNetV2Family(Family):
     def _block_channels(self, backbone: nn.Module,
                         width: float) -> Tuple[int, ...]:
         """Channels of the stem, and of each stage of blocks."""
-        stages = [getattr(backbone, name)[-1].conv[-1]
-                  for name in backbone.layers[:-1]]
-        return tuple(module.conv.active(width)[1]
-                     for module in (backbone.conv1, *stages))
+        stages = [
+            getattr(backbone, name)[-1].conv[-1]
+            for name in backbone.layers[:-1]
+        ]
+        return tuple(
+            module.conv.active(width)[1]
+            for module in (backbone.conv1, *stages))
 
     def _is(self, backbone: nn.Module, width: float, factor: float) -> bool:
         if self._block_channels(backbone, width) != _stock_channels(factor):
@@ -90,8 +93,10 @@ class MobileNetV2Family(Family):
                 and _shortcuts(backbone) == _shortcuts(stock))
 
     def map_channels(self, plain: nn.Module) -> Tuple[int, ...]:
-        outputs = [*(getattr(plain, name)[-1].conv[-1]
-                     for name in plain.layers[:-1]), plain.conv2]
+        outputs = [
+            *(getattr(plain, name)[-1].conv[-1] for name in plain.layers[:-1]),
+            plain.conv2
+        ]
         return tuple(outputs[i].conv.out_channels for i in MAPS)
 
     def map_indices(self, plain: nn.Module) -> Tuple[int, ...]:
@@ -100,11 +105,15 @@ class MobileNetV2Family(Family):
 
 def _shortcuts(network: nn.Module) -> List[bool]:
     """Of each block, whether its input is added to its output."""
-    return [block.use_res_connect for block in network.modules()
-            if isinstance(block, InvertedResidual)]
+    return [
+        block.use_res_connect for block in network.modules()
+        if isinstance(block, InvertedResidual)
+    ]
 
 
 def _stock_channels(factor: float) -> Tuple[int, ...]:
     """As MMPretrain's class rounds them: of the stem and of each stage."""
-    return tuple(make_divisible(channels * factor, 8) for channels in (
-        32, *(setting[1] for setting in MobileNetV2.arch_settings)))
+    return tuple(
+        make_divisible(channels * factor, 8)
+        for channels in (32, *(setting[1]
+                               for setting in MobileNetV2.arch_settings)))

@@ -26,16 +26,18 @@ class ResNetFamily(Family):
         return ResNet_CIFAR if isinstance(backbone, ResNet_CIFAR) else ResNet
 
     def arguments(self, backbone: nn.Module) -> dict:
-        arguments = dict(depth=backbone.depth, **non_default(
-            {name: getattr(backbone, name) for name in SHAPING}, ResNet))
+        arguments = dict(
+            depth=backbone.depth,
+            **non_default({name: getattr(backbone, name)
+                           for name in SHAPING}, ResNet))
         if 'num_stages' in arguments:  # the default asks for the fourth
             arguments['out_indices'] = (backbone.num_stages - 1, )
         if backbone.expansion != get_expansion(backbone.block):
             arguments['expansion'] = backbone.expansion
         first = next(layer for layer in backbone.modules()
                      if isinstance(layer, nn.Conv2d))
-        arguments.update(non_default(dict(in_channels=first.in_channels),
-                                     ResNet))
+        arguments.update(
+            non_default(dict(in_channels=first.in_channels), ResNet))
         eps = (backbone.norm_cfg or {}).get('eps')
         if eps is not None:
             arguments['norm_cfg'] = dict(type='BN', eps=eps)
@@ -45,14 +47,14 @@ class ResNetFamily(Family):
                         width: float) -> Optional[dict]:
         arguments = self.arguments(backbone)
         for name in ('stem_channels', 'base_channels'):
-            arguments[name] = active_channels(
-                getattr(backbone, name), width, backbone.divisor)
+            arguments[name] = active_channels(getattr(backbone, name), width,
+                                              backbone.divisor)
         stock = self.stock_class(backbone)(**arguments)
         return arguments if same_channels(backbone, width, stock) else None
 
     def map_channels(self, plain: nn.Module) -> Tuple[int, ...]:
-        return tuple(getattr(plain, name)[-1].out_channels
-                     for name in plain.res_layers)
+        return tuple(
+            getattr(plain, name)[-1].out_channels for name in plain.res_layers)
 
     def map_indices(self, plain: nn.Module) -> Tuple[int, ...]:
         return tuple(range(len(plain.res_layers)))

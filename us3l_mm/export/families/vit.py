@@ -38,8 +38,8 @@ class ViTFamily(Family):
                         width: float) -> Optional[dict]:
         if backbone.slice == 'embed':
             return self._stock_arguments(
-                backbone, active_steps(backbone.num_heads, width,
-                                       backbone.num_heads))
+                backbone,
+                active_steps(backbone.num_heads, width, backbone.num_heads))
         is_full = all(
             layer.active(width) == layer.active(1.0)
             for layer in (backbone.layers[0].attn.qkv,
@@ -51,24 +51,28 @@ class ViTFamily(Family):
         """Of MMPretrain's class, with so many of the heads."""
         first = backbone.layers[0]
         projection = backbone.patch_embed.projection
-        per_head = {name: getattr(backbone, name) // backbone.num_heads
-                    for name in ('embed_dims', 'feedforward_channels')}
+        per_head = {
+            name: getattr(backbone, name) // backbone.num_heads
+            for name in ('embed_dims', 'feedforward_channels')
+        }
         sides = dict(img_size=backbone.img_size,
                      patch_size=projection.kernel_size)
         return dict(
-            arch=dict(embed_dims=per_head['embed_dims'] * heads,
-                      num_layers=backbone.num_layers, num_heads=heads,
-                      feedforward_channels=heads
-                      * per_head['feedforward_channels']),
-            **{name: value[0] if value[0] == value[1] else tuple(value)
-               for name, value in sides.items()},
-            **non_default(dict(
-                in_channels=projection.in_channels,
-                qkv_bias=first.attn.qkv.bias is not None,
-                norm_cfg=dict(type='LN', eps=first.ln1.eps),
-                pre_norm=isinstance(backbone.pre_norm, nn.LayerNorm),
-                **{name: getattr(backbone, name) for name in SHAPING}),
-                VisionTransformer))
+            arch=dict(
+                embed_dims=per_head['embed_dims'] * heads,
+                num_layers=backbone.num_layers, num_heads=heads,
+                feedforward_channels=heads * per_head['feedforward_channels']),
+            **{
+                name: value[0] if value[0] == value[1] else tuple(value)
+                for name, value in sides.items()
+            },
+            **non_default(
+                dict(in_channels=projection.in_channels,
+                     qkv_bias=first.attn.qkv.bias is not None,
+                     norm_cfg=dict(type='LN', eps=first.ln1.eps),
+                     pre_norm=isinstance(backbone.pre_norm, nn.LayerNorm),
+                     **{name: getattr(backbone, name)
+                        for name in SHAPING}), VisionTransformer))
 
     def map_channels(self, plain: nn.Module) -> Tuple[int, ...]:
         return (plain.embed_dims, )

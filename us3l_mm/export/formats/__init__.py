@@ -29,13 +29,18 @@ def by_family(library: str, **formats: Format) -> Format:
 
 
 FORMATS = {
-    'mmpretrain': mmpretrain,
-    'mmdet': mmdet,
-    'torchvision': by_family('torchvision', ResNet=torchvision_resnet,
-                             MobileNetV2=torchvision_mobilenet_v2),
-    'timm': by_family('timm', ResNet=timm_resnet, ViT=timm_vit,
-                      MobileNetV2=timm_mobilenet_v2),
-    'onnx': onnx_model,
+    'mmpretrain':
+    mmpretrain,
+    'mmdet':
+    mmdet,
+    'torchvision':
+    by_family('torchvision', ResNet=torchvision_resnet,
+              MobileNetV2=torchvision_mobilenet_v2),
+    'timm':
+    by_family('timm', ResNet=timm_resnet, ViT=timm_vit,
+              MobileNetV2=timm_mobilenet_v2),
+    'onnx':
+    onnx_model,
 }
 
 __all__ = ['FORMATS', 'Artifact', 'SubNetwork', 'verify']

@@ -94,9 +94,9 @@ def verify(artifact: Artifact, network: SubNetwork) -> float:
     Raises:
         ValueError: if it is more.
     """
-    images = torch.randn(
-        3, network.meta['input_channels'], network.input_size,
-        network.input_size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(3, network.meta['input_channels'], network.input_size,
+                         network.input_size,
+                         generator=torch.Generator().manual_seed(0))
     outputs = list(artifact.run(images))
     expected = _expected(network, images, outputs)
     for there, here in zip(outputs, expected, strict=True):
@@ -127,8 +127,8 @@ def _expected(network: SubNetwork, images: Tensor,
         backbone = deepcopy(backbone).to(images.dtype)
     with at_width(backbone, network.width):
         maps = backbone(images)
-    return ([pooled(maps)] if len(outputs) == 1 and outputs[0].ndim == 2 else
-            list(maps))
+    return ([pooled(maps)]
+            if len(outputs) == 1 and outputs[0].ndim == 2 else list(maps))
 
 
 def _largest(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -26,7 +26,8 @@ def bare_weights(network: SubNetwork, weights: Dict[str, Tensor],
         loaded.load_state_dict(read_back(content)['state_dict'], strict=True)
         return [loaded.eval()(images)]
 
-    return Artifact(content, run, f"""\
+    return Artifact(
+        content, run, f"""\
 import torch
 {usage}\
 network.load_state_dict(

@@ -14,16 +14,19 @@ from torch import Tensor, nn
 from .artifact import Artifact, SubNetwork
 from .bare_weights import bare_weights, need_timm
 
-TIMM_BLOCKS = (
-    'ds_r1_k3_s1_c16', 'ir_r2_k3_s2_e6_c24', 'ir_r3_k3_s2_e6_c32',
-    'ir_r4_k3_s2_e6_c64', 'ir_r3_k3_s1_e6_c96', 'ir_r3_k3_s2_e6_c160',
-    'ir_r1_k3_s1_e6_c320')
+TIMM_BLOCKS = ('ds_r1_k3_s1_c16', 'ir_r2_k3_s2_e6_c24', 'ir_r3_k3_s2_e6_c32',
+               'ir_r4_k3_s2_e6_c64', 'ir_r3_k3_s1_e6_c96',
+               'ir_r3_k3_s2_e6_c160', 'ir_r1_k3_s1_e6_c320')
 # Convolution and norm of each module of a block: first without, then with
 # expansion.
-TORCHVISION = {2: (('0.0', '0.1'), ('1', '2')),
-               3: (('0.0', '0.1'), ('1.0', '1.1'), ('2', '3'))}
-TIMM = {2: (('conv_dw', 'bn1'), ('conv_pw', 'bn2')),
-        3: (('conv_pw', 'bn1'), ('conv_dw', 'bn2'), ('conv_pwl', 'bn3'))}
+TORCHVISION = {
+    2: (('0.0', '0.1'), ('1', '2')), 3:
+    (('0.0', '0.1'), ('1.0', '1.1'), ('2', '3'))
+}
+TIMM = {
+    2: (('conv_dw', 'bn1'), ('conv_pw', 'bn2')), 3:
+    (('conv_pw', 'bn1'), ('conv_dw', 'bn2'), ('conv_pwl', 'bn3'))
+}
 
 
 def torchvision_mobilenet_v2(network: SubNetwork) -> Artifact:
@@ -46,7 +49,8 @@ def torchvision_mobilenet_v2(network: SubNetwork) -> Artifact:
         loaded.classifier = nn.Identity()
         return loaded
 
-    return bare_weights(network, torchvision_keys(network.plain), build, f"""\
+    return bare_weights(
+        network, torchvision_keys(network.plain), build, f"""\
 import torchvision
 
 network = torchvision.models.mobilenet_v2(width_mult={factor!r})
@@ -70,12 +74,13 @@ def timm_mobilenet_v2(network: SubNetwork) -> Artifact:
                                                        round_channels)
         from timm.models.efficientnet import EfficientNet
         return EfficientNet(
-            decode_arch_def([[block] for block in TIMM_BLOCKS]),
-            num_classes=0, num_features=features, act_layer=nn.ReLU6,
+            decode_arch_def([[block] for block in TIMM_BLOCKS]), num_classes=0,
+            num_features=features, act_layer=nn.ReLU6,
             round_chs_fn=partial(round_channels, multiplier=factor))
 
     blocks = ''.join(f'    [{block!r}],\n' for block in TIMM_BLOCKS)
-    return bare_weights(network, timm_keys(network.plain), build, f"""\
+    return bare_weights(
+        network, timm_keys(network.plain), build, f"""\
 from functools import partial
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from timm.models.efficientnet import EfficientNet
@@ -93,8 +98,7 @@ def multiplier(network: SubNetwork, library: str) -> float:
     Raises:
         ValueError: if there is none, or if it is unusual in another way.
     """
-    arguments = network.family.plain_arguments(network.backbone,
-                                               network.width)
+    arguments = network.family.plain_arguments(network.backbone, network.width)
     if arguments is None:
         reason = (
             'it has the strides of SlimmableMobileNetV2_CIFAR'
@@ -119,26 +123,31 @@ def torchvision_keys(plain: nn.Module) -> Dict[str, Tensor]:
             names[f'{stage}.{index}'] = (f'features.{position}.conv',
                                          TORCHVISION[len(block.conv)])
             position += 1
-    return _renamed(plain, names, {
-        'conv1.conv': 'features.0.0', 'conv1.bn': 'features.0.1',
-        'conv2.conv': f'features.{position}.0',
-        'conv2.bn': f'features.{position}.1'})
+    return _renamed(
+        plain, names, {
+            'conv1.conv': 'features.0.0', 'conv1.bn': 'features.0.1',
+            'conv2.conv': f'features.{position}.0', 'conv2.bn':
+            f'features.{position}.1'
+        })
 
 
 def timm_keys(plain: nn.Module) -> Dict[str, Tensor]:
     """The state dict of a plain MobileNetV2 under timm's keys."""
     names = {
-        f'{stage}.{index}': (f'blocks.{number}.{index}',
-                             TIMM[len(block.conv)])
+        f'{stage}.{index}': (f'blocks.{number}.{index}', TIMM[len(block.conv)])
         for number, stage in enumerate(plain.layers[:-1])
-        for index, block in enumerate(getattr(plain, stage))}
-    return _renamed(plain, names, {
-        'conv1.conv': 'conv_stem', 'conv1.bn': 'bn1',
-        'conv2.conv': 'conv_head', 'conv2.bn': 'bn2'})
+        for index, block in enumerate(getattr(plain, stage))
+    }
+    return _renamed(
+        plain, names, {
+            'conv1.conv': 'conv_stem', 'conv1.bn': 'bn1', 'conv2.conv':
+            'conv_head', 'conv2.bn': 'bn2'
+        })
 
 
-def _renamed(plain: nn.Module, blocks: dict, ends: Dict[str, str]
-             ) -> Dict[str, Tensor]:
+def _renamed(plain: nn.Module, blocks: dict,
+             ends: Dict[str, str]) -> Dict[str, Tensor]:
+
     def rename(key: str) -> str:
         module, leaf = key.rsplit('.', 1)
         if module in ends:

@@ -35,8 +35,9 @@ def onnx_model(network: SubNetwork) -> Artifact:
     Raises:
         ImportError: without onnx or onnxruntime.
     """
-    missing = [name for name in ('onnx', 'onnxruntime')
-               if find_spec(name) is None]
+    missing = [
+        name for name in ('onnx', 'onnxruntime') if find_spec(name) is None
+    ]
     if missing:
         raise ImportError(f'--format onnx needs {" and ".join(missing)}: pip '
                           f'install {" ".join(missing)}')
@@ -49,7 +50,8 @@ def onnx_model(network: SubNetwork) -> Artifact:
         outputs = session.run(None, {INPUT: images.numpy()})
         return [torch.from_numpy(output) for output in outputs[:-1]]
 
-    return Artifact(content, run, f"""\
+    return Artifact(
+        content, run, f"""\
 import numpy as np
 import onnxruntime
 
@@ -63,8 +65,8 @@ features, = session.run([{FEATURES!r}], {{{INPUT!r}: images}})  \
 
 def _export(network: SubNetwork) -> bytes:
     maps = [f'stage{i + 1}' for i in network.plain.out_indices]
-    images = torch.zeros(2, network.meta['input_channels'],
-                         network.input_size, network.input_size)
+    images = torch.zeros(2, network.meta['input_channels'], network.input_size,
+                         network.input_size)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # The exporter that PyTorch would rather be used needs onnxscript.
@@ -87,6 +89,6 @@ def _with_meta(content: bytes, meta: dict) -> bytes:
     model = onnx.load_from_string(content)
     for key, value in meta.items():
         model.metadata_props.add(
-            key=key, value=value if isinstance(value, str) else
-            json.dumps(value))
+            key=key,
+            value=value if isinstance(value, str) else json.dumps(value))
     return model.SerializeToString()

@@ -19,9 +19,8 @@ DIVISOR, WIDTH_RANGE = 8, (0.25, 1.0)
 def mmpretrain(network: SubNetwork) -> Artifact:
     """For a classifier or any other model of MMPretrain."""
     backbone, is_stock = consumer_arguments(network)
-    config = dict(
-        backbone=_with_weights(backbone, network.out),
-        head=dict(in_channels=network.map_channels[-1]))
+    config = dict(backbone=_with_weights(backbone, network.out),
+                  head=dict(in_channels=network.map_channels[-1]))
     return _artifact(network, 'mmpretrain', config, is_stock)
 
 
@@ -32,11 +31,10 @@ def mmdet(network: SubNetwork) -> Artifact:
     if is_stock and backbone['type'] not in family.mmdet_names:
         backbone['type'] = f'mmpretrain.{backbone["type"]}'
     backbone.update(family.detector_arguments(network.plain))
-    config = dict(
-        backbone=_with_weights(backbone, network.out),
-        neck=family.detector_neck(network.plain))
-    return _artifact(network, 'mmdet', config,
-                     is_stock and 'type' not in config['neck'])
+    config = dict(backbone=_with_weights(backbone, network.out),
+                  neck=family.detector_neck(network.plain))
+    return _artifact(network, 'mmdet', config, is_stock
+                     and 'type' not in config['neck'])
 
 
 def consumer_arguments(network: SubNetwork) -> Tuple[dict, bool]:
@@ -61,18 +59,23 @@ def consumer_arguments(network: SubNetwork) -> Tuple[dict, bool]:
 
 
 def _with_weights(backbone: dict, out: str) -> dict:
-    return dict(**backbone, init_cfg=dict(
-        type='Pretrained', checkpoint=out, prefix=PREFIX))
+    return dict(
+        **backbone, init_cfg=dict(type='Pretrained', checkpoint=out,
+                                  prefix=PREFIX))
 
 
 def _artifact(network: SubNetwork, scope: str, config: dict,
               is_stock: bool) -> Artifact:
     if not is_stock:
-        config = dict(custom_imports=dict(
-            imports=['us3l_mm'], allow_failed_imports=False), **config)
-    content = to_bytes(dict(
-        state_dict={PREFIX + name: value for name, value in
-                    network.plain.state_dict().items()}, meta=network.meta))
+        config = dict(
+            custom_imports=dict(imports=['us3l_mm'],
+                                allow_failed_imports=False), **config)
+    content = to_bytes(
+        dict(
+            state_dict={
+                PREFIX + name: value
+                for name, value in network.plain.state_dict().items()
+            }, meta=network.meta))
 
     def run(images):
         return _loaded(network, content)(images)
@@ -98,11 +101,12 @@ def _loaded(network: SubNetwork, content: bytes) -> nn.Module:
     arguments, is_stock = consumer_arguments(network)
     name = arguments['type']
     # MMDetection's ResNet has MMPretrain's layers under the same keys.
-    consumer = MODELS.build(dict(
-        arguments, type=f'mmpretrain.{name}' if is_stock else name,
-        out_indices=network.backbone.out_indices))
+    consumer = MODELS.build(
+        dict(arguments, type=f'mmpretrain.{name}' if is_stock else name,
+             out_indices=network.backbone.out_indices))
     weights = read_back(content)['state_dict']
-    consumer.load_state_dict({name[len(PREFIX):]: value for name, value in
-                              weights.items()}, strict=True)
+    consumer.load_state_dict(
+        {name[len(PREFIX):]: value
+         for name, value in weights.items()}, strict=True)
     consumer.eval()
     return consumer

@@ -47,7 +47,8 @@ def _resnet(network: SubNetwork) -> Artifact:
         import timm
         return timm.create_model(name, num_classes=0)
 
-    return bare_weights(network, network.plain.state_dict(), build, f"""\
+    return bare_weights(
+        network, network.plain.state_dict(), build, f"""\
 import timm
 
 network = timm.create_model({name!r}, num_classes=0)
@@ -66,19 +67,22 @@ def _byobnet(network: SubNetwork) -> Artifact:
                 f'middle channels of a block to multiples of {ROUNDING}, and '
                 f'width {network.width:g} has {middle}. Use --format '
                 'mmpretrain, mmdet or onnx.')
-        stages.append(dict(type=kind, d=len(stage), c=out, gs=0,
-                           s=1 if index == 0 else 2, br=middle / out))
+        stages.append(
+            dict(type=kind, d=len(stage), c=out, gs=0,
+                 s=1 if index == 0 else 2, br=middle / out))
     stem = dict(stem_type='7x7', stem_pool='maxpool',
                 stem_chs=plain.conv1.out_channels)
 
     def build():
         from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
-        return ByobNet(ByoModelCfg(blocks=tuple(
-            ByoBlockCfg(**stage) for stage in stages), **stem), num_classes=0)
+        return ByobNet(
+            ByoModelCfg(blocks=tuple(ByoBlockCfg(**stage) for stage in stages),
+                        **stem), num_classes=0)
 
     stages_text = ''.join(f'    ByoBlockCfg({_arguments(stage)}),\n'
                           for stage in stages)
-    return bare_weights(network, byobnet_keys(plain), build, f"""\
+    return bare_weights(
+        network, byobnet_keys(plain), build, f"""\
 from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
 
 network = ByobNet(ByoModelCfg(blocks=(
@@ -88,7 +92,6 @@ network = ByobNet(ByoModelCfg(blocks=(
 
 def _arguments(arguments: dict) -> str:
     return ', '.join(f'{k}={v!r}' for k, v in arguments.items())
-
 
 
 def byobnet_keys(plain: nn.Module) -> Dict[str, Tensor]:

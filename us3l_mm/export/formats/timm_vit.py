@@ -39,7 +39,8 @@ def timm_vit(network: SubNetwork) -> Artifact:
 
     listed = ''.join(f'    {name}={value!r},\n'
                      for name, value in arguments.items())
-    return bare_weights(network, timm_keys(weights), build, f"""\
+    return bare_weights(
+        network, timm_keys(weights), build, f"""\
 {remark}from timm.models.vision_transformer import VisionTransformer
 
 network = VisionTransformer(
@@ -65,16 +66,16 @@ def timm_arguments(network: SubNetwork) -> dict:
             'onnx.')
     shape = network.family.arguments(backbone)['arch']
     heads = plain.num_heads
-    pooling = (dict() if backbone.out_type == 'cls_token' else
-               dict(global_pool='avg', fc_norm=False))
-    return dict(
-        img_size=size[0], patch_size=patch.kernel_size[0],
-        in_chans=patch.in_channels, num_classes=0,
-        embed_dim=plain.embed_dims, depth=plain.num_layers, num_heads=heads,
-        mlp_ratio=shape['feedforward_channels'] / shape['embed_dims'],
-        qkv_bias=plain.layers[0].attn.qkv.bias is not None,
-        class_token=plain.cls_token is not None,
-        pre_norm=isinstance(plain.pre_norm, nn.LayerNorm), **pooling)
+    pooling = (dict() if backbone.out_type == 'cls_token' else dict(
+        global_pool='avg', fc_norm=False))
+    return dict(img_size=size[0], patch_size=patch.kernel_size[0],
+                in_chans=patch.in_channels, num_classes=0,
+                embed_dim=plain.embed_dims, depth=plain.num_layers,
+                num_heads=heads,
+                mlp_ratio=shape['feedforward_channels'] / shape['embed_dims'],
+                qkv_bias=plain.layers[0].attn.qkv.bias is not None,
+                class_token=plain.cls_token is not None,
+                pre_norm=isinstance(plain.pre_norm, nn.LayerNorm), **pooling)
 
 
 def timm_keys(weights: Dict[str, Tensor]) -> Dict[str, Tensor]:
@@ -83,8 +84,8 @@ def timm_keys(weights: Dict[str, Tensor]) -> Dict[str, Tensor]:
     def rename(key: str) -> str:
         for ours, theirs in NAMES:
             key = key.replace(ours, theirs)
-        return re.sub(r'^ln1\.', 'norm.', re.sub(
-            r'^(blocks\.\d+)\.ln(\d)', r'\1.norm\2', key))
+        return re.sub(r'^ln1\.', 'norm.',
+                      re.sub(r'^(blocks\.\d+)\.ln(\d)', r'\1.norm\2', key))
 
     return {rename(key): value for key, value in weights.items()}
 
@@ -95,8 +96,10 @@ def zero_filled(backbone: nn.Module, width: float) -> Dict[str, Tensor]:
     Columns of features that are not read are zero, so that the stock class,
     which reads all, computes the same.
     """
-    weights = {key: value.clone()
-               for key, value in backbone.state_dict().items()}
+    weights = {
+        key: value.clone()
+        for key, value in backbone.state_dict().items()
+    }
     for name, layer in backbone.named_modules():
         if isinstance(layer, SlimmableLinear):
             weights[f'{name}.weight'][:, layer.active(width)[0]:] = 0

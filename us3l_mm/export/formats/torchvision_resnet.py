@@ -16,10 +16,11 @@ def torchvision_resnet(network: SubNetwork) -> Artifact:
     Raises:
         ValueError: for all that torchvision's class cannot express.
     """
-    check_full_resnet(network, 'torchvision', (
-        'torchvision.models.ResNet always has 64 channels after its stem and '
-        '64, 128, 256, 512 in its blocks; width_per_group changes only the '
-        'middle convolution of a bottleneck'))
+    check_full_resnet(
+        network, 'torchvision',
+        ('torchvision.models.ResNet always has 64 channels after its stem and '
+         '64, 128, 256, 512 in its blocks; width_per_group changes only the '
+         'middle convolution of a bottleneck'))
     name = f'resnet{network.backbone.depth}'
 
     def build():
@@ -27,7 +28,8 @@ def torchvision_resnet(network: SubNetwork) -> Artifact:
         loaded.fc = nn.Identity()
         return loaded
 
-    return bare_weights(network, network.plain.state_dict(), build, f"""\
+    return bare_weights(
+        network, network.plain.state_dict(), build, f"""\
 import torchvision
 
 network = torchvision.models.{name}()
@@ -56,8 +58,8 @@ def check_full_resnet(network: SubNetwork, library: str, why: str) -> None:
     if is_full_resnet(network):
         return
     unusual = unusual_arguments(network)
-    reason = (f'its ResNet knows no {", ".join(unusual)}' if unusual else
-              f'{why}, and width {network.width:g} has '
+    reason = (f'its ResNet knows no {", ".join(unusual)}'
+              if unusual else f'{why}, and width {network.width:g} has '
               f'{network.plain.conv1.out_channels} and '
               f'{list(network.map_channels)}')
     raise ValueError(

@@ -28,8 +28,8 @@ def cut_layers(module: nn.Module, width: float) -> None:
     tell_of_cut(module, width)
 
 
-def plain_layers(module: nn.Module, width: float
-                 ) -> Dict[nn.Module, nn.Module]:
+def plain_layers(module: nn.Module,
+                 width: float) -> Dict[nn.Module, nn.Module]:
     """The ordinary layer that each slimmable one under ``module`` becomes."""
     plain = {}
     for layer in slimmable_layers(module):
@@ -74,19 +74,22 @@ class Cut:
         self.missing_statistics = missing_statistics
         self.full_shapes: Dict[str, Tuple[int, ...]] = {
             name: tuple(parameter.shape)
-            for name, parameter in network.named_parameters()}
+            for name, parameter in network.named_parameters()
+        }
         # Of parameters that are not cut to their leading rows.
         self.row_blocks = {
             f'{name}.{leaf}': layer.row_blocks(width)
             for name, layer in network.named_modules()
             if isinstance(layer, SlimmableLayer)
             and layer.row_blocks(width) is not None
-            for leaf, _ in layer.named_parameters(recurse=False)}
+            for leaf, _ in layer.named_parameters(recurse=False)
+        }
         # Which of a switchable norm's private norms is the one of this width.
         self.private_norms: Dict[str, int] = {
             name: layer._index(width)
             for name, layer in network.named_modules()
-            if isinstance(layer, SwitchableBatchNorm)}
+            if isinstance(layer, SwitchableBatchNorm)
+        }
 
     def cut_parameters(self, network: nn.Module, state_dict: Dict[str, Tensor],
                        prefix: str) -> None:
@@ -102,8 +105,9 @@ class Cut:
             if (weights is not None and weights.shape != shape
                     and tuple(weights.shape) == self.full_shapes.get(name)):
                 if name in self.row_blocks:
-                    weights = torch.cat([weights[slice(*rows)] for rows in
-                                         self.row_blocks[name]])
+                    weights = torch.cat([
+                        weights[slice(*rows)] for rows in self.row_blocks[name]
+                    ])
                 leading = tuple(slice(size) for size in shape)
                 state_dict[prefix + name] = weights[leading].contiguous()
                 self._is_full = True
@@ -124,21 +128,26 @@ class Cut:
         Raises:
             ValueError: if there are none, unless they are to be reset.
         """
-        norms = {prefix + name: module
-                 for name, module in network.named_modules()
-                 if isinstance(module, _BatchNorm)}
+        norms = {
+            prefix + name: module
+            for name, module in network.named_modules()
+            if isinstance(module, _BatchNorm)
+        }
         absent = []
         for stem, norm in norms.items():
             picked = self._pick(network, state_dict, stem)
-            for key in [key for key in state_dict
-                        if key.startswith(f'{stem}.running_')]:
+            for key in [
+                    key for key in state_dict
+                    if key.startswith(f'{stem}.running_')
+            ]:
                 del state_dict[key]
             if picked is None:
                 absent.append(stem)
                 picked = (torch.zeros_like(norm.running_mean),
                           torch.ones_like(norm.running_var), torch.tensor(0))
-            for leaf, value in zip(('running_mean', 'running_var',
-                                    'num_batches_tracked'), picked):
+            for leaf, value in zip(
+                ('running_mean', 'running_var', 'num_batches_tracked'),
+                    picked):
                 state_dict[f'{stem}.{leaf}'] = value
         if absent and self.missing_statistics == 'error':
             raise ValueError(self._absent_message(absent))
@@ -148,8 +157,7 @@ class Cut:
         suffix = statistics_suffix(self.width)
         if suffix and f'{stem}.running_mean{suffix}' in state_dict:
             return (state_dict[f'{stem}.running_mean{suffix}'],
-                    state_dict[f'{stem}.running_var{suffix}'],
-                    torch.tensor(1))
+                    state_dict[f'{stem}.running_var{suffix}'], torch.tensor(1))
         mean = state_dict.get(f'{stem}.running_mean')
         if mean is None or (self._is_full and not self.private_norms):
             return None  # those of the full width fit no other
@@ -159,8 +167,9 @@ class Cut:
         return mean, state_dict[f'{stem}.running_var'], count
 
     def _cuts_nothing(self, network: nn.Module) -> bool:
-        return all(tuple(parameter.shape) == self.full_shapes.get(name)
-                   for name, parameter in network.named_parameters())
+        return all(
+            tuple(parameter.shape) == self.full_shapes.get(name)
+            for name, parameter in network.named_parameters())
 
     def _absent_message(self, absent) -> str:
         width = f'{self.width:g}'

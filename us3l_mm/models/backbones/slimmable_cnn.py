@@ -52,14 +52,14 @@ class SlimmableCNN(ChecksItsWeights):
             check_sync(width)
             norm_cfg['type'] = 'BN'
         if norm_cfg['type'] not in {*NORMS, *NORMS.values()}:
-            raise ValueError(
-                f'norm_cfg.type is one of {sorted(NORMS)}, got '
-                f'{norm_cfg["type"]!r}.')
+            raise ValueError(f'norm_cfg.type is one of {sorted(NORMS)}, got '
+                             f'{norm_cfg["type"]!r}.')
         norm_cfg['type'] = NORMS.get(norm_cfg['type'], norm_cfg['type'])
         norm_cfg['divisor'] = divisor
         super().__init__(
-            *args, norm_cfg=norm_cfg, conv_cfg=dict(
-                type='us3l_mm.SlimmableConv2d', divisor=divisor), **kwargs)
+            *args, norm_cfg=norm_cfg,
+            conv_cfg=dict(type='us3l_mm.SlimmableConv2d',
+                          divisor=divisor), **kwargs)
         self.width_range = check_width_range(width_range)
         self.divisor = divisor
         # The stem sees the whole image at every width.
@@ -103,8 +103,8 @@ class SlimmableCNN(ChecksItsWeights):
         raise NotImplementedError(
             f'{type(self).__name__} does not say what it gives.')
 
-    def feature_channels(self, width: Optional[float] = None
-                         ) -> Tuple[int, ...]:
+    def feature_channels(self,
+                         width: Optional[float] = None) -> Tuple[int, ...]:
         """Channels of each output (``out_indices``) at ``width``.
 
         Defaults to the width that the network was built for, else the full.
@@ -115,8 +115,8 @@ class SlimmableCNN(ChecksItsWeights):
         if width is None or self.width is not None:
             return channels
         return tuple(
-            active_channels(c, width, self.divisor)
-            if rounding.get('slice_in', True) else c
+            active_channels(c, width, self.divisor) if rounding.
+            get('slice_in', True) else c
             for c, rounding in zip(channels, self.feature_rounding))
 
     @property

@@ -63,9 +63,9 @@ class SlimmableMobileNetV2(SlimmableCNN, MobileNetV2):
                 f'frozen_stages is from -1 (none) to {LAST_STAGE} '
                 f'(everything), got {frozen_stages!r}.')
         self._freeze_up_to = frozen_stages
-        super().__init__(
-            widen_factor=widen_factor, out_indices=out_indices,
-            frozen_stages=min(frozen_stages, LAST_STAGE - 1), **kwargs)
+        super().__init__(widen_factor=widen_factor, out_indices=out_indices,
+                         frozen_stages=min(frozen_stages,
+                                           LAST_STAGE - 1), **kwargs)
         self._freeze_stages()
 
     def adapt_layers(self) -> None:
@@ -73,8 +73,8 @@ class SlimmableMobileNetV2(SlimmableCNN, MobileNetV2):
         for block in self.modules():
             if isinstance(block, InvertedResidual):
                 *expand, depthwise, project = block.conv
-                ratio = (depthwise.out_channels // expand[0].in_channels
-                         if expand else 1)
+                ratio = (depthwise.out_channels //
+                         expand[0].in_channels if expand else 1)
                 for module in expand:
                     self._round(module, (1, ratio))
                 self._round(depthwise, (ratio, ratio))
@@ -104,15 +104,16 @@ class SlimmableMobileNetV2(SlimmableCNN, MobileNetV2):
 
     def output_channels(self) -> Tuple[int, ...]:
         last = [getattr(self, name)[-1].conv[-1] for name in self.layers[:-1]]
-        return tuple((*last, self.conv2)[i].conv.out_channels
-                     for i in self.out_indices)
+        return tuple(
+            (*last, self.conv2)[i].conv.out_channels for i in self.out_indices)
 
     @property
     def feature_rounding(self) -> Tuple[dict, ...]:
         """How each output narrows: arguments of a slimmable layer behind it.
         """
-        return tuple(dict(divisor=self.divisor) if i < len(self.layers) - 1
-                     else dict(slice_in=False) for i in self.out_indices)
+        return tuple(
+            dict(divisor=self.divisor) if i < len(self.layers) -
+            1 else dict(slice_in=False) for i in self.out_indices)
 
     def _freeze_stages(self) -> None:
         stages = [self.conv1, *(getattr(self, name) for name in self.layers)]

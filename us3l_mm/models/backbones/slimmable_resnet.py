@@ -44,8 +44,8 @@ class _SlimmableResNet(SlimmableCNN):
             # switchable norm has one per width.
             for block in self.modules():
                 if isinstance(block, (BasicBlock, Bottleneck)):
-                    last = (block.norm3 if isinstance(block, Bottleneck) else
-                            block.norm2)
+                    last = (block.norm3
+                            if isinstance(block, Bottleneck) else block.norm2)
                     if isinstance(last, SwitchableBatchNorm):
                         for norm in last.norms:
                             constant_init(norm, 0)

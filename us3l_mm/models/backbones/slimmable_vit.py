@@ -27,8 +27,9 @@ def _arch(embed_dims: int, num_heads: int) -> dict:
 
 
 # US3L, arXiv 2303.06870, which has more and smaller heads than DeiT.
-ARCHS = {'tiny': _arch(192, 6), 'small': _arch(384, 12),
-         'base': _arch(768, 12)}
+ARCHS = {
+    'tiny': _arch(192, 6), 'small': _arch(384, 12), 'base': _arch(768, 12)
+}
 
 
 @MODELS.register_module()
@@ -98,11 +99,10 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
     # Of an ordinary network of that width; None for one that runs at any.
     width: Optional[float] = None
 
-    def __init__(self, arch: Union[str, dict] = 'small',
-                 slice: str = 'input',
-                 width_range: Tuple[float, float] = (0.25, 1.0),
-                 divisor: int = 8, positions: str = 'learned',
-                 frozen_patch_embed: bool = False,
+    def __init__(self, arch: Union[str, dict] = 'small', slice: str = 'input',
+                 width_range: Tuple[float,
+                                    float] = (0.25, 1.0), divisor: int = 8,
+                 positions: str = 'learned', frozen_patch_embed: bool = False,
                  init_style: str = 'mmpretrain', skip_dead: bool = True,
                  width: Optional[float] = None,
                  out_indices: Union[Sequence[int], int] = -1,
@@ -111,10 +111,10 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
             raise ValueError(
                 f'arch is one of {sorted(self.arch_zoo)} or a dict, got '
                 f'{arch!r}.')
-        for name, value, allowed in (
-                ('slice', slice, SLICES), ('positions', positions, POSITIONS),
-                ('init_style', init_style, INIT_STYLES),
-                ('out_type', out_type, OUT_TYPES)):
+        for name, value, allowed in (('slice', slice, SLICES),
+                                     ('positions', positions, POSITIONS),
+                                     ('init_style', init_style, INIT_STYLES),
+                                     ('out_type', out_type, OUT_TYPES)):
             if value not in allowed:
                 raise ValueError(f'{name} is one of {allowed}, got '
                                  f'{value!r}.')
@@ -126,8 +126,9 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
         if kwargs.get('norm_cfg', {}).get('type', 'LN') != 'LN':
             raise ValueError("SlimmableViT has layer norms (type='LN'), got "
                              f'norm_cfg={kwargs["norm_cfg"]!r}.')
-        indices = (out_indices if isinstance(out_indices, int) else
-                   list(out_indices))  # MMPretrain writes into it
+        indices = (
+            out_indices if isinstance(out_indices, int) else list(out_indices)
+        )  # MMPretrain writes into it
         super().__init__(arch, out_indices=indices, out_type=out_type,
                          **kwargs)
         self.depth = self.num_layers
@@ -144,9 +145,10 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
         self._replace_layers()
         self.set_skip_dead(skip_dead)
         if positions == 'sincos':
-            self.pos_embed.data.copy_(sincos_positions(
-                self.patch_resolution, self.embed_dims, self.num_extra_tokens,
-                self.num_heads if slice == 'embed' else None))
+            self.pos_embed.data.copy_(
+                sincos_positions(self.patch_resolution, self.embed_dims,
+                                 self.num_extra_tokens,
+                                 self.num_heads if slice == 'embed' else None))
             self.pos_embed.requires_grad_(False)
         if frozen_patch_embed:
             self.patch_embed.requires_grad_(False)
@@ -166,22 +168,25 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
             qkv = _over(SlimmableQKV, attention.qkv, self.embed_dims,
                         self.num_heads, bias=attention.qkv.bias is not None,
                         **linear)
-            layer.attn = SlimmableAttention(attention, qkv, _over_linear(
-                attention.proj, **linear))
+            layer.attn = SlimmableAttention(
+                attention, qkv, _over_linear(attention.proj, **linear))
             ffn.layers[0][0] = _over_linear(ffn.layers[0][0], **linear)
             ffn.layers[1] = _over_linear(ffn.layers[1], **linear)
         if narrows:
             for module in list(self.modules()):
                 for name, norm in module.named_children():
                     if isinstance(norm, nn.LayerNorm):
-                        setattr(module, name, _over(
-                            SlimmableLayerNorm, norm, self.embed_dims, steps,
-                            eps=norm.eps))
+                        setattr(
+                            module, name,
+                            _over(SlimmableLayerNorm, norm, self.embed_dims,
+                                  steps, eps=norm.eps))
             conv = self.patch_embed.projection
-            self.patch_embed.projection = _over(
-                SlimmableConv2d, conv, conv.in_channels, conv.out_channels,
-                conv.kernel_size, conv.stride, slice_in=False, steps=steps,
-                bias=conv.bias is not None)
+            self.patch_embed.projection = _over(SlimmableConv2d, conv,
+                                                conv.in_channels,
+                                                conv.out_channels,
+                                                conv.kernel_size, conv.stride,
+                                                slice_in=False, steps=steps,
+                                                bias=conv.bias is not None)
 
     def set_skip_dead(self, skip: bool) -> None:
         """Whether to leave out what no layer reads (``slice='input'``)."""
@@ -212,8 +217,10 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
         for name in ('cls_token', 'pos_embed'):
             tokens = getattr(self, name)
             if tokens is not None:
-                setattr(self, name, nn.Parameter(
-                    tokens.data[..., :dims].clone(), tokens.requires_grad))
+                setattr(
+                    self, name,
+                    nn.Parameter(tokens.data[..., :dims].clone(),
+                                 tokens.requires_grad))
         if self.slice == 'embed':
             self.num_heads = active_steps(self.num_heads, width,
                                           self.num_heads)
@@ -221,8 +228,8 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
         self.feedforward_channels = first.out_features
         self.width, self.width_range = width, (width, width)
 
-    def feature_channels(self, width: Optional[float] = None
-                         ) -> Tuple[int, ...]:
+    def feature_channels(self,
+                         width: Optional[float] = None) -> Tuple[int, ...]:
         """Features of each output (``out_indices``) at ``width``.
 
         Defaults to the width that the network was built for, else the full.
@@ -243,8 +250,8 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
     def feature_rounding(self) -> Tuple[dict, ...]:
         """How each output narrows: arguments of a slimmable layer behind it.
         """
-        rounding = (dict(steps=self.num_heads) if self.slice == 'embed' else
-                    dict(slice_in=False))
+        rounding = (dict(steps=self.num_heads)
+                    if self.slice == 'embed' else dict(slice_in=False))
         return (rounding, ) * len(self.out_indices)
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
@@ -252,11 +259,11 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
         x, resolution = self.patch_embed(x)
         c = x.shape[-1]
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token[..., :c].expand(
-                x.shape[0], -1, -1), x], dim=1)
-        x = self.drop_after_pos(x + resize_pos_embed(
-            self.pos_embed[..., :c], self.patch_resolution, resolution,
-            self.interpolate_mode, self.num_extra_tokens))
+            x = torch.cat(
+                [self.cls_token[..., :c].expand(x.shape[0], -1, -1), x], dim=1)
+        x = self.drop_after_pos(x + resize_pos_embed(self.pos_embed[
+            ..., :c], self.patch_resolution, resolution, self.interpolate_mode,
+                                                     self.num_extra_tokens))
         x = self.pre_norm(x)
         outputs = []
         for i, layer in enumerate(self.layers):

@@ -56,8 +56,8 @@ def sincos_positions(resolution: Tuple[int, int], embed_dims: int,
             "positions='sincos' are of four kinds, so that the "
             f'{"features of a head" if heads else "embed_dims"} are a '
             f'multiple of 4, got {parts}.')
-    positions = build_2d_sincos_position_embedding(
-        resolution, embed_dims, cls_token=False)
+    positions = build_2d_sincos_position_embedding(resolution, embed_dims,
+                                                   cls_token=False)
     if heads:
         # (kind, frequency = round of dealing * heads + head)
         kinds = positions.view(1, -1, 4, parts // 4, heads)

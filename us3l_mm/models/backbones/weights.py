@@ -25,8 +25,10 @@ class ChecksItsWeights:
 
     def _check_parameters(self, state_dict, prefix) -> bool:
         """Whether there are weights for this backbone; raises on others."""
-        own = {prefix + name: tuple(parameter.shape)
-               for name, parameter in self.named_parameters()}
+        own = {
+            prefix + name: tuple(parameter.shape)
+            for name, parameter in self.named_parameters()
+        }
         found = own.keys() & state_dict.keys()
         if found or self.weights_required:
             missing = sorted(own.keys() - found)
@@ -38,25 +40,30 @@ class ChecksItsWeights:
                 and key[len(prefix):].split('.')[0] in self._modules
                 and key not in own)
             if missing or misfit or unknown:
-                raise ValueError(self._misfit_message(
-                    state_dict, own, prefix, missing, misfit, unknown))
+                raise ValueError(
+                    self._misfit_message(state_dict, own, prefix, missing,
+                                         misfit, unknown))
         return bool(found)
 
     def _identity(self) -> str:
         width = getattr(self, 'width', None)
-        return (f'depth={getattr(self, "depth", "?")}'
-                + ('' if width is None else f', width={width:g}'))
+        return (f'depth={getattr(self, "depth", "?")}' +
+                ('' if width is None else f', width={width:g}'))
 
     def _misfit_message(self, state_dict, own, prefix, missing, misfit,
                         unknown) -> str:
-        lines = [f'These weights are not those of this {type(self).__name__}'
-                 f'({self._identity()}), whose '
-                 f'{len(own)} parameters are called {prefix or "(no prefix)"}'
-                 f'...: {len(missing)} are missing, {len(misfit)} have '
-                 f'another shape, {len(unknown)} belong to other layers.']
+        lines = [
+            f'These weights are not those of this {type(self).__name__}'
+            f'({self._identity()}), whose '
+            f'{len(own)} parameters are called {prefix or "(no prefix)"}'
+            f'...: {len(missing)} are missing, {len(misfit)} have '
+            f'another shape, {len(unknown)} belong to other layers.'
+        ]
         lines += [f'  missing: {key} {own[key]}' for key in missing[:3]]
-        lines += [f'  shape: {key} is {tuple(state_dict[key].shape)}, needed '
-                  f'{own[key]}' for key in misfit[:3]]
+        lines += [
+            f'  shape: {key} is {tuple(state_dict[key].shape)}, needed '
+            f'{own[key]}' for key in misfit[:3]
+        ]
         lines += [f'  of another network: {key}' for key in unknown[:3]]
         lines.append(
             'Use the checkpoint of a network with the same depth and channels'
@@ -65,4 +72,3 @@ class ChecksItsWeights:
             'None of them is in the file: is its prefix another one? '
             f'It holds for instance {sorted(state_dict)[:2]}.')
         return '\n'.join(lines)
-

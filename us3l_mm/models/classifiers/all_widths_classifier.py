@@ -35,9 +35,11 @@ class AllWidthsClassifier(ImageClassifier):
                  neck: Union[dict, nn.Module], head: dict, **kwargs):
         if not isinstance(backbone, nn.Module):
             backbone = MODELS.build(backbone)
-        head = dict(head, in_channels=[
-            backbone.feature_channels(width)[-1]
-            for width in head.get('widths', ())])
+        head = dict(
+            head, in_channels=[
+                backbone.feature_channels(width)[-1]
+                for width in head.get('widths', ())
+            ])
         super().__init__(backbone, neck, head, **kwargs)
         self.backbone.requires_grad_(False)
 
@@ -53,12 +55,15 @@ class AllWidthsClassifier(ImageClassifier):
         self._check_statistics()
 
     def _check_statistics(self) -> None:
-        norms = [module for module in self.backbone.modules()
-                 if isinstance(module, SlimmableBatchNorm)]
+        norms = [
+            module for module in self.backbone.modules()
+            if isinstance(module, SlimmableBatchNorm)
+        ]
         for width in self.head.widths:
             for norm in norms:
-                if not any(abs(known - width) < 1e-6
-                           for known in norm.measured_widths):
+                if not any(
+                        abs(known - width) < 1e-6
+                        for known in norm.measured_widths):
                     raise ValueError(
                         'The file has no batch-norm statistics for width '
                         f'{width:g}; it has those of '

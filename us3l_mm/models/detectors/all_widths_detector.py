@@ -94,8 +94,8 @@ class AllWidths:
         del parts['loss']
         return dict(
             losses={f'loss_{subnet.name}': total}, encoded=None,
-            log={name: value.detach() for name, value in parts.items()}
-            if subnet.is_base else {})
+            log={name: value.detach()
+                 for name, value in parts.items()} if subnet.is_base else {})
 
     def run_norms(self, inputs: Tensor, data_samples: list) -> None:
         """Let images pass all batch norms, as in training.
@@ -105,11 +105,13 @@ class AllWidths:
             data_samples (list): With annotations, by which regions for the
                 heads are sampled; read only if heads have norms.
         """
-        within = {'backbone' if part is self.backbone else
-                  'neck' if part is self.neck else 'heads'
-                  for part in self.children()
-                  for layer in slimmable_layers(part)
-                  if isinstance(layer, SlimmableBatchNorm)}
+        within = {
+            'backbone' if part is self.backbone else
+            'neck' if part is self.neck else 'heads'
+            for part in self.children()
+            for layer in slimmable_layers(part)
+            if isinstance(layer, SlimmableBatchNorm)
+        }
         if 'heads' in within:
             self.loss(inputs, [_copy(sample) for sample in data_samples])
         elif 'neck' in within:
@@ -128,8 +130,8 @@ class AllWidths:
 
 
 @MODELS.register_module(name='AllWidthsDetector')
-def all_widths_detector(detector: str, backbone: dict,
-                        neck: Union[dict, List[dict]],
+def all_widths_detector(detector: str, backbone: dict, neck: Union[dict,
+                                                                   List[dict]],
                         widths: Sequence[float] = (1.0, 0.75, 0.5, 0.25),
                         sync_norms: bool = False, **kwargs) -> nn.Module:
     """A detector of MMDetection that runs at any width: :class:`AllWidths`.
@@ -170,8 +172,8 @@ def all_widths_detector(detector: str, backbone: dict,
     first, *rest = neck if isinstance(neck, (list, tuple)) else [neck]
     first = dict(first, in_channels=list(outline.out_channels))
     return _over(stock)(widths=widths, sync_norms=sync_norms,
-                        backbone=backbone, neck=[first, *rest] if rest else
-                        first, **kwargs)
+                        backbone=backbone,
+                        neck=[first, *rest] if rest else first, **kwargs)
 
 
 def check_backbone(backbone: nn.Module) -> None:
@@ -181,18 +183,18 @@ def check_backbone(backbone: nn.Module) -> None:
     width = getattr(backbone, 'width', None)
     raise ValueError(
         'An AllWidthsDetector has a backbone that runs at any width; this '
-        f'{type(backbone).__name__} has '
-        + ('one.' if width is None else f'the width {width:g}.')
-        + ' Use us3l_mm.SlimmableResNet without width, or '
+        f'{type(backbone).__name__} has ' +
+        ('one.' if width is None else f'the width {width:g}.') +
+        ' Use us3l_mm.SlimmableResNet without width, or '
         'us3l_mm.SubnetDetector for a detector of one width.')
 
 
 @lru_cache(maxsize=None)
 def _over(stock: type) -> type:
     """``stock`` that runs at any width; the same class each time."""
-    return type(f'AllWidths{stock.__name__}', (AllWidths, stock),
-                dict(stock=stock, __module__=__name__,
-                     __doc__=AllWidths.__doc__))
+    return type(
+        f'AllWidths{stock.__name__}', (AllWidths, stock),
+        dict(stock=stock, __module__=__name__, __doc__=AllWidths.__doc__))
 
 
 def _copy(sample: BaseDataElement) -> BaseDataElement:

@@ -10,8 +10,9 @@ from us3l_mm.models.layers import (SlimmableBatchNorm, SlimmableBatchNorm1d,
                                    SlimmableBatchNorm2d, SlimmableConv2d,
                                    at_width)
 
-NORMS = {nn.BatchNorm1d: SlimmableBatchNorm1d,
-         nn.BatchNorm2d: SlimmableBatchNorm2d}
+NORMS = {
+    nn.BatchNorm1d: SlimmableBatchNorm1d, nn.BatchNorm2d: SlimmableBatchNorm2d
+}
 
 
 def slice_inputs(neck: nn.Module, backbone: nn.Module) -> None:
@@ -36,16 +37,21 @@ def slice_inputs(neck: nn.Module, backbone: nn.Module) -> None:
             f'No convolution of this {type(neck).__name__} takes a map of the '
             'backbone, so nothing can take fewer channels. Use a neck with '
             'lateral convolutions, such as FPN, PAFPN or ChannelMapper.')
-    _replace(neck, {conv: _reads_active(conv, backbone.feature_rounding[i])
-                    for conv, i in readers.items()})
+    _replace(
+        neck, {
+            conv: _reads_active(conv, backbone.feature_rounding[i])
+            for conv, i in readers.items()
+        })
     _check(neck, backbone, maps)
 
 
 def _small_maps(channels: Sequence[int]) -> List[Tensor]:
     draw = torch.Generator().manual_seed(0)
     last = len(channels)
-    return [torch.randn(1, c, 2**(last - i), 2**(last - i), generator=draw)
-            for i, c in enumerate(channels)]
+    return [
+        torch.randn(1, c, 2**(last - i), 2**(last - i), generator=draw)
+        for i, c in enumerate(channels)
+    ]
 
 
 @torch.no_grad()
@@ -69,8 +75,10 @@ def _readers(neck: nn.Module, maps: List[Tensor]) -> Dict[nn.Module, int]:
             if args[0] is each:
                 found[conv] = i
 
-    handles = [module.register_forward_pre_hook(enters)
-               for module in neck.modules() if type(module) is nn.Conv2d]
+    handles = [
+        module.register_forward_pre_hook(enters) for module in neck.modules()
+        if type(module) is nn.Conv2d
+    ]
     try:
         _run(neck, maps)
     finally:
@@ -81,10 +89,10 @@ def _readers(neck: nn.Module, maps: List[Tensor]) -> Dict[nn.Module, int]:
 
 def _reads_active(conv: nn.Conv2d, rounding: dict) -> SlimmableConv2d:
     """``conv`` over the leading channels of its input; same parameters."""
-    sliced = SlimmableConv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride,
-        conv.padding, conv.dilation, conv.groups, conv.bias is not None,
-        slice_out=False, **rounding)
+    sliced = SlimmableConv2d(conv.in_channels, conv.out_channels,
+                             conv.kernel_size, conv.stride, conv.padding,
+                             conv.dilation, conv.groups, conv.bias is not None,
+                             slice_out=False, **rounding)
     sliced.weight, sliced.bias = conv.weight, conv.bias
     return sliced
 
@@ -94,8 +102,10 @@ def _check(neck: nn.Module, backbone: nn.Module, maps: List[Tensor]) -> None:
     lowest = backbone.width_range[0]
     active = backbone.feature_channels(lowest)
     narrow = [m[:, :c] for m, c in zip(maps, active)]
-    padded = [torch.cat([m, torch.zeros_like(whole[:, c:])], 1)
-              for m, whole, c in zip(narrow, maps, active)]
+    padded = [
+        torch.cat([m, torch.zeros_like(whole[:, c:])], 1)
+        for m, whole, c in zip(narrow, maps, active)
+    ]
     repair = (f'This {type(neck).__name__} uses a map of the backbone outside '
               'of its convolutions, which needs all of its channels. Use a '
               'neck such as FPN, PAFPN or ChannelMapper.')
@@ -121,8 +131,8 @@ def measure_norms(part: nn.Module) -> None:
     """
     norms = {}
     for norm in part.modules():
-        if not isinstance(norm, _BatchNorm) or isinstance(norm,
-                                                          SlimmableBatchNorm):
+        if not isinstance(norm, _BatchNorm) or isinstance(
+                norm, SlimmableBatchNorm):
             continue
         if type(norm) not in NORMS:
             raise ValueError(

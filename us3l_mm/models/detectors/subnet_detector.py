@@ -30,5 +30,5 @@ def subnet_detector(detector: str, backbone: dict, neck: dict,
             'A SubnetDetector has a backbone of one width; this one runs at '
             'any. Say which: model.backbone.width=0.5.')
     neck = dict(neck, in_channels=list(plan.out_channels))
-    return MODELS.build(dict(kwargs, type=detector, backbone=backbone,
-                             neck=neck))
+    return MODELS.build(
+        dict(kwargs, type=detector, backbone=backbone, neck=neck))

@@ -45,11 +45,11 @@ class FeatureDistiller(nn.Module):
         self.loss_weight = loss_weight
         rounding = rounding or [dict(divisor=divisor)] * len(channels)
         self.projections = nn.ModuleList(
-            SlimmableConv2d(channels[i], channels[i], 1, slice_out=False,
-                            **rounding[i]) for i in self.outputs)
+            SlimmableConv2d(channels[i], channels[i], 1, slice_out=False, **
+                            rounding[i]) for i in self.outputs)
 
-    def loss(self, maps: Sequence[Tensor], targets: Sequence[Tensor]
-             ) -> Tensor:
+    def loss(self, maps: Sequence[Tensor],
+             targets: Sequence[Tensor]) -> Tensor:
         """The loss, a scalar, of one view's maps against another's targets.
 
         Args:
@@ -61,7 +61,8 @@ class FeatureDistiller(nn.Module):
         losses = [
             F.mse_loss(_float(project(_as_map(maps[i]))),
                        _float(_as_map(targets[i].detach())))
-            for i, project in zip(self.outputs, self.projections)]
+            for i, project in zip(self.outputs, self.projections)
+        ]
         return self.loss_weight * sum(losses) / len(losses)
 
 

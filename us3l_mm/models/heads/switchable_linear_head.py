@@ -17,8 +17,7 @@ def name_at(name: str, width: float) -> str:
     Two digits, and more only where the width has them.
     """
     digits = f'{width:.2f}'
-    return f'{name}_w' + (digits if float(digits) == width else
-                          f'{width:.6g}')
+    return f'{name}_w' + (digits if float(digits) == width else f'{width:.6g}')
 
 
 @MODELS.register_module()
@@ -52,8 +51,7 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
             init_cfg=init_cfg or dict(type='Normal', layer='Linear', std=0.01),
             **kwargs)
         if num_classes < 1:
-            raise ValueError(
-                f'num_classes is at least 1, got {num_classes}.')
+            raise ValueError(f'num_classes is at least 1, got {num_classes}.')
         if not widths or len(set(widths)) != len(widths):
             raise ValueError('widths is a list of at least one width, each '
                              f'named once, got {list(widths)}.')
@@ -68,8 +66,10 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
         self.widths = sorted(channels, reverse=True)
         self.num_classes, self.distill_weight = num_classes, distill_weight
         self.linears = nn.ModuleDict({
-            _key(w): nn.Linear(channels[w], num_classes)
-            for w in self.widths})
+            _key(w):
+            nn.Linear(channels[w], num_classes)
+            for w in self.widths
+        })
 
     def linear(self, width: float) -> nn.Linear:
         """The classifier of ``width``."""
@@ -101,19 +101,22 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
             scores = self.linear(width)(self.pre_logits(feats[width]))
             terms = self._get_loss(scores, data_samples)
             if target is not None:
-                terms['loss'] = torch.lerp(
-                    terms['loss'], F.cross_entropy(scores, target),
-                    self.distill_weight)
+                terms['loss'] = torch.lerp(terms['loss'],
+                                           F.cross_entropy(scores, target),
+                                           self.distill_weight)
             elif self.distill_weight:
                 target = scores.detach().softmax(dim=1)
-            losses.update({name_at(name, width): value
-                           for name, value in terms.items()})
+            losses.update(
+                {name_at(name, width): value
+                 for name, value in terms.items()})
         return losses
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """Load; MMEngine would only log that a classifier stays random."""
-        missing = [w for w in self.widths if
-                   f'{prefix}linears.{_key(w)}.weight' not in state_dict]
+        missing = [
+            w for w in self.widths
+            if f'{prefix}linears.{_key(w)}.weight' not in state_dict
+        ]
         if missing:
             raise ValueError(
                 f'The file has no linear layers for the widths {missing}. Use '
@@ -126,9 +129,9 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
     def plain(self, width: float) -> LinearClsHead:
         """An ordinary head with a copy of the weights of ``width``."""
         linear = self.linear(width)
-        head = LinearClsHead(
-            self.num_classes, linear.in_features, loss=self.loss_module,
-            topk=self.topk, cal_acc=self.cal_acc).to(linear.weight)
+        head = LinearClsHead(self.num_classes, linear.in_features,
+                             loss=self.loss_module, topk=self.topk,
+                             cal_acc=self.cal_acc).to(linear.weight)
         head.fc.load_state_dict(linear.state_dict())
         return head.train(self.training)
 

@@ -7,10 +7,9 @@ from .norm import (SlimmableBatchNorm, SlimmableBatchNorm1d,
                    SlimmableBatchNorm2d)
 from .switchable_norm import (SwitchableBatchNorm, SwitchableBatchNorm1d,
                               SwitchableBatchNorm2d)
-from .width import (FULL_WIDTH, KeepsOwnWidth, SlimmableLayer,
-                    active_channels, active_steps, at_width, check_width,
-                    check_width_range, make_divisible, set_width,
-                    slimmable_layers)
+from .width import (FULL_WIDTH, KeepsOwnWidth, SlimmableLayer, active_channels,
+                    active_steps, at_width, check_width, check_width_range,
+                    make_divisible, set_width, slimmable_layers)
 
 __all__ = [
     'FULL_WIDTH', 'QKV', 'KeepsOwnWidth', 'LeadingLinear',

@@ -38,17 +38,16 @@ class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
                  steps: Optional[int] = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.depthwise = self.groups == self.in_channels and self.groups > 1
-        if self.groups > 1 and not (
-                self.depthwise and self.out_channels == self.in_channels):
+        if self.groups > 1 and not (self.depthwise
+                                    and self.out_channels == self.in_channels):
             raise ValueError(
                 'A slimmable convolution is dense (groups=1) or depthwise '
                 f'(groups=in_channels=out_channels), got groups={self.groups} '
                 f'with {self.in_channels} input and {self.out_channels} '
                 'output channels.')
         if self.padding_mode != 'zeros':
-            raise ValueError(
-                "A slimmable convolution pads with 'zeros', got "
-                f'padding_mode={self.padding_mode!r}.')
+            raise ValueError("A slimmable convolution pads with 'zeros', got "
+                             f'padding_mode={self.padding_mode!r}.')
         self.slice_in, self.slice_out = slice_in, slice_out
         self.ratio = (ratio, ratio) if isinstance(ratio, int) else ratio
         self.divisor, self.steps = divisor, steps
@@ -74,8 +73,8 @@ class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         c_in, c_out = self.active_in, self.active_out
-        weight = (self.weight[:c_out] if self.depthwise else
-                  self.weight[:c_out, :c_in])
+        weight = (self.weight[:c_out]
+                  if self.depthwise else self.weight[:c_out, :c_in])
         bias = None if self.bias is None else self.bias[:c_out]
         return F.conv2d(x, weight, bias, self.stride, self.padding,
                         self.dilation, c_in if self.depthwise else 1)
@@ -84,11 +83,10 @@ class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
     def plain(self, width: float) -> nn.Conv2d:
         """An ordinary convolution with a copy of the weights at ``width``."""
         c_in, c_out = self.active(width)
-        conv = nn.Conv2d(
-            c_in, c_out, self.kernel_size, self.stride, self.padding,
-            self.dilation, c_in if self.depthwise else 1,
-            self.bias is not None, device=self.weight.device,
-            dtype=self.weight.dtype)
+        conv = nn.Conv2d(c_in, c_out, self.kernel_size, self.stride,
+                         self.padding, self.dilation,
+                         c_in if self.depthwise else 1, self.bias is not None,
+                         device=self.weight.device, dtype=self.weight.dtype)
         conv.weight.copy_(self.weight[:c_out, :conv.weight.shape[1]])
         if self.bias is not None:
             conv.bias.copy_(self.bias[:c_out])

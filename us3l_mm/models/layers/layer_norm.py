@@ -46,9 +46,8 @@ class SlimmableLayerNorm(SlimmableLayer, nn.LayerNorm):
         """An ordinary layer norm with a copy of the weights at ``width``."""
         c = self.active(width)
         like = next(self.parameters(), torch.empty(0))
-        norm = nn.LayerNorm(c, self.eps, self.elementwise_affine,
-                            self.bias is not None, device=like.device,
-                            dtype=like.dtype)
+        norm = nn.LayerNorm(c, self.eps, self.elementwise_affine, self.bias
+                            is not None, device=like.device, dtype=like.dtype)
         for own, whole in zip(norm.parameters(), self.parameters()):
             own.copy_(whole[:c])
         return norm.train(self.training)

@@ -45,8 +45,8 @@ class SynchronisedNorm(torch.autograd.Function):
         values = _at_least_single(x)
         count = values.new_full((1, ), x.numel() / x.shape[1])
         var, mean = torch.var_mean(values, dims, correction=0)
-        means, deviations, counts = torch.stack(all_gather(
-            torch.cat([mean, var * count, count]))).split(
+        means, deviations, counts = torch.stack(
+            all_gather(torch.cat([mean, var * count, count]))).split(
                 [len(mean), len(mean), 1], dim=1)  # a row per process
         total = counts.sum()
         mean = (counts * means).sum(0) / total
@@ -114,8 +114,8 @@ class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
 
     def __init__(self, num_features: int, eps: float = 1e-5,
                  momentum: float = 0.1, affine: bool = True,
-                 slice_channels: bool = True, divisor: int = 8,
-                 ratio: int = 1, sync: bool = False):
+                 slice_channels: bool = True, divisor: int = 8, ratio: int = 1,
+                 sync: bool = False):
         super().__init__(num_features, eps, momentum, affine)
         self.slice_channels, self.divisor = slice_channels, divisor
         self.ratio, self.sync = ratio, sync
@@ -176,7 +176,7 @@ class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
     def set_statistics(self, width: float, mean: Tensor, var: Tensor) -> None:
         """Store the ``mean`` and ``var`` of ``width``, each of shape (c,)."""
         suffix, c = statistics_suffix(width), self.active(width)
-        if mean.shape != (c,) or var.shape != (c,):
+        if mean.shape != (c, ) or var.shape != (c, ):
             raise ValueError(
                 f'Statistics at width {width:g} have {c} channels, got mean '
                 f'of shape {tuple(mean.shape)}, variance of shape '
@@ -210,9 +210,8 @@ class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
             self._measured.add(suffix)
             for name in ('running_mean', 'running_var') if suffix else ():
                 values = state_dict[f'{prefix}{name}{suffix}']
-                self.register_buffer(
-                    name + suffix,
-                    self.running_mean.new_empty(values.shape))
+                self.register_buffer(name + suffix,
+                                     self.running_mean.new_empty(values.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if tracked is None and '' in self._measured:
             self.num_batches_tracked.fill_(1)  # so that our own file says so

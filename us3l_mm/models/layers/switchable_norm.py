@@ -4,8 +4,7 @@ from typing import Sequence
 from torch import Tensor, nn
 
 from us3l_mm.registry import MODELS
-from .width import (FULL_WIDTH, SlimmableLayer, active_channels,
-                    check_width)
+from .width import (FULL_WIDTH, SlimmableLayer, active_channels, check_width)
 
 
 class SwitchableBatchNorm(SlimmableLayer, nn.Module):
@@ -33,8 +32,8 @@ class SwitchableBatchNorm(SlimmableLayer, nn.Module):
     active_norm = None
 
     def __init__(self, num_features: int, widths: Sequence[float],
-                 divisor: int = 8, ratio: int = 1,
-                 slice_channels: bool = True, **kwargs):
+                 divisor: int = 8, ratio: int = 1, slice_channels: bool = True,
+                 **kwargs):
         super().__init__()
         if not widths:
             raise ValueError('A switchable batch norm needs a list of widths.')
@@ -48,8 +47,8 @@ class SwitchableBatchNorm(SlimmableLayer, nn.Module):
 
     def on_width(self) -> None:
         # Every layer starts at full width; only to run there needs a norm.
-        self.active_norm = (None if self.width == FULL_WIDTH else
-                            self._index(self.width))
+        self.active_norm = (None if self.width == FULL_WIDTH else self._index(
+            self.width))
 
     def _index(self, width: float) -> int:
         for index, known in enumerate(self.widths):
@@ -68,8 +67,8 @@ class SwitchableBatchNorm(SlimmableLayer, nn.Module):
     def plain(self, width: float) -> nn.Module:
         """A copy of the batch norm of ``width``."""
         chosen = self.norms[self._index(width)]
-        norm = type(chosen)(
-            chosen.num_features, chosen.eps, chosen.momentum, chosen.affine)
+        norm = type(chosen)(chosen.num_features, chosen.eps, chosen.momentum,
+                            chosen.affine)
         norm.to(next(iter(chosen.state_dict().values())))
         norm.load_state_dict(chosen.state_dict())
         return norm.train(self.training)

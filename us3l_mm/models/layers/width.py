@@ -49,8 +49,8 @@ def active_steps(channels: int, width: float, steps: int) -> int:
     return channels // steps * active_channels(steps, width, divisor=1)
 
 
-def check_width(width: float,
-                width_range: Tuple[float, float] = (0.0, 1.0)) -> float:
+def check_width(
+    width: float, width_range: Tuple[float, float] = (0.0, 1.0)) -> float:
     """Return ``width`` as a float, or raise with what is allowed.
 
     Raises:
@@ -168,8 +168,8 @@ def set_width(modules: Union[nn.Module, List[nn.Module]],
 
 
 def _widths(modules: List[nn.Module]) -> List[Tuple[SlimmableLayer, float]]:
-    return [(layer, layer.width)
-            for module in modules for layer in slimmable_layers(module)]
+    return [(layer, layer.width) for module in modules
+            for layer in slimmable_layers(module)]
 
 
 def _apply(widths: Iterable[Tuple[SlimmableLayer, float]]) -> None:

@@ -31,11 +31,13 @@ class GroupDecay:
 
     def __init__(self, parameters: Iterable[Tuple[str, nn.Parameter]],
                  lam: float = 0.05, alpha: float = 0.05, mode: str = 'linear',
-                 groups: int = 8,
-                 group_dims: Optional[Mapping[int, int]] = None):
+                 groups: int = 8, group_dims: Optional[Mapping[int,
+                                                               int]] = None):
         group_dims = {1: 0, 4: 0} if group_dims is None else group_dims
-        self._group = {p: group_index(p, groups, group_dims)
-                       for _, p in parameters}
+        self._group = {
+            p: group_index(p, groups, group_dims)
+            for _, p in parameters
+        }
         self._arguments = lam, alpha, mode
         self.set_ramp(0.0)
 
@@ -44,10 +46,11 @@ class GroupDecay:
         """
         self._slopes = {
             p: 2 * group_coefficient(group, *self._arguments, ramp).to(p)
-            for p, group in self._group.items()}
+            for p, group in self._group.items()
+        }
 
-    def before_step(self, optimizer: torch.optim.Optimizer, args, kwargs
-                    ) -> None:
+    def before_step(self, optimizer: torch.optim.Optimizer, args,
+                    kwargs) -> None:
         """Decay; for ``optimizer.register_step_pre_hook``.
 
         A step that a loss scaler or anybody else leaves out decays nothing.

@@ -47,8 +47,8 @@ class GroupRegulariser:
 
     def __init__(self, parameters: Iterable[Tuple[str, nn.Parameter]],
                  lam: float = 5e-5, alpha: float = 0.05, mode: str = 'linear',
-                 groups: int = 8,
-                 group_dims: Optional[Mapping[int, int]] = None,
+                 groups: int = 8, group_dims: Optional[Mapping[int,
+                                                               int]] = None,
                  base_pass_skip: Sequence[str] = ('predictor', ),
                  value_interval: int = 10):
         if mode not in MODES:
@@ -58,8 +58,9 @@ class GroupRegulariser:
         self.lam, self.alpha, self.mode = lam, alpha, mode
         group_dims = {1: 0, 4: 0} if group_dims is None else group_dims
         everything = _Parameters([p for _, p in named], groups, group_dims)
-        kept = [not set(name.split('.')) & set(base_pass_skip)
-                for name, _ in named]
+        kept = [
+            not set(name.split('.')) & set(base_pass_skip) for name, _ in named
+        ]
         self._all, self._squares, self._pending = everything, None, []
         self._base_passes, self.value_interval = 0, value_interval
         self._passes = {False: everything, True: everything.only(kept)}
@@ -131,18 +132,19 @@ class _Parameters:
     def only(self, kept: List[bool]) -> '_Parameters':
         """Those of the parameters that are ``kept``; the others count 0."""
         part = copy(self)
-        part.parameters, part.values, part.group = (
-            list(compress(items, kept))
-            for items in (self.parameters, self.values, self.group))
+        part.parameters, part.values, part.group = (list(compress(
+            items,
+            kept)) for items in (self.parameters, self.values, self.group))
         part.counted = torch.cat([
             torch.full((len(groups), ), float(keep))
-            for groups, keep in zip(self.chunk_group, kept)])
+            for groups, keep in zip(self.chunk_group, kept)
+        ])
         return part
 
     def set_coefficients(self, of_group) -> None:
         like = self.values[0]
-        self.coefficients = (of_group(torch.cat(self.chunk_group))
-                             * self.counted).to(like)
+        self.coefficients = (of_group(torch.cat(self.chunk_group)) *
+                             self.counted).to(like)
         self.slopes = [2 * of_group(group).to(like) for group in self.group]
 
     def squares(self) -> Tensor:
@@ -158,8 +160,8 @@ class _Parameters:
         for p in self.parameters:
             if p.grad is None:  # not used in this pass, but decayed in it
                 p.grad = torch.zeros_like(p)
-        torch._foreach_addcmul_([p.grad for p in self.parameters],
-                                self.values, slopes)
+        torch._foreach_addcmul_([p.grad for p in self.parameters], self.values,
+                                slopes)
 
 
 def group_coefficient(group: Tensor, lam: float, alpha: float, mode: str,
@@ -182,8 +184,8 @@ def group_index(parameter: Tensor, groups: int,
     channels = parameter.shape[dim]
     group = torch.arange(groups, dtype=torch.float64).repeat_interleave(
         channels // groups)
-    group = torch.cat([group, group.new_full((channels - len(group), ),
-                                             groups - 1)])
+    group = torch.cat(
+        [group, group.new_full((channels - len(group), ), groups - 1)])
     shape = [1] * parameter.dim()
     shape[dim] = channels
     return group.view(shape)

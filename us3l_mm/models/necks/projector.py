@@ -34,12 +34,12 @@ class SlimmableProjector(NonLinearNeck):
                  slice_in: bool = True, **kwargs):
         super().__init__(in_channels, hid_channels, out_channels,
                          with_bias=with_bias, norm_cfg=norm_cfg, **kwargs)
-        self.fc0 = SlimmableLinear(
-            in_channels, hid_channels, with_bias, slice_in=slice_in,
-            slice_out=False, divisor=divisor, steps=steps)
+        self.fc0 = SlimmableLinear(in_channels, hid_channels, with_bias,
+                                   slice_in=slice_in, slice_out=False,
+                                   divisor=divisor, steps=steps)
 
     def forward(self, x: Tuple[Tensor, ...]) -> Tuple[Tensor, ...]:
         # To the pooling, features such as a class token's are one pixel.
-        return super().forward(tuple(
-            features[..., None, None] if features.ndim == 2 else features
-            for features in x))
+        return super().forward(
+            tuple(features[..., None, None] if features.ndim == 2 else features
+                  for features in x))

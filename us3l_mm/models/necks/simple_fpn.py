@@ -36,8 +36,8 @@ class SimpleFPN(BaseModule):
                  out_channels: int = 256, num_outs: int = 5,
                  norm_cfg: dict = NORM, init_cfg: Union[dict, None] = None):
         super().__init__(init_cfg)
-        channels = ([in_channels] if isinstance(in_channels, int) else
-                    list(in_channels))
+        channels = ([in_channels]
+                    if isinstance(in_channels, int) else list(in_channels))
         if len(channels) != 1 or channels[0] % 4:
             raise ValueError(
                 'SimpleFPN takes one map, of a multiple of 4 channels, got '
@@ -55,19 +55,21 @@ class SimpleFPN(BaseModule):
                 nn.ConvTranspose2d(c // 2, c // 4, 2, 2)),
             nn.ConvTranspose2d(c, c // 2, 2, 2),
             nn.Identity(),
-            nn.MaxPool2d(2, 2)])
+            nn.MaxPool2d(2, 2)
+        ])
         self.convs = nn.ModuleList(
-            nn.Sequential(*(
-                ConvModule(inside, out_channels, kernel, padding=kernel // 2,
-                           norm_cfg=norm_cfg, act_cfg=None)
-                for inside, kernel in ((width, 1), (out_channels, 3))))
+            nn.Sequential(
+                *(ConvModule(inside, out_channels, kernel, padding=kernel //
+                             2, norm_cfg=norm_cfg, act_cfg=None)
+                  for inside, kernel in ((width, 1), (out_channels, 3))))
             for width in (c // 4, c // 2, c, c))
 
     def forward(self, maps: Tuple[Tensor]) -> Tuple[Tensor, ...]:
         """The levels, from fine to coarse."""
         x, = maps
-        levels = [conv(scale(x)) for scale, conv in zip(self.scales,
-                                                        self.convs)]
+        levels = [
+            conv(scale(x)) for scale, conv in zip(self.scales, self.convs)
+        ]
         while len(levels) < self.num_outs:
             levels.append(F.max_pool2d(levels[-1], 1, stride=2))
         return tuple(levels)

@@ -59,18 +59,20 @@ _MOCO_V3_NORM = dict(with_last_bn=True, with_last_bn_affine=False)
 _MOCO_V3_PREDICTOR = dict(hid_channels=2048, **_MOCO_V3_NORM)
 
 BASE_METHODS = {
-    'simclr_momentum': BaseMethod(
-        dict(_NECK, out_channels=256), None,
-        dict(hid_channels=2048, with_last_bn=False), 'info_nce', True),
-    'byol': BaseMethod(
-        dict(_NECK, out_channels=2048), _BYOL_PREDICTOR, _BYOL_PREDICTOR,
-        'cosine', True),
-    'simsiam': BaseMethod(
-        _SIMSIAM_NECK, _SIMSIAM_PREDICTOR, _SIMSIAM_PREDICTOR, 'cosine',
-        False),
-    'simsiam_momentum': BaseMethod(
-        _SIMSIAM_NECK, _SIMSIAM_PREDICTOR, _SIMSIAM_PREDICTOR, 'cosine', True),
-    'moco_v3': BaseMethod(
+    'simclr_momentum':
+    BaseMethod(dict(_NECK, out_channels=256), None,
+               dict(hid_channels=2048, with_last_bn=False), 'info_nce', True),
+    'byol':
+    BaseMethod(dict(_NECK, out_channels=2048), _BYOL_PREDICTOR,
+               _BYOL_PREDICTOR, 'cosine', True),
+    'simsiam':
+    BaseMethod(_SIMSIAM_NECK, _SIMSIAM_PREDICTOR, _SIMSIAM_PREDICTOR, 'cosine',
+               False),
+    'simsiam_momentum':
+    BaseMethod(_SIMSIAM_NECK, _SIMSIAM_PREDICTOR, _SIMSIAM_PREDICTOR, 'cosine',
+               True),
+    'moco_v3':
+    BaseMethod(
         dict(num_layers=3, hid_channels=2048, out_channels=256,
              **_MOCO_V3_NORM), _MOCO_V3_PREDICTOR, _MOCO_V3_PREDICTOR,
         'moco_v3', True, distill_loss='moco_v3', final_momentum=0.0),
@@ -100,9 +102,9 @@ def head_cfg(predictor: Optional[dict], channels: int, loss) -> dict:
     if predictor is None:
         predictor = dict(type='us3l_mm.Identity')
     elif 'type' not in predictor:  # else another module, with its arguments
-        predictor = {**dict(
-            type='mmpretrain.NonLinearNeck', in_channels=channels,
-            out_channels=channels, num_layers=2, with_last_bn=False,
-            with_avg_pool=False, norm_cfg=FULL_WIDTH_NORM), **predictor}
+        stock = dict(type='mmpretrain.NonLinearNeck', in_channels=channels)
+        stock.update(out_channels=channels, num_layers=2, with_last_bn=False)
+        stock.update(with_avg_pool=False, norm_cfg=FULL_WIDTH_NORM)
+        predictor = {**stock, **predictor}
     return dict(type='mmpretrain.LatentPredictHead', predictor=predictor,
                 loss=loss_cfg(loss))

@@ -14,10 +14,10 @@ from .subnet import Plan, Subnet
 UPDATE_MODES = ('sequential', 'accumulate', 'joint')
 
 
-def run_passes(algorithm: BaseModel,
-               forward: Union[BaseModel, MMDistributedDataParallel],
-               data: dict, optim_wrapper: OptimWrapper
-               ) -> Dict[str, Union[Tensor, float]]:
+def run_passes(algorithm: BaseModel, forward: Union[BaseModel,
+                                                    MMDistributedDataParallel],
+               data: dict,
+               optim_wrapper: OptimWrapper) -> Dict[str, Union[Tensor, float]]:
     """Train on one batch, every sub-network of the plan in turn.
 
     A pass is forward and backward, so the memory of one graph, that of the
@@ -94,10 +94,10 @@ def _round(algorithm: BaseModel, forward, views: List[Tensor],
         if single is not None:
             stack.enter_context(at_width(algorithm, single.width))
         with optim_wrapper.optim_context(forward):
-            outputs = ([forward(views, mode='loss', subnet=single,
-                                targets=targets)] if single is not None else
-                       forward(views, mode='loss', subnet=Plan(subnets),
-                               targets=cache))
+            outputs = ([
+                forward(views, mode='loss', subnet=single, targets=targets)
+            ] if single is not None else forward(
+                views, mode='loss', subnet=Plan(subnets), targets=cache))
         total, losses = 0.0, {}
         for subnet, output in zip(subnets, outputs):
             parts = output['losses']

@@ -48,12 +48,14 @@ class StepGuard:
             losses (dict[str, Tensor]): Their losses, for the message.
         """
         optimizer = optim_wrapper.optimizer
-        bad = not_finite([p.grad for group in optimizer.param_groups
-                          for p in group['params'] if p.grad is not None])
+        bad = not_finite([
+            p.grad for group in optimizer.param_groups for p in group['params']
+            if p.grad is not None
+        ])
         if self.total.device != bad.device:  # in the first step
-            self.total, self.consecutive = (
-                torch.full_like(bad, int(count), dtype=torch.int64)
-                for count in (self.total, self.consecutive))
+            self.total, self.consecutive = (torch.full_like(
+                bad, int(count),
+                dtype=torch.int64) for count in (self.total, self.consecutive))
         self.total = self.total + bad
         self.consecutive = (self.consecutive + 1) * bad
         described = dict(subnets=subnets, losses=losses, left_out=bad)

@@ -80,8 +80,8 @@ class Teacher(KeepsOwnWidth, nn.Module):
         (arXiv 2006.07733) and MoCo v3 (2104.02057).
         """
         remaining = (1 + math.cos(math.pi * progress)) / 2
-        return self.final_momentum + remaining * (self.momentum
-                                                  - self.final_momentum)
+        return self.final_momentum + remaining * (self.momentum -
+                                                  self.final_momentum)
 
     @torch.no_grad()
     def update(self, progress: float = 0.0) -> None:

@@ -71,13 +71,13 @@ class US3LAlgorithm(BaseSelfSupervisor):
         init_cfg (dict, optional): As of any MMEngine module.
     """
 
-    def __init__(self, backbone: Union[dict, nn.Module],
-                 base_method: str = 'byol', neck: Optional[dict] = None,
-                 predictor: Optional[dict] = None,
+    def __init__(self, backbone: Union[dict,
+                                       nn.Module], base_method: str = 'byol',
+                 neck: Optional[dict] = None, predictor: Optional[dict] = None,
                  distill_predictor: Optional[dict] = None,
                  base_loss: Union[str, dict, None] = None,
-                 distill_loss: Union[str, dict, None] = None,
-                 share_head: bool = False,
+                 distill_loss: Union[str, dict,
+                                     None] = None, share_head: bool = False,
                  distill_from: Optional[str] = 'default',
                  feature_distill: Optional[dict] = None,
                  teacher_momentum: float = 0.01,
@@ -121,10 +121,11 @@ class US3LAlgorithm(BaseSelfSupervisor):
                          data_preprocessor=data_preprocessor)
         self.distill_head = None
         if distill_from is not None:
-            self.distill_head = MODELS.build(head_cfg(
-                None if share_head else _changed(
-                    method.distill_predictor, distill_predictor), embedding,
-                distill_loss or method.distill_loss))
+            self.distill_head = MODELS.build(
+                head_cfg(
+                    None if share_head else _changed(method.distill_predictor,
+                                                     distill_predictor),
+                    embedding, distill_loss or method.distill_loss))
             if share_head:
                 self.distill_head.predictor = self.head.predictor
         self.feature_distiller = None
@@ -203,8 +204,10 @@ class US3LAlgorithm(BaseSelfSupervisor):
         name = 'distill' if distils else 'base'
         suffix = '' if subnet.is_base else f'_{subnet.name}'
         # Crosswise: view 1 is matched to the target of view 2, and back.
-        losses = {f'loss_{name}{suffix}':
-                  0.5 * (head.loss(z1, t2) + head.loss(z2, t1))}
+        losses = {
+            f'loss_{name}{suffix}':
+            0.5 * (head.loss(z1, t2) + head.loss(z2, t1))
+        }
         if distils and self.feature_distiller is not None:
             match = self.feature_distiller.loss
             losses[f'loss_feature{suffix}'] = 0.5 * (
@@ -219,8 +222,10 @@ class US3LAlgorithm(BaseSelfSupervisor):
         views = self.data_preprocessor(data, training=True)['inputs']
         check_views(views)
         if self.channels_last:
-            views = [view.contiguous(memory_format=torch.channels_last)
-                     for view in views]
+            views = [
+                view.contiguous(memory_format=torch.channels_last)
+                for view in views
+            ]
         return views
 
     def targets(self, subnet: Subnet, views: List[Tensor],
