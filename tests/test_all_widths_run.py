@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 
 from us3l_mm.apis import slice_network
 from us3l_mm.engine import CalibrationHook
-from us3l_mm.export.checkpoint_io import load_weights
+from us3l_mm.fileio import load_weights
 from us3l_mm.models.layers import SlimmableBatchNorm
 from us3l_mm.models.layers.norm import statistics_suffix
 from us3l_mm.registry import HOOKS, MODELS

@@ -14,9 +14,8 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import get_torch_safe_globals
 from small_run import small_cfg
 
-from us3l_mm.export import checkpoint_io
-from us3l_mm.export.checkpoint_io import (check_writable, load_weights,
-                                          save_atomically, sha256)
+from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
+                            sha256, writing)
 
 WEIGHTS = {f'layer{i}.weight': torch.randn(40, 40) for i in range(3)}
 
@@ -167,7 +166,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     def full(fd):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(checkpoint_io.os, 'fsync', full)
+    monkeypatch.setattr(writing.os, 'fsync', full)
     with pytest.raises(OSError, match='weights.pth was not written: No space'):
         save_atomically(dict(state_dict=WEIGHTS), str(file))
     assert os.listdir(tmp_path) == ['weights.pth']

@@ -11,11 +11,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from small_run import small_cfg
 
-from us3l_mm.engine.checkpoints import (WholeFileBackend, find_checkpoint,
-                                        remove_leftovers)
-from us3l_mm.engine.checkpoints import writing
 from us3l_mm.engine.launching.safety import make_resumable
-from us3l_mm.export.checkpoint_io import load_weights
+from us3l_mm.fileio import (WholeFileBackend, find_checkpoint, load_weights,
+                            remove_leftovers, writing)
 
 
 def write(folder, *names):

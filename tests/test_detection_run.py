@@ -19,7 +19,7 @@ from tiny_coco import SMALL, SMALL_MASKS, coco_options, write_coco
 
 from us3l_mm.engine.checks.annotations import (check_detection_data,
                                                read_categories)
-from us3l_mm.export.checkpoint_io import load_weights
+from us3l_mm.fileio import load_weights
 from us3l_mm.registry import DATASETS, MODELS
 
 need_detection()

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from small_run import small_cfg
 
 from us3l_mm.evaluation import load_network, widths
-from us3l_mm.export.checkpoint_io import load_weights
+from us3l_mm.fileio import load_weights
 from us3l_mm.models import at_width
 from us3l_mm.registry import MODELS
 

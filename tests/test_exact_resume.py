@@ -14,7 +14,7 @@ from small_run import small_cfg
 
 from us3l_mm.datasets import SeededSampler
 from us3l_mm.engine.resuming.data_position import Layout
-from us3l_mm.export.checkpoint_io import load_weights
+from us3l_mm.fileio import load_weights
 
 ITERATIONS = {
     'train_cfg': dict(_delete_=True, by_epoch=False,

@@ -14,8 +14,7 @@ from lives import (assert_same_end, cfg_of, clock_ahead, die_at_write, end_of,
                    finish, kill_after, other_weights, ranks, run_tool,
                    small_files, start, stop_at, train)
 
-from us3l_mm.engine.checkpoints import find_checkpoint
-from us3l_mm.export.checkpoint_io import load_weights
+from us3l_mm.fileio import find_checkpoint, load_weights
 
 TRAIN = Path(__file__).parents[1] / 'tools/train.py'
 EVERY_ITERATION = {

@@ -16,7 +16,7 @@ from torch import nn
 from us3l_mm.apis import (Budget, at_width, calibrate, load_backbone,
                           slice_checkpoint, slice_network)
 from us3l_mm.evaluation import count_complexity
-from us3l_mm.export import checkpoint_io
+from us3l_mm.fileio import writing
 from us3l_mm.export.formats import artifact
 from us3l_mm.export.select import (parse_amount, parse_seconds,
                                    selectable_widths, widest_within)
@@ -217,7 +217,7 @@ def test_the_file_says_what_it_is(checkpoint, tmp_path):
         'feature_channels'][0]
     assert meta['statistics'] == 'the checkpoint'
     assert meta['source'] == dict(file='full.pth',
-                                  sha256=checkpoint_io.sha256(checkpoint))
+                                  sha256=writing.sha256(checkpoint))
     assert meta['data_preprocessor'] == dict(mean=[1.0, 2.0, 3.0])
     assert meta['architecture'] == dict(type='ResNet', depth=18,
                                         stem_channels=16, base_channels=16)
@@ -335,7 +335,7 @@ def test_a_full_disk_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     def full(fd):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(checkpoint_io.os, 'fsync', full)
+    monkeypatch.setattr(writing.os, 'fsync', full)
     with pytest.raises(OSError, match='No space left'):
         slices(checkpoint, tmp_path / 'w.pth', 0.5)
     assert os.listdir(tmp_path) == []

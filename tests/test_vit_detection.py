@@ -16,7 +16,7 @@ from naive_vit import ARCH
 from tiny_coco import SMALL, SMALL_MASKS, coco_options, write_coco
 
 from us3l_mm.engine.checks.pretrained import check_weights, read_file
-from us3l_mm.export.checkpoint_io import load_weights
+from us3l_mm.fileio import load_weights
 from us3l_mm.models import SlimmableViT, at_width
 from us3l_mm.models.necks import SimpleFPN
 from us3l_mm.registry import MODELS

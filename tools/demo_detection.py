@@ -29,8 +29,7 @@ from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
 from rich.table import Table
 
 from us3l_mm.apis import slice_checkpoint
-from us3l_mm.export.checkpoint_io import (load_weights, sha256,
-                                          write_atomically)
+from us3l_mm.fileio import load_weights, sha256, write_atomically
 from us3l_mm.stack import check_detection
 from us3l_mm.visualization import Instances, draw_grid, draw_instances
 

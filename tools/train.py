@@ -20,7 +20,7 @@ from us3l_mm.engine.launching import config as launch
 from us3l_mm.engine.launching.faults import explain
 from us3l_mm.engine.launching.processes import join_on_cpus
 from us3l_mm.engine.launching.safety import make_resumable
-from us3l_mm.export.checkpoint_io import load_weights
+from us3l_mm.fileio import load_weights
 
 # What a Runner reads of its config besides its own arguments
 RUNNER_EXTRAS = {

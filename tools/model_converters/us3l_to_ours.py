@@ -8,8 +8,8 @@ import argparse
 import os.path as osp
 import sys
 
-from us3l_mm.export.checkpoint_io import (check_writable, load_weights,
-                                          save_atomically, sha256)
+from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
+                            sha256)
 from us3l_mm.export.foreign import from_us3l
 
 

@@ -13,7 +13,7 @@ from mmengine.registry import VISUALIZERS
 from torch import nn
 
 from us3l_mm.evaluation.loading import set_scope
-from us3l_mm.export.checkpoint_io import load_weights
+from us3l_mm.fileio import load_weights
 from us3l_mm.models.layers import at_width, check_width, slimmable_layers
 from us3l_mm.registry import MODELS
 from us3l_mm.stack import check_detection

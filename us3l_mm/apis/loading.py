@@ -8,7 +8,7 @@ from torch import nn
 from us3l_mm.evaluation.loading import load_network
 from us3l_mm.export.architecture import (build_stored_backbone,
                                          load_backbone_weights, stored_model)
-from us3l_mm.export.checkpoint_io import load_weights
+from us3l_mm.fileio import load_weights
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from us3l_mm.evaluation.complexity import Complexity, count_complexity
 from us3l_mm.evaluation.data import (BANK, TRAIN, build_loader, image_batches,
                                      loader_cfg, shuffled)
 from us3l_mm.evaluation.latency import width_latency
-from us3l_mm.export.checkpoint_io import (check_writable, save_atomically,
-                                          sha256)
+from us3l_mm.fileio import check_writable, save_atomically, sha256
 from us3l_mm.export.families import family_of, output_channels
 from us3l_mm.export.formats import FORMATS, SubNetwork, verify
 from us3l_mm.export.select import (Choice, format_amount, format_seconds,

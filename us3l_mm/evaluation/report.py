@@ -9,7 +9,7 @@ from typing import List, Optional
 
 from rich.table import Table
 
-from us3l_mm.export.checkpoint_io import write_atomically
+from us3l_mm.fileio import write_atomically
 
 JSON, CSV = 'widths.json', 'widths.csv'
 

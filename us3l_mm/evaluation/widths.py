@@ -13,8 +13,8 @@ from mmengine.runner import set_random_seed
 from rich.console import Console
 from torch import nn
 
-from us3l_mm.export.checkpoint_io import (check_writable, load_weights,
-                                          save_atomically, sha256)
+from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
+                            sha256)
 from us3l_mm.models.layers import SwitchableBatchNorm, at_width
 from .calibration import calibrate, has_norms
 from .complexity import count_complexity

@@ -5,7 +5,7 @@ from functools import partial
 from typing import List, Sequence, Tuple
 
 from us3l_mm.evaluation.report import Report
-from us3l_mm.export.checkpoint_io import write_atomically
+from us3l_mm.fileio import write_atomically
 from .curve import Line, draw_curve
 
 # Of each kind of compute: from where on to use a unit, its factor, its name.

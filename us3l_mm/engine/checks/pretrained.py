@@ -14,7 +14,7 @@ import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from us3l_mm.export.checkpoint_io import load_weights
+from us3l_mm.fileio import load_weights
 
 # Backbones whose checkpoints have the keys of the network; others, such as
 # MMDetection's Swin, translate those of elsewhere while they load.

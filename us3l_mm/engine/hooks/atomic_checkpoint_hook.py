@@ -12,10 +12,9 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import CheckpointLoader, Runner
 
-from us3l_mm.engine.checkpoints import (WholeFileBackend, find_checkpoint,
-                                        remove_leftovers)
-from us3l_mm.engine.checkpoints.finding import POINTER, TEMPLATES
-from us3l_mm.export.checkpoint_io import to_bytes
+from us3l_mm.fileio import (WholeFileBackend, find_checkpoint,
+                            remove_leftovers, to_bytes)
+from us3l_mm.fileio.finding import POINTER, TEMPLATES
 from us3l_mm.registry import HOOKS
 
 BACKEND = dict(backend='us3l_mm.whole_files')

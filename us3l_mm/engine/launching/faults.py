@@ -3,7 +3,7 @@
 import re
 from typing import Optional
 
-from us3l_mm.engine.checkpoints import DISK_FULL, free_space
+from us3l_mm.fileio import DISK_FULL, free_space
 
 WORKER_DIED = re.compile(r'DataLoader worker \(pid\(?s?\)?.*(exited|killed)',
                          re.S)

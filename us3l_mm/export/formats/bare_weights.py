@@ -5,7 +5,7 @@ from typing import Callable, Dict
 
 from torch import Tensor, nn
 
-from us3l_mm.export.checkpoint_io import to_bytes
+from us3l_mm.fileio import to_bytes
 from .artifact import Artifact, SubNetwork, read_back
 
 

@@ -8,7 +8,7 @@ from typing import Any, Tuple
 
 from torch import nn
 
-from us3l_mm.export.checkpoint_io import to_bytes
+from us3l_mm.fileio import to_bytes
 from us3l_mm.registry import MODELS
 from .artifact import Artifact, SubNetwork, read_back
 

@@ -1,13 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Reading weights without executing what is in the file; writing whole files.
-"""
-import hashlib
-import io
-import os
+"""Reading checkpoints without executing code that they may contain."""
 import os.path as osp
 import pickle
 import re
-from typing import Any, Callable, Union
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -15,8 +11,8 @@ from mmengine.logging import HistoryBuffer
 from numpy._core import multiarray  # under this name since NumPy 1.26
 from torch import Tensor
 
-# First bytes of what torch.save writes: a zip archive, or before 1.6 a pickle.
-MAGIC = (b'PK\x03\x04', b'\x80')
+# First bytes of a file of torch.save: a zip archive; before 1.6 a pickle.
+ARCHIVE, OLD_FORMAT = b'PK\x03\x04', b'\x80'
 # What PyTorch's reader raises on a file that ends early or has wrong bytes.
 DAMAGED = (AssertionError, AttributeError, EOFError, LookupError, OSError,
            OverflowError, RuntimeError, TypeError, ValueError,
@@ -61,6 +57,16 @@ SAFE_GLOBALS = [
 ]
 
 
+class CodeInFileError(ValueError):
+    """A file that cannot be read without executing code in it."""
+
+
+def first_bytes(path: str) -> bytes:
+    """The first four bytes of the file at ``path``."""
+    with open(path, 'rb') as file:
+        return file.read(4)
+
+
 def load_weights(path: str, trust_pickle: bool = False) -> dict:
     """The checkpoint at ``path``, on the CPU, without executing its pickle.
 
@@ -78,13 +84,13 @@ def load_weights(path: str, trust_pickle: bool = False) -> dict:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no checkpoint, is damaged, or is refused.
+        CodeInFileError: if reading it would execute code.
+        ValueError: if it is not a checkpoint, or is damaged.
     """
     if not osp.isfile(path):
         raise FileNotFoundError(f'There is no checkpoint {path}.')
-    with open(path, 'rb') as file:
-        head = file.read(4)
-    if not head.startswith(MAGIC):
+    head = first_bytes(path)
+    if not head.startswith((ARCHIVE, OLD_FORMAT)):
         raise ValueError(f'{path} is not a PyTorch checkpoint: ' + (
             f'it begins with {head!r}.' if head else 'it is empty.'))
     try:
@@ -98,7 +104,7 @@ def load_weights(path: str, trust_pickle: bool = False) -> dict:
         reason = _reason(error)
         if isinstance(error,
                       pickle.UnpicklingError) and NEEDS_CODE.search(reason):
-            raise ValueError(
+            raise CodeInFileError(
                 f'{path} was not read: that would execute code of whoever '
                 f'wrote it ({reason}). If you trust the file, pass '
                 '--trust-pickle (trust_pickle=True).') from None
@@ -138,103 +144,3 @@ def _reason(error: Exception) -> str:
             break
     lines = text.strip().splitlines() or [type(error).__name__]
     return lines[0].split(' Please use')[0]
-
-
-def sha256(path: str) -> str:
-    """Checksum of the file at ``path``, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        for block in iter(lambda: file.read(1 << 20), b''):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def to_bytes(content: Any) -> bytes:
-    """What ``torch.save`` writes for ``content``."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
-
-
-def save_atomically(content: Union[bytes, Any], path: str) -> None:
-    """Write ``content`` to ``path``, as a whole or not at all.
-
-    Args:
-        content (bytes or Any): Bytes as they are; all else by ``torch.save``.
-        path (str): Where to; its folder is created. A file that is there
-            stays what it is until the new one lies on the disk.
-
-    Raises:
-        OSError: if it cannot be written; nothing is left behind then.
-    """
-    data = content if isinstance(content, bytes) else to_bytes(content)
-
-    def write(temporary: str) -> None:
-        with open(temporary, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-
-    try:
-        write_atomically(path, write)
-    except OSError as error:
-        raise OSError(error.errno, f'{path} was not written: '
-                      f'{error.strerror or error}') from error
-
-
-def write_atomically(path: str, write: Callable[[str], None]) -> None:
-    """Let ``write`` fill a temporary file, and only then call it ``path``.
-
-    Args:
-        path (str): The file to write; its folder is created.
-        write (callable): Takes the name of the temporary file, which lies in
-            the same folder and has the same extension.
-    """
-    _check_ordinary(path)
-    folder = osp.dirname(osp.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    stem, extension = osp.splitext(osp.basename(path))
-    temporary = osp.join(folder, f'.{stem}.{os.getpid()}{extension}')
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        if osp.exists(temporary):
-            os.remove(temporary)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: str) -> None:
-    """Make the names in ``folder`` survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _check_ordinary(path: str) -> None:
-    """Refuse to replace a folder or a device, such as /dev/null."""
-    if osp.exists(path) and not osp.isfile(path):
-        raise FileExistsError(f'{path} is not an ordinary file: name a file '
-                              'to write.')
-
-
-def check_writable(path: str, source: str) -> None:
-    """Refuse, before any long work, a target that cannot be written.
-
-    Raises:
-        OSError, ValueError: if ``path`` is a folder, lies under something
-            that is none or that may not be written to, or is ``source``.
-    """
-    if osp.exists(path) and osp.samefile(path, source):
-        raise ValueError(f'{path} is the checkpoint that is read: name '
-                         'another file to write.')
-    _check_ordinary(path)
-    folder = osp.dirname(osp.abspath(path))
-    while not osp.lexists(folder):
-        folder = osp.dirname(folder)
-    if not osp.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f'{path} cannot be written: {folder} is not a folder that you may '
-            'write to.')

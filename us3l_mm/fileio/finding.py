@@ -4,9 +4,11 @@ import os
 import os.path as osp
 import re
 import zipfile
+import zlib
 from typing import Callable, List, Optional, Sequence
 
-from us3l_mm.export.checkpoint_io import load_weights
+from .reading import (ARCHIVE, DAMAGED, CodeInFileError, first_bytes,
+                      load_weights)
 
 POINTER = 'last_checkpoint'
 TEMPLATES = ('epoch_{}.pth', 'iter_{}.pth')
@@ -102,31 +104,22 @@ def _newest_first(folders: Sequence[str],
 def _defect(path: str, trust_pickle: bool) -> Optional[str]:
     """What is wrong with the file at ``path``; None if it is whole."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            # PyTorch does not compare checksums when it reads.
-            bad = archive.testzip()
-        if bad is not None:
-            return (f'{path} is damaged: the checksum of its part {bad} is '
-                    'wrong.')
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
-        broken_archive = f'{path} is damaged: {error}.'
-    else:
-        broken_archive = None
+        if first_bytes(path) == ARCHIVE:
+            with zipfile.ZipFile(path) as archive:
+                # PyTorch does not compare checksums when it reads.
+                part = archive.testzip()
+            if part is not None:
+                return (f'{path} is damaged: the checksum of its part {part} '
+                        'is wrong.')
+    except (*DAMAGED, zipfile.BadZipFile, zlib.error) as error:
+        return f'{path} is damaged: {error}.'
     try:
         content = load_weights(path, trust_pickle)
+    except CodeInFileError:
+        raise
     except (ValueError, OSError) as error:
-        if 'would execute code' in str(error):
-            raise
         return str(error)
-    if broken_archive and not _is_old_format(path):
-        return broken_archive
     if 'iter' not in content.get('meta', {}):
         return (f'{path} has weights but does not say at which iteration '
                 'they were saved, so training cannot go on from it.')
     return None
-
-
-def _is_old_format(path: str) -> bool:
-    """Whether the file is of before PyTorch 1.6, which is no archive."""
-    with open(path, 'rb') as file:
-        return file.read(1) == b'\x80'
