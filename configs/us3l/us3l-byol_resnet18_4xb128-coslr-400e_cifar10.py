@@ -2,12 +2,21 @@
 # The reference's CIFAR recipe on BYOL: cosine losses, plain weight decay.
 _base_ = './us3l_resnet18_4xb128-coslr-400e_cifar10.py'
 
-# Projector and both predictors 2048-2048-2048
-model = dict(base_method='byol', base_loss='cosine')
+model = dict(
+    neck=dict(out_channels=2048),  # reference
+    head=dict(
+        predictor=dict(
+            _delete_=True,
+            type='us3l_mm.Predictor',
+            in_channels=2048,
+            hid_channels=2048,  # reference
+            out_channels=2048,
+            num_layers=2,  # reference
+            with_last_bn=False),  # reference
+        loss=dict(_delete_=True, type='CosineSimilarityLoss')),  # reference
+    distill_head=dict(predictor=dict(in_channels=2048, out_channels=2048)))
 
 optim_wrapper = dict(optimizer=dict(
     lr=0.05,  # reference
     weight_decay=5e-4))  # reference, in place of group regularisation
-custom_hooks = [
-    hook for hook in _base_.custom_hooks if hook.type != 'us3l_mm.GroupRegHook'
-]
+default_hooks = dict(group_reg=dict(lam=0.0))

@@ -1,21 +1,20 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-# Images of your own, without labels, in one folder at any depth, as a start for
-# a detector or a classifier of them: some hundred to some ten thousand.
+# Some hundred to some ten thousand images of your own, without labels, at any
+# depth of one folder, as initial weights of a detector or a classifier:
 #   python tools/train.py <this file> --cfg-options data_root=path/to/images
-# For millions of images take the recipes of ImageNet (_in1k).
-# All values that are not those of the CIFAR recipe are the project's own.
+# For millions of images use the ImageNet recipes (_in1k). All values that are
+# not those of the CIFAR recipe are the project's own.
 _base_ = [
-    '../_base_/models/us3l_resnet18_cifar.py',
-    '../_base_/schedules/cifar_sgd_coslr_400e.py',
-    '../_base_/default_runtime.py',
+    '../_base_/models/us3l-simclr_resnet18_cifar.py',
+    '../_base_/schedules/cifar_sgd-coslr-400e.py',
 ]
 
-# The stem of a detector: a quarter of the resolution
+# The stem of detectors reduces the resolution to a quarter.
 model = dict(backbone=dict(type='us3l_mm.SlimmableResNet'))
 
 data_preprocessor = dict(
     type='SelfSupDataPreprocessor',
-    # ImageNet's, in RGB order, as detectors expect; files are read as BGR
+    # ImageNet's, in RGB order, as in detectors; files are read as BGR.
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
     to_rgb=True)
@@ -23,9 +22,8 @@ data_preprocessor = dict(
 data_root = 'data/own_images'
 crop_size = 128
 view_pipeline = [
-    # `scale` is the output size. Things keep more of their size than in the
-    # crops of ImageNet (0.2 to 1 of the area, made 224 pixels): a detector is
-    # going to look at the whole image.
+    # `scale` is the output size. It is smaller than ImageNet's 224 pixels, so
+    # that objects are magnified less: a detector sees the whole image.
     dict(
         type='RandomResizedCrop',
         scale=crop_size,
@@ -52,7 +50,7 @@ view_pipeline = [
         prob=0.2,
         keep_channels=True,
         channel_weights=(0.114, 0.587, 0.2989)),  # of blue, green, red
-    # A radius of 0.1 to 2 pixels, evenly drawn ('inf')
+    # 'inf' draws the radius, 0.1 to 2 pixels, from a uniform distribution.
     dict(
         type='GaussianBlur',
         magnitude_range=(0.1, 2.0),
@@ -75,7 +73,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=64,
     num_workers=4,
-    drop_last=True,  # batch statistics of a small rest would be noise
+    drop_last=True,  # batch statistics of a small last batch are noisy
     sampler=dict(type='us3l_mm.SeededSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
@@ -84,8 +82,8 @@ train_dataloader = dict(
         with_label=False,
         pipeline=train_pipeline))
 
-# Plain images, to calibrate with. For kNN they need labels: one sub-folder per
-# class, and with_label=True.
+# Images without augmentation, for calibration. kNN needs labels: one
+# sub-folder per class, and with_label=True.
 knn_bank_dataloader = dict(
     batch_size=64,
     num_workers=4,
@@ -98,6 +96,6 @@ knn_bank_dataloader = dict(
         pipeline=test_pipeline))
 knn_query_dataloader = knn_bank_dataloader
 
-# 0.5 for a batch of 512 (reference), by the linear rule
+# The linear rule, from 0.5 for a batch of 512 (reference)
 optim_wrapper = dict(optimizer=dict(lr=0.0625))
 auto_scale_lr = dict(enable=False, base_batch_size=64)

@@ -1,16 +1,93 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-# The CIFAR recipe on a folder of images: CIFAR-10 as written by
-# tools/dataset_converters/npz_to_folder.py, or your own:
+# The CIFAR recipe on a folder of images of any size, which are brought to 32
+# pixels: CIFAR-10 as tools/dataset_converters/npz_to_folder.py writes it, or
+# images of your own, at any depth of the folder and without labels:
 #   python tools/train.py <this file> --cfg-options \
 #       train_dataloader.dataset.data_root=<folder>
-# No kNN during training, since a folder of one's own may have no labels.
+# There is no kNN during training, which would need labels.
 _base_ = [
-    '../_base_/models/us3l_resnet18_cifar.py',
-    '../_base_/datasets/cifar10_folder_us3l.py',
-    '../_base_/schedules/cifar_sgd_coslr_400e.py',
-    '../_base_/default_runtime.py',
+    '../_base_/models/us3l-simclr_resnet18_cifar.py',
+    '../_base_/schedules/cifar_sgd-coslr-400e.py',
 ]
 
-# 4 GPUs x 128 images = 512 (reference)
-train_dataloader = dict(batch_size=128)
+data_preprocessor = dict(
+    type='SelfSupDataPreprocessor',
+    # CIFAR-10's, in RGB order; files are read as BGR.
+    mean=[125.307, 122.961, 113.8575],
+    std=[51.5865, 50.847, 51.255],
+    to_rgb=True)
+
+# The reference's augmentation for CIFAR.
+view_pipeline = [
+    # `scale` is the output size; the crop covers 0.2 to 1 of the area.
+    # Pillow antialiases where an image is larger than that.
+    dict(
+        type='RandomResizedCrop',
+        scale=32,
+        crop_ratio_range=(0.2, 1.0),
+        backend='pillow'),
+    dict(type='RandomFlip', prob=0.5),
+    dict(
+        type='RandomApply',
+        transforms=[
+            dict(
+                type='ColorJitter',
+                brightness=0.4,
+                contrast=0.4,
+                saturation=0.4,
+                hue=0.1,
+                backend='cv2')
+        ],
+        prob=0.8),
+    dict(
+        type='RandomGrayscale',
+        prob=0.2,
+        keep_channels=True,
+        channel_weights=(0.114, 0.587, 0.2989)),  # of blue, green, red
+]
+train_pipeline = [
+    dict(type='us3l_mm.SeedAugmentation'),
+    dict(type='LoadImageFromFile'),
+    dict(type='MultiView', num_views=[2], transforms=[view_pipeline]),
+    dict(type='PackInputs')
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='ResizeEdge', scale=32, edge='short', backend='pillow'),
+    dict(type='CenterCrop', crop_size=32),
+    dict(type='PackInputs')
+]
+
+train_dataloader = dict(
+    batch_size=128,  # 4 GPUs x 128 images = 512 (reference)
+    num_workers=4,
+    drop_last=True,  # batch statistics of a small last batch are noisy
+    sampler=dict(type='us3l_mm.SeededSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='CustomDataset',
+        data_root='data/cifar10_folder/train',
+        with_label=False,
+        pipeline=train_pipeline))
+
+# For calibration; for kNN with labels too: one sub-folder per class.
+knn_bank_dataloader = dict(
+    batch_size=512,
+    num_workers=4,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='CustomDataset',
+        data_root='data/cifar10_folder/train',
+        pipeline=test_pipeline))
+knn_query_dataloader = dict(
+    batch_size=512,
+    num_workers=4,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='CustomDataset',
+        data_root='data/cifar10_folder/test',
+        pipeline=test_pipeline))
+
 auto_scale_lr = dict(enable=False, base_batch_size=512)

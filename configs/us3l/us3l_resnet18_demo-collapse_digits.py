@@ -5,8 +5,7 @@
 _base_ = './us3l_resnet18_demo_digits.py'
 
 model = dict(
-    base_method='simsiam',  # no momentum teacher
-    neck=dict(with_last_bn=False),  # the demo's projector
-    predictor=dict(type='us3l_mm.Identity'),
-    base_loss=dict(_delete_=True, type='mmpretrain.CosineSimilarityLoss'),
-    distill_from='online')
+    head=dict(loss=dict(_delete_=True, type='CosineSimilarityLoss')),
+    base_from='online',
+    distill_from='online',
+    teacher=None)

@@ -2,11 +2,10 @@
 # What `make demo` trains: the whole recipe of US3L on a small network and
 # handwritten digits that ship inside scikit-learn. Values marked *demo* were
 # tuned for five minutes on two cores, report included.
-_base_ = ['../_base_/default_runtime.py']
+_base_ = '../_base_/us3l_runtime.py'
 
 model = dict(
     type='us3l_mm.US3LAlgorithm',
-    base_method='simclr_momentum',  # reference: its CIFAR default
     backbone=dict(
         type='us3l_mm.SlimmableResNet',
         depth=18,
@@ -21,22 +20,40 @@ model = dict(
         width_range=(0.25, 1.0),  # paper
         norm_cfg=dict(type='BN')),
     # demo: an eighth of the reference's projector and predictor
-    neck=dict(hid_channels=256, out_channels=128),
-    distill_predictor=dict(hid_channels=256),
-    base_loss=dict(type='us3l_mm.InfoNCELoss',
-                   temperature=0.15),  # demo: learns sooner than with 0.5
-    distill_loss='cosine',  # reference
+    neck=dict(
+        type='us3l_mm.SlimmableProjector',
+        in_channels=128,
+        hid_channels=256,
+        out_channels=128,
+        num_layers=3,  # reference
+        with_last_bn=False),  # reference
+    head=dict(
+        type='LatentPredictHead',
+        predictor=dict(type='us3l_mm.Identity'),  # reference: no predictor
+        loss=dict(type='us3l_mm.InfoNCELoss',
+                  temperature=0.15)),  # demo: learns sooner than with 0.5
+    distill_head=dict(
+        type='LatentPredictHead',
+        predictor=dict(
+            type='us3l_mm.Predictor',
+            in_channels=128,
+            hid_channels=256,
+            out_channels=128,
+            num_layers=2,  # reference
+            with_last_bn=False),  # reference
+        loss=dict(type='CosineSimilarityLoss')),  # reference
+    base_from='teacher',  # paper, guideline 1
     distill_from='teacher',  # paper, guideline 2
-    share_head=False,  # paper, guideline 3
+    share_predictor=False,  # paper, guideline 3
     # demo: some hundred iterations are too few for the paper's 0.01
-    teacher_momentum=0.02,
+    teacher=dict(momentum=0.02),
     update_mode='sequential')  # reference: an optimizer step per pass
 
 data_preprocessor = dict(
     type='SelfSupDataPreprocessor', mean=[127.5] * 3, std=[63.75] * 3)
 
-# The two views are two renderings of one digit: place, size, lean and
-# brightness differ.
+# The two views are two renderings of one digit, which differ in position,
+# size, slant and brightness.
 view_pipeline = [dict(type='us3l_mm.RenderDigit')]
 train_pipeline = [
     dict(type='us3l_mm.SeedAugmentation'),
@@ -55,10 +72,10 @@ train_dataloader = dict(
     dataset=dict(
         type='us3l_mm.RenderedDigits',
         split='train',  # 1438 digits
-        render=False,  # the pipeline does
+        render=False,  # rendered by the pipeline
         pipeline=train_pipeline))
 
-# Labelled images for kNN: the bank to look in, the queries to classify.
+# Labelled images for kNN: the queries are classified by the bank.
 knn_bank_dataloader = dict(
     batch_size=500,
     num_workers=0,
@@ -82,31 +99,22 @@ knn_query_dataloader = dict(
 
 train_cfg = dict(by_epoch=True, max_epochs=60)
 optim_wrapper = dict(
-    type='OptimWrapper',
+    type='us3l_mm.MultiPassOptimWrapper',
     optimizer=dict(
         type='SGD',
         lr=0.2,  # demo
         momentum=0.9,  # reference
-        weight_decay=0.0))  # GroupRegHook decays instead
-# Counted in iterations, so that it ends where training ends.
+        weight_decay=0.0))  # group regularisation decays instead
+# The curve is counted in iterations and ends where training ends.
 param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False)]
 auto_scale_lr = dict(enable=False, base_batch_size=128)
 
-custom_hooks = [
-    dict(type='us3l_mm.PreflightHook'),
-    dict(
-        type='us3l_mm.DynamicSamplerHook',
-        num_samples=3,  # reference: the full, a random and the lowest width
-        num_stages=4,  # paper: dynamic sampling
-        grid=1 / 32),  # ours: few shapes; None is the reference's
-    dict(
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=11),  # every epoch
+    checkpoint=dict(interval=10, max_keep_ckpts=1),
+    group_reg=dict(
         type='us3l_mm.GroupRegHook',
         lam=5e-5,  # reference: half of a weight decay of 1e-4
         alpha=0.05,  # paper
-        warmup_epochs=0),  # reference
-]
-
-default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=11),  # every epoch
-    checkpoint=dict(interval=10, max_keep_ckpts=1))
+        warmup_epochs=0))  # reference
 randomness = dict(seed=0)

@@ -2,10 +2,9 @@
 # The reference's ImageNet recipe: BYOL, cosine losses, 100 epochs, mixed
 # precision.
 _base_ = [
-    '../_base_/models/us3l_resnet50_in1k.py',
-    '../_base_/datasets/imagenet_us3l.py',
-    '../_base_/schedules/imagenet_sgd_coslr_100e.py',
-    '../_base_/default_runtime.py',
+    '../_base_/models/us3l-byol_resnet50_in1k.py',
+    '../_base_/datasets/imagenet_two-views.py',
+    '../_base_/schedules/imagenet_sgd-coslr-100e.py',
 ]
 
 # 8 GPUs x 60 images = 480 (reference)

@@ -6,9 +6,7 @@
 _base_ = '../us3l_resnet18_4xb128-coslr-400e_cifar10.py'
 
 model = dict(
-    base_method='simsiam',
-    neck=dict(out_channels=256, with_last_bn=False),
-    predictor=dict(type='us3l_mm.Identity'),
-    distill_predictor=dict(hid_channels=2048, with_last_bias=False),
-    base_loss='cosine',
-    distill_from='online')
+    head=dict(loss=dict(_delete_=True, type='CosineSimilarityLoss')),
+    base_from='online',
+    distill_from='online',
+    teacher=None)

@@ -2,8 +2,6 @@
 # US3L with plain weight decay.
 _base_ = '../us3l_resnet18_4xb128-coslr-400e_cifar10.py'
 
-# weight_decay instead of group regularisation: twice its lam
+# In place of group regularisation: twice its lam.
 optim_wrapper = dict(optimizer=dict(weight_decay=1e-4))
-custom_hooks = [
-    hook for hook in _base_.custom_hooks if hook.type != 'us3l_mm.GroupRegHook'
-]
+default_hooks = dict(group_reg=dict(lam=0.0))

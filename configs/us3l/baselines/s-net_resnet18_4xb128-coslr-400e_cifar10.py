@@ -6,12 +6,10 @@ _base_ = '../us3l_resnet18_4xb128-coslr-400e_cifar10.py'
 model = dict(
     backbone=dict(
         norm_cfg=dict(type='SwitchableBN', widths=[1.0, 0.75, 0.5, 0.25])),
+    distill_head=None,
     distill_from=None)
 
-# weight_decay instead of group regularisation: twice its lam
+# In place of group regularisation: twice its lam.
 optim_wrapper = dict(optimizer=dict(weight_decay=1e-4))
-custom_hooks = [
-    dict(type='us3l_mm.DynamicSamplerHook', widths=[1.0, 0.75, 0.5, 0.25])
-    if hook.type == 'us3l_mm.DynamicSamplerHook' else hook
-    for hook in _base_.custom_hooks if hook.type != 'us3l_mm.GroupRegHook'
-]
+default_hooks = dict(
+    sampler=dict(widths=[1.0, 0.75, 0.5, 0.25]), group_reg=dict(lam=0.0))

@@ -2,8 +2,4 @@
 # US3L without dynamic sampling: the whole range from the start.
 _base_ = '../us3l_resnet18_4xb128-coslr-400e_cifar10.py'
 
-custom_hooks = [
-    dict(hook, num_stages=1)
-    if hook.type == 'us3l_mm.DynamicSamplerHook' else hook
-    for hook in _base_.custom_hooks
-]
+default_hooks = dict(sampler=dict(num_stages=1))

@@ -4,12 +4,8 @@
 # the start; plain weight decay.
 _base_ = '../us3l_resnet18_4xb128-coslr-400e_cifar10.py'
 
-model = dict(distill_from=None)
+model = dict(distill_head=None, distill_from=None)
 
-# weight_decay instead of group regularisation: twice its lam
+# In place of group regularisation: twice its lam.
 optim_wrapper = dict(optimizer=dict(weight_decay=1e-4))
-custom_hooks = [
-    dict(hook, num_stages=1)
-    if hook.type == 'us3l_mm.DynamicSamplerHook' else hook
-    for hook in _base_.custom_hooks if hook.type != 'us3l_mm.GroupRegHook'
-]
+default_hooks = dict(sampler=dict(num_stages=1), group_reg=dict(lam=0.0))

@@ -6,6 +6,6 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='us3l_mm.SlimmableMobileNetV2_CIFAR',
-        frozen_stages=8,  # everything
+        frozen_stages=8,  # all layers
         norm_eval=True,
         init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone.')))

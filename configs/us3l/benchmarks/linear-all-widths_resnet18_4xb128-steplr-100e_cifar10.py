@@ -1,6 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 # Linear classifiers of four widths, trained and validated together.
-_base_ = './linear-w100_resnet18_4xb128-steplr-100e_cifar10.py'
+_base_ = './linear_resnet18_4xb128-steplr-100e_cifar10.py'
 
 model = dict(
     type='us3l_mm.AllWidthsClassifier',
@@ -10,8 +10,8 @@ model = dict(
         widths=[1.0, 0.75, 0.5, 0.25],
         distill_weight=0.0))  # paper; SlimCLR's recipe has 0.5
 
-# Metrics are called accuracy/top1_w0.50 and so on.
+# Metrics are named accuracy/top1_w0.50 and so on.
 val_cfg = dict(type='us3l_mm.WidthValLoop')
 test_cfg = dict(type='us3l_mm.WidthTestLoop')
-# Of the first, the widest; or accuracy/top1_w0.50 and so on
+# 'auto' selects by the widest; accuracy/top1_w0.50 and so on by another.
 default_hooks = dict(checkpoint=dict(save_best='auto'))

@@ -1,17 +1,14 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-# Linear classifiers of four widths, trained and validated together.
-_base_ = './linear-w100_resnet18_4xb128-steplr-100e_cifar100.py'
+# As on CIFAR-10, with the classes and the colour statistics of CIFAR-100.
+_base_ = './linear-all-widths_resnet18_4xb128-steplr-100e_cifar10.py'
 
-model = dict(
-    type='us3l_mm.AllWidthsClassifier',
-    backbone=dict(width=None),
-    head=dict(
-        type='us3l_mm.SwitchableLinearHead',
-        widths=[1.0, 0.75, 0.5, 0.25],
-        distill_weight=0.0))  # paper; SlimCLR's recipe has 0.5
-
-# Metrics are called accuracy/top1_w0.50 and so on.
-val_cfg = dict(type='us3l_mm.WidthValLoop')
-test_cfg = dict(type='us3l_mm.WidthTestLoop')
-# Of the first, the widest; or accuracy/top1_w0.50 and so on
-default_hooks = dict(checkpoint=dict(save_best='auto'))
+model = dict(head=dict(num_classes=100))
+data_preprocessor = dict(
+    num_classes=100,
+    mean=[129.304, 124.070, 112.434],
+    std=[68.170, 65.392, 70.418])
+train_dataloader = dict(
+    dataset=dict(type='CIFAR100', data_root='data/cifar100'))
+val_dataloader = dict(dataset=dict(type='CIFAR100', data_root='data/cifar100'))
+test_dataloader = dict(
+    dataset=dict(type='CIFAR100', data_root='data/cifar100'))

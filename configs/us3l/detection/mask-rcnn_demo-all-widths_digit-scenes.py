@@ -1,7 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 # The demo's Mask R-CNN as one detector for four widths: all of them in every
-# iteration, one step from the sum of their gradients. The norms of pyramid and
-# mask head have statistics per width, like those of the backbone.
+# iteration, one optimizer step from the sum of their gradients. The norms of
+# pyramid and mask head have statistics per width, like those of the backbone.
 _base_ = './mask-rcnn_demo_digit-scenes.py'
 
 model = dict(
@@ -27,13 +27,11 @@ val_cfg = dict(_delete_=True, type='us3l_mm.WidthValLoop')
 test_cfg = dict(_delete_=True, type='us3l_mm.WidthTestLoop')
 model_wrapper_cfg = dict(type='us3l_mm.US3LDistributedDataParallel')
 
-custom_hooks = [
-    dict(type='us3l_mm.PreflightHook'),
-    dict(
+optim_wrapper = dict(type='us3l_mm.MultiPassOptimWrapper')
+default_hooks = dict(
+    preflight=dict(type='us3l_mm.PreflightHook'),
+    calibration=dict(
         type='us3l_mm.CalibrationHook',
-        num_images=24,  # all that there are
+        num_images=24,  # the whole training set
         by_epoch=False,
-        interval=1000),  # as checkpoints
-    dict(type='us3l_mm.CheckPretrainedHook'),
-    dict(type='us3l_mm.CheckAnnotationsHook'),
-]
+        interval=1000))  # as checkpoints

@@ -1,8 +1,8 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 # The demo's Mask R-CNN on a width of the vision transformer that `make demo
-# DEMO=vit` pre-trains, with a simple feature pyramid:
-# --cfg-options model.backbone.init_cfg.checkpoint=FILE, and any
-# model.backbone.width.
+# DEMO=vit` pre-trains, with a simple feature pyramid. --cfg-options
+# model.backbone.init_cfg.checkpoint=FILE names the checkpoint,
+# model.backbone.width=0.25 another width.
 _base_ = './mask-rcnn_demo_digit-scenes.py'
 
 strides = [1, 2, 4, 8]  # of a pyramid around patches of 4 pixels

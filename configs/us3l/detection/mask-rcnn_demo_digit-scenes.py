@@ -1,8 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 # What `make demo-detection` trains: Mask R-CNN on a slice of the demo's
-# network, on few scenes of handwritten digits, which are rendered at first use.
-# All values are the project's own, tuned for minutes on two cores. Other widths:
-# tools/demo_detection.py sets the channels of the slice.
+# network, on a few scenes of handwritten digits, which are rendered when they
+# are first used. All values are the project's own, tuned for minutes on two
+# cores. For other widths tools/demo_detection.py sets the channels of the
+# slice.
 _base_ = ['mmdet::_base_/default_runtime.py']
 
 custom_imports = dict(imports=['us3l_mm'], allow_failed_imports=False)
@@ -44,7 +45,7 @@ model = dict(
         type='RPNHead',
         in_channels=48,
         feat_channels=48,
-        # Digits are 7 to 28 pixels high and narrower than that.
+        # Digits are 7 to 28 pixels high, and narrower than high.
         anchor_generator=dict(
             type='AnchorGenerator',
             scales=[4],
@@ -63,7 +64,7 @@ model = dict(
             type='SingleRoIExtractor',
             roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=1),
             out_channels=48,
-            finest_scale=28,  # nearly all digits, on the finest map
+            finest_scale=28,  # nearly all digits are on the finest map
             featmap_strides=[4, 8, 16]),
         bbox_head=dict(
             type='Shared2FCBBoxHead',
@@ -132,11 +133,6 @@ model = dict(
             max_per_img=30,
             mask_thr_binary=0.5)))
 
-custom_hooks = [
-    dict(type='us3l_mm.CheckPretrainedHook'),
-    dict(type='us3l_mm.CheckAnnotationsHook'),
-]
-
 scenes = dict(num_train=24, num_val=200)
 data_root = 'data/digit_scenes'
 test_pipeline = [
@@ -144,14 +140,14 @@ test_pipeline = [
     dict(type='Resize', scale=(96, 96), keep_ratio=True),
     dict(
         type='PackDetInputs',
-        # The metric takes the truth from the data set (`instances`), so that
-        # scenes need not be there before the data set has rendered them.
+        # The metric takes the annotations from the data set (`instances`), so
+        # scenes need not exist before the data set has rendered them.
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
                    'scale_factor', 'instances'))
 ]
 train_dataloader = dict(
     batch_size=8,
-    num_workers=0,  # small images: a process would cost more than it saves
+    num_workers=0,  # images are too small for worker processes to pay
     sampler=dict(type='InfiniteSampler', shuffle=True),
     batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
@@ -192,5 +188,7 @@ auto_scale_lr = dict(enable=False, base_batch_size=8)
 log_processor = dict(by_epoch=False)
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=20),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1000))
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1000),
+    check_pretrained=dict(type='us3l_mm.CheckPretrainedHook'),
+    check_annotations=dict(type='us3l_mm.CheckAnnotationsHook'))
 randomness = dict(seed=0)

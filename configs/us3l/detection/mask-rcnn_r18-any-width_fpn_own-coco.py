@@ -3,10 +3,10 @@
 #   FOLDER/annotations/instances_{train,val}.json beside FOLDER/train/ and val/
 #   python tools/train.py <this file> --cfg-options data_root=FOLDER \
 #       model.backbone.width=0.5 model.backbone.init_cfg.checkpoint=FILE
-# with FILE as us3l_resnet18_1xb64-coslr-400e_own-images.py gives it. Classes are
-# those of the annotation file; where there are more than one, the run says which
-# two numbers of the model to set. Sized for some hundred images and a small GPU,
-# or a CPU and patience: all values are the project's own, untuned.
+# where FILE is a checkpoint of us3l_resnet18_1xb64-coslr-400e_own-images.py.
+# Classes are those of the annotation file; with more than one, the run says
+# which two options to set. All values are the project's own and untuned, for
+# some hundred images and a small GPU or a CPU.
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/default_runtime.py',
@@ -23,7 +23,7 @@ model = dict(
         type='us3l_mm.SlimmableResNet',
         depth=18,
         width=0.5,
-        # All norms train here, so they need no measured statistics.
+        # All norms are trained, so they need no measured statistics.
         missing_statistics='reset',
         out_indices=(0, 1, 2, 3),
         **{
@@ -34,7 +34,7 @@ model = dict(
     neck=dict(out_channels=64, norm_cfg=dict(type='BN')),
     rpn_head=dict(
         in_channels=64, feat_channels=64,
-        anchor_generator=dict(scales=[4])),  # from 16 pixels on
+        anchor_generator=dict(scales=[4])),  # anchors from 16 pixels
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64, finest_scale=28),
         bbox_head=dict(
@@ -111,11 +111,12 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),
     clip_grad=dict(max_norm=10))
-# Counted in iterations, so that it ends where training ends
+# The curve is counted in iterations and ends where training ends.
 param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False)]
 auto_scale_lr = dict(enable=False, base_batch_size=4)
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=20),
     checkpoint=dict(
-        type='us3l_mm.AtomicCheckpointHook', interval=10, max_keep_ckpts=2))
+        type='us3l_mm.AtomicCheckpointHook', interval=10, max_keep_ckpts=2),
+    **_base_.ssl_hooks)
 randomness = dict(seed=0)

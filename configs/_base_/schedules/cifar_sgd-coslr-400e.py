@@ -1,0 +1,22 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+# The reference's CIFAR schedule: 400 epochs, cosine without warm-up.
+_base_ = '../us3l_runtime.py'
+
+optim_wrapper = dict(
+    type='us3l_mm.MultiPassOptimWrapper',
+    optimizer=dict(
+        type='SGD',
+        lr=0.5,  # reference, for a batch of 512
+        momentum=0.9,  # reference
+        weight_decay=0.0))  # group regularisation decays instead
+# The curve is counted in iterations and ends where training ends, whatever
+# train_cfg says.
+param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False)]
+train_cfg = dict(by_epoch=True, max_epochs=400)
+
+default_hooks = dict(
+    group_reg=dict(
+        type='us3l_mm.GroupRegHook',
+        lam=5e-5,  # reference: half of a weight decay of 1e-4
+        alpha=0.05,  # paper
+        warmup_epochs=0))  # reference

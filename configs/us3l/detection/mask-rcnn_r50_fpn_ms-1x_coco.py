@@ -1,0 +1,28 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+# Mask R-CNN on a slice, by MMDetection's own classes: the file that
+# tools/slice_checkpoint.py CKPT FILE --width 1.0 --format mmdet writes. With
+# another width that command prints the options to add; for 0.5 they are
+# --cfg-options model.backbone.base_channels=32 model.backbone.stem_channels=32
+# model.neck.in_channels=[128,256,512,1024]
+_base_ = [
+    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+    '../../_base_/detection/ssl_transfer.py',
+]
+
+model = dict(
+    data_preprocessor=_base_.ssl_preprocessor,
+    backbone=_base_.ssl_backbone,
+    neck=dict(norm_cfg=_base_.ssl_norm_cfg),
+    roi_head=dict(
+        bbox_head=_base_.ssl_bbox_head,
+        mask_head=dict(norm_cfg=_base_.ssl_norm_cfg)))
+
+train_dataloader = dict(
+    dataset=dict(pipeline=[
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+        _base_.ssl_resize,
+        dict(type='RandomFlip', prob=0.5),
+        dict(type='PackDetInputs'),
+    ]))
+default_hooks = _base_.ssl_hooks
