@@ -12,11 +12,11 @@
 """
 from us3l_mm.evaluation.calibration import calibrate
 from us3l_mm.export import slice_backbone, slice_network
-from us3l_mm.models import at_width, set_width
+from us3l_mm.models import at_width, set_subnet
 from .loading import load_backbone
 from .slicing import Budget, SliceReport, slice_checkpoint
 
 __all__ = [
     'Budget', 'SliceReport', 'at_width', 'calibrate', 'load_backbone',
-    'set_width', 'slice_backbone', 'slice_checkpoint', 'slice_network'
+    'set_subnet', 'slice_backbone', 'slice_checkpoint', 'slice_network'
 ]

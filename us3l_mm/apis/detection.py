@@ -14,7 +14,7 @@ from torch import nn
 
 from us3l_mm.evaluation.loading import set_scope
 from us3l_mm.fileio import load_weights
-from us3l_mm.models.layers import at_width, check_width, slimmable_layers
+from us3l_mm.models.layers import Subnet, at_width, slimmable_layers
 from us3l_mm.registry import MODELS
 from us3l_mm.stack import check_detection
 
@@ -114,7 +114,7 @@ def check_runs_at(detector: nn.Module, width: float) -> None:
         raise ValueError(
             f'This detector has one width, so it cannot run at {width:g}. '
             'Leave out --width, or train one for several widths.')
-    check_width(width, getattr(detector.backbone, 'width_range', (0.0, 1.0)))
+    Subnet.of(width).check(getattr(detector.backbone, 'width_range', (1e-6, 1.0)))
 
 
 def draw(detector: nn.Module, image: np.ndarray, sample, out: str,

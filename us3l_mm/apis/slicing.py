@@ -21,9 +21,8 @@ from us3l_mm.export.formats import FORMATS, SubNetwork, verify
 from us3l_mm.export.select import (Choice, format_amount, format_seconds,
                                    parse_amount, parse_seconds,
                                    selectable_widths, widest_within)
-from us3l_mm.export.slicing import (check_statistics, has_statistics,
-                                    slice_network)
-from us3l_mm.models.layers import check_width
+from us3l_mm.export.slicing import slice_network
+from us3l_mm.models.layers import Subnet, check_statistics, has_statistics
 from us3l_mm.version import __version__
 from .loading import Source, load_source
 
@@ -141,7 +140,7 @@ def slice_checkpoint(checkpoint: str, out: str, width: Union[float, Budget],
     if isinstance(width, Budget):
         choice = width.choose(backbone.to(device), input_size)
         width = choice.width
-    width = check_width(width, backbone.width_range)
+    width = Subnet.of(width).check(backbone.width_range).width
     meta = _describe(checkpoint, source, width, format, input_size)
     origin = 'the checkpoint'
     if not any(isinstance(m, _BatchNorm) for m in backbone.modules()):

@@ -5,13 +5,14 @@ from .hooks import (AtomicCheckpointHook, CalibrationHook,
                     ExactResumeHook, GroupRegHook, NonFiniteHook,
                     PreflightHook, WidthKNNHook)
 from .loops import WidthTestLoop, WidthValLoop
-from .wrappers import CpuAmpOptimWrapper, US3LDistributedDataParallel
+from .wrappers import (CpuAmpOptimWrapper, MultiPassDistributedDataParallel,
+                       MultiPassOptimWrapper)
 
 __all__ = [
     'AtomicCheckpointHook', 'CalibrationHook', 'CheckAnnotationsHook',
     'CheckPretrainedHook', 'CollapseMonitorHook', 'CompileHook',
     'CpuAmpOptimWrapper', 'DynamicSamplerHook', 'ExactResumeHook',
-    'GroupRegHook', 'NonFiniteHook', 'PreflightHook',
-    'US3LDistributedDataParallel', 'WidthKNNHook', 'WidthTestLoop',
-    'WidthValLoop'
+    'GroupRegHook', 'MultiPassDistributedDataParallel',
+    'MultiPassOptimWrapper', 'NonFiniteHook', 'PreflightHook', 'WidthKNNHook',
+    'WidthTestLoop', 'WidthValLoop'
 ]

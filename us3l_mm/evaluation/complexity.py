@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from us3l_mm.export.slicing import slice_network
-from us3l_mm.models.layers import check_width, slimmable_layers
+from us3l_mm.models.layers import Subnet, slimmable_layers
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def count_complexity(network: nn.Module, widths: Sequence[float],
     """
     network = deepcopy(network).to('meta')
     width_range = getattr(network, 'width_range', (0.0, 1.0))
-    widths = [check_width(width, width_range) for width in widths]
+    widths = [Subnet.of(width).check(width_range).width for width in widths]
     counted = {width: _count(network, width, input_size) for width in widths}
     if not getattr(network, 'skip_dead', False):
         return counted

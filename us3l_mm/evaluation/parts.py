@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from us3l_mm.models.backbones.narrow import cut_layers
-from us3l_mm.models.layers import check_width, slimmable_layers
+from us3l_mm.models.layers import Subnet, slimmable_layers
 from us3l_mm.registry import MODELS
 from .loading import model_cfg, set_scope
 
@@ -141,7 +141,7 @@ def count_config(
     if any(slimmable_layers(model.backbone)):
         allowed = model.backbone.width_range
         widths = [
-            check_width(width, allowed)
+            Subnet.of(width).check(allowed).width
             for width in widths or sorted(allowed, reverse=True)
         ]
         return {
@@ -180,7 +180,7 @@ def _rebuilt(config: Config, width: float) -> nn.Module:
 
 def _change_width(model: dict, width: float) -> None:
     low, high = model.backbone.get('width_range', (0.25, 1.0))
-    model.backbone.width = check_width(width, (low, high))
+    model.backbone.width = Subnet.of(width).check((low, high)).width
 
 
 def _change_channels(model: dict, width: float) -> None:

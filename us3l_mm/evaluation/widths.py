@@ -15,7 +15,7 @@ from torch import nn
 
 from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
                             sha256)
-from us3l_mm.models.layers import SwitchableBatchNorm, at_width
+from us3l_mm.models.layers import at_width, subnets_of
 from .calibration import calibrate, has_norms
 from .complexity import count_complexity
 from .data import (BANK, QUERY, TRAIN, build_loader, dealt, image_batches,
@@ -292,9 +292,9 @@ def default_widths(network: nn.Module, count: int) -> List[float]:
     """
     if count < 1:
         raise ValueError(f'The number of widths is at least 1, got {count}.')
-    for layer in network.modules():
-        if isinstance(layer, SwitchableBatchNorm):
-            return layer.widths
+    subnets = subnets_of(network)
+    if subnets is not None:
+        return [subnet.width for subnet in subnets]
     low, high = network.width_range
     return sorted(
         {high - (high - low) * i / max(count - 1, 1)

@@ -14,7 +14,7 @@ from mmpretrain.models.backbones.resnet import Bottleneck
 from torch import Tensor, nn
 
 from us3l_mm.models.backbones import SlimmableResNet, SlimmableResNet_CIFAR
-from us3l_mm.models.layers import SlimmableBatchNorm, check_width
+from us3l_mm.models.layers import SlimmableBatchNorm, Subnet
 from us3l_mm.version import __version__
 from .families import family_of
 
@@ -204,7 +204,7 @@ def _is_statistic(key: str) -> bool:
 
 def _take_statistics(network: nn.Module, own: State, width: float) -> None:
     """Store the leading running statistics of ``own`` as those of a width."""
-    width = check_width(width, network.width_range)
+    width = Subnet.of(width).check(network.width_range).width
     for key, value in network.state_dict().items():
         if not _is_statistic(key.rsplit('_w', 1)[0]) and (
                 key not in own or not torch.equal(own[key].to(value), value)):

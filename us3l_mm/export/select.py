@@ -7,7 +7,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 from torch import nn
 
-from us3l_mm.models.layers import SwitchableBatchNorm
+from us3l_mm.models.layers import subnets_of
 
 GRID_STEP = 1 / 32
 AMOUNTS = {'': 1, 'k': 1e3, 'm': 1e6, 'g': 1e9, 't': 1e12}
@@ -43,9 +43,9 @@ def selectable_widths(network: nn.Module) -> List[float]:
     A network with switchable norms has those of its list instead.
     """
     low, high = network.width_range
-    for layer in network.modules():
-        if isinstance(layer, SwitchableBatchNorm):
-            return sorted(w for w in layer.widths if low <= w <= high)
+    subnets = subnets_of(network)
+    if subnets is not None:
+        return sorted(s.width for s in subnets if low <= s.width <= high)
     first = math.ceil(low / GRID_STEP - 1e-9)
     last = math.floor(high / GRID_STEP + 1e-9)
     return ([step * GRID_STEP for step in range(first, last + 1)]

@@ -5,7 +5,7 @@ from typing import Dict, Sequence
 
 from rich.table import Table
 
-from us3l_mm.models.heads import name_at
+from us3l_mm.models.layers import Subnet
 
 KINDS = {'bbox': 'box', 'segm': 'mask'}
 AP = re.compile(r'.*\b(bbox|segm)_mAP(?:_(50|75))?')
@@ -19,7 +19,7 @@ def width_table(metrics: Dict[str, float], widths: Sequence[float]) -> Table:
             ``coco/bbox_mAP_w0.50``.
         widths (sequence[float]): The rows, in this order.
     """
-    ending = name_at('', widths[0])
+    ending = f'_{Subnet.of(widths[0])}'
     names = [
         name.removesuffix(ending) for name in metrics if name.endswith(ending)
     ]
@@ -33,7 +33,7 @@ def width_table(metrics: Dict[str, float], widths: Sequence[float]) -> Table:
     for title in ('width', *columns.values()):
         table.add_column(title, justify='right')
     for width in widths:
-        values = [metrics[name_at(name, width)] for name in columns]
+        values = [metrics[f'{name}_{Subnet.of(width)}'] for name in columns]
         table.add_row(
             f'{width:g}',
             *(f'{100 * value:.1f}' if in_percent else f'{value:.4g}'

@@ -3,13 +3,14 @@ from time import perf_counter
 from typing import List, Optional, Sequence
 
 from mmengine.hooks import Hook
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 
+from us3l_mm.engine.mmengine_internals import built_loop
 from us3l_mm.engine.resuming.random_states import seeded
 from us3l_mm.evaluation.detection import batches_of, calibrate_detector
-from us3l_mm.export.slicing import has_statistics
-from us3l_mm.models.layers import FULL_WIDTH, check_width
+from us3l_mm.models.layers import has_statistics
+from us3l_mm.models.layers import FULL, Subnet
 from us3l_mm.registry import HOOKS
 
 
@@ -47,7 +48,7 @@ class CalibrationHook(Hook):
                              f'num_images={num_images}.')
         self.num_images, self.interval = num_images, interval
         self.widths = (None if widths is None else
-                       [check_width(width) for width in widths])
+                       [Subnet.of(width).width for width in widths])
         self.by_epoch, self._loader = by_epoch, None
 
     def before_run(self, runner: Runner) -> None:
@@ -58,7 +59,7 @@ class CalibrationHook(Hook):
                 'CalibrationHook measures the norms of an AllWidthsDetector, '
                 f'got a {type(detector).__name__}; remove it.')
         for width in self.widths or ():
-            check_width(width, detector.backbone.width_range)
+            Subnet.of(width).check(detector.backbone.width_range)
 
     def before_train(self, runner: Runner) -> None:
         """Refuse batches that could not be repeated."""
@@ -68,7 +69,8 @@ class CalibrationHook(Hook):
         """Measure every ``interval`` epochs and after the last one."""
         if self.by_epoch and (self.every_n_epochs(runner, self.interval)
                               or self.is_last_train_epoch(runner)):
-            self._measure(runner, self._widths(runner, runner._val_loop))
+            self._measure(runner,
+                          self._widths(runner, built_loop(runner, 'val')))
 
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch: Optional[dict] = None,
@@ -76,15 +78,16 @@ class CalibrationHook(Hook):
         """Measure every ``interval`` iterations and after the last one."""
         if not self.by_epoch and (self.every_n_train_iters(
                 runner, self.interval) or self.is_last_train_iter(runner)):
-            self._measure(runner, self._widths(runner, runner._val_loop))
+            self._measure(runner,
+                          self._widths(runner, built_loop(runner, 'val')))
 
     def before_val(self, runner: Runner) -> None:
         """Measure what is missing."""
-        self._measure_missing(runner, runner._val_loop)
+        self._measure_missing(runner, built_loop(runner, 'val'))
 
     def before_test(self, runner: Runner) -> None:
         """Measure what is missing, such as a width that was not trained."""
-        self._measure_missing(runner, runner._test_loop)
+        self._measure_missing(runner, built_loop(runner, 'test'))
 
     def _widths(self, runner: Runner, loop) -> List[float]:
         detector = get_ori_model(runner.model)
@@ -97,7 +100,7 @@ class CalibrationHook(Hook):
     def _measure_missing(self, runner: Runner, loop) -> None:
         detector = get_ori_model(runner.model)
         # A stock loop runs the width that is set.
-        widths = list(getattr(loop, 'evaluators', [FULL_WIDTH]))
+        widths = list(getattr(loop, 'evaluators', [FULL.width]))
         missing = [
             width for width in widths if not has_statistics(detector, width)
         ]
@@ -117,7 +120,7 @@ class CalibrationHook(Hook):
             f'{seen} images ({perf_counter() - start:.1f} s)')
 
     def _train_loader(self, runner: Runner):
-        if isinstance(runner._train_loop, BaseLoop):
+        if built_loop(runner, 'train'):
             return runner.train_dataloader
         if self._loader is None:  # in a test
             cfg = runner.cfg.get('train_dataloader')

@@ -1,5 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 import logging
+import re
+from collections import Counter, defaultdict
 from typing import Optional, Sequence
 
 import torch
@@ -11,13 +13,14 @@ from mmengine.runner import Runner
 from us3l_mm.registry import HOOKS
 
 ACTIONS = ('warn', 'stop')
+INDICATOR = re.compile('spread_(?!rand|teacher)')
 WHAT_TO_TRY = (
     'What is known to prevent it: a base loss of relative distances '
-    "(base_method='simclr_momentum' or 'moco_v3'), or an absolute one against "
-    "a momentum teacher ('byol', 'simsiam_momentum'); distillation from the "
+    "(InfoNCELoss, MoCoV3Loss), or an absolute one against "
+    "a momentum teacher (base_from='teacher'); distillation from the "
     "teacher (distill_from='teacher') through a head of its own "
-    '(share_head=False); a batch norm in the predictor; a smaller '
-    'teacher_momentum or learning rate.')
+    '(share_predictor=False); a batch norm in the predictor; a smaller '
+    'teacher.momentum or learning rate.')
 
 
 @HOOKS.register_module()
@@ -40,14 +43,14 @@ class CollapseMonitorHook(Hook):
         interval (int): Iterations that are averaged; the device is asked for
             the value once in as many. Defaults to 10.
         action (str): 'warn', or 'stop' with an error. Defaults to 'warn'.
-        indicators (sequence[str]): Names in the training log. Defaults to
-            ('spread_max', 'spread_min'), of the widest and the narrowest
-            network.
+        indicators (sequence[str], optional): Names in the training log.
+            Defaults to the spreads of all passes but those of random widths
+            and of the teacher.
     """
 
     def __init__(self, threshold: float = 0.15, patience: int = 100,
                  begin: int = 100, interval: int = 10, action: str = 'warn',
-                 indicators: Sequence[str] = ('spread_max', 'spread_min')):
+                 indicators: Optional[Sequence[str]] = None):
         if action not in ACTIONS:
             raise ValueError(f'action is one of {ACTIONS}, got {action!r}.')
         if not 0 < threshold < 1:
@@ -61,12 +64,11 @@ class CollapseMonitorHook(Hook):
                                  f'least {least}, got {value!r}.')
         self.threshold, self.patience, self.begin = threshold, patience, begin
         self.interval, self.action = interval, action
-        self.indicators = tuple(indicators)
+        self.indicators = indicators
 
     def before_train(self, runner: Runner) -> None:
         """Begin to watch."""
-        self._values = {name: [] for name in self.indicators}
-        self._under = dict.fromkeys(self.indicators, 0)
+        self._values, self._under = defaultdict(list), Counter()
         self._has_warned = False
 
     def after_train_iter(self, runner: Runner, batch_idx: int,
@@ -75,9 +77,10 @@ class CollapseMonitorHook(Hook):
         """Take the indicators in; look at them every ``interval`` values."""
         if runner.iter < self.begin or self._has_warned:
             return
-        for name in self.indicators:
+        outputs = outputs or {}
+        for name in self.indicators or filter(INDICATOR.match, outputs):
             values = self._values[name]
-            if name not in (outputs or {}):  # the full width trains alone
+            if name not in outputs:  # the full width trains alone
                 continue
             values.append(outputs[name])
             if len(values) == self.interval:

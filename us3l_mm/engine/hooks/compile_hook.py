@@ -4,42 +4,41 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 
-from us3l_mm.models.selfsup import encode
 from us3l_mm.registry import HOOKS
 from .dynamic_sampler_hook import DynamicSamplerHook
 
 
 @HOOKS.register_module()
 class CompileHook(Hook):
-    """Do what the config's ``compile`` says, width by width.
+    """Follow the config's ``compile``, one sub-network at a time.
 
-    MMEngine would compile ``train_step`` as a whole, backward passes, changes
-    of the width and all, and give up after eight widths. This compiles the
-    networks' part of it, :func:`~us3l_mm.models.selfsup.encode`, student and
-    teacher, once for each width; a width grid keeps their number small. What
-    evaluates during training runs the networks as they are.
+    MMEngine would compile ``train_step`` as a whole, with backward passes and
+    changes of the width, and give up after eight widths. This hook compiles
+    backbone and projector of student and teacher (``module.compile()``), once
+    for each width; a width grid keeps their number small.
 
-    ``compile=True``, or a dict of arguments of ``torch.compile``; ``dynamic``
-    is False unless it says otherwise.
+    ``compile`` is True or a dict of arguments of ``torch.compile``;
+    ``dynamic`` defaults to False.
     """
 
     priority = 'VERY_LOW'  # after the sampler has checked its widths
 
     def before_train(self, runner: Runner) -> None:
-        """Replace what MMEngine has compiled."""
+        """Compile the networks in place of what MMEngine has compiled."""
         options = runner.cfg.get('compile')
         algorithm = get_ori_model(runner.model)
-        if not options or not hasattr(algorithm, 'encode'):
+        if not options or not hasattr(algorithm, 'update_mode'):
             return
-        vars(runner.model).pop('train_step', None)
+        vars(runner.model).pop('train_step', None)  # MMEngine's
         options = {} if options is True else dict(options)
         count = self._count_widths(runner, algorithm)
-        # By student and teacher, and some for what else may change.
+        # For student and teacher, and some for whatever else may change.
         _raise_limits(2 * count + 8)
-        compiled = torch.compile(encode, **{'dynamic': False, **options})
-        algorithm.encode = compiled
-        if algorithm.teacher is not None:
-            algorithm.teacher.encode = compiled
+        for owner in (algorithm, getattr(algorithm, 'teacher', None)):
+            for module in (getattr(owner, 'backbone',
+                                   None), getattr(owner, 'neck', None)):
+                if module is not None:
+                    module.compile(**{'dynamic': False, **options})
 
     def _count_widths(self, runner: Runner, algorithm: torch.nn.Module) -> int:
         """How many widths training can draw; an error where that is any."""
@@ -53,7 +52,7 @@ class CompileHook(Hook):
                         'nearly every iteration. Set a grid, such as '
                         'grid=1/32, or leave out compile.')
                 return count
-        return len(algorithm.plan.subnets)
+        return len(algorithm.default_plan.passes)
 
 
 def _raise_limits(graphs: int) -> None:

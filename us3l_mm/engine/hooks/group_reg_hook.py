@@ -6,8 +6,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 
-from us3l_mm.models.losses import GroupDecay, GroupRegulariser
-from us3l_mm.models.losses.group_regulariser import MODES
+from us3l_mm.models.losses import GroupDecay
 from us3l_mm.registry import HOOKS
 
 
@@ -15,45 +14,27 @@ from us3l_mm.registry import HOOKS
 class GroupRegHook(Hook):
     r"""Replace weight decay by US3L's group regularisation.
 
-    Gives the algorithm a :class:`~us3l_mm.models.losses.GroupRegulariser`,
-    which adds a loss term to every pass, and refreshes its coefficients once
-    an epoch: plain decay up to ``warmup_epochs``, then a linear ramp that ends
-    at half of training. Source: US3L, arXiv 2303.06870, group
-    regularisation.
-
-    For AdamW and its like there is ``decoupled=True``: a
-    :class:`~us3l_mm.models.losses.GroupDecay` before each step instead of a
-    loss term.
+    Installs a :class:`~us3l_mm.models.losses.GroupDecay` at the optimizer and
+    refreshes its coefficients once an epoch: plain decay up to
+    ``warmup_epochs``, then a linear ramp that ends at half of training.
+    Source: US3L, arXiv 2303.06870, group regularisation.
 
     Args:
-        lam (float): Multiplies squared norms: half of the weight decay it
-            replaces. Defaults to 5e-5, for a weight decay of 1e-4.
-        alpha (float): How much less each further group pays, or for 'exp' the
-            factor from group to group. Defaults to 0.05.
-        mode (str): 'linear' or 'exp'. Defaults to 'linear'.
-        groups (int): Number of groups. Defaults to 8.
+        lam, alpha, mode, groups, base_pass_skip, value_interval, decoupled:
+            Arguments of :class:`~us3l_mm.models.losses.GroupDecay`. ``lam``
+            is half of the weight decay it replaces; ``decoupled=True`` is for
+            AdamW.
         warmup_epochs (int): Epochs of plain decay before the ramp. Defaults
             to 0.
-        group_dims (dict[int, int]): Which dimension of a parameter of so many
-            dimensions is grouped. Defaults to {1: 0, 4: 0}, the output
-            channels of convolutions and norms; {2: 1} for a ViT, the input
-            features of linear layers.
+        group_dims (dict[int, int]): By number of dimensions of a parameter,
+            the dimension that is grouped. Defaults to {1: 0, 4: 0}, the
+            output channels of convolutions and norms; {2: 1} for a ViT, the
+            input features of linear layers.
         skip (sequence[str]): Modules that are not decayed, besides the
             teacher. Defaults to ('feature_distiller', ).
-        base_pass_skip (sequence[str]): Modules that are not decayed in the
-            base pass (the reference leaves predictors out there). Defaults to
-            ('predictor', ).
         clear_weight_decay (bool): Whether to set the optimizer's weight decay
             of these parameters to 0, saying so, instead of refusing to run
             beside it. Defaults to False.
-        value_interval (int): The logged ``loss_reg`` is computed from norms
-            that are taken anew every so many iterations; the gradient is
-            always exact. Defaults to 10.
-        decoupled (bool): Whether to shrink the parameters before each step of
-            the optimizer, as AdamW does, instead of adding a loss term, whose
-            gradient an adaptive optimizer would rescale. A parameter without
-            a gradient is left alone then, and ``base_pass_skip`` and
-            ``value_interval`` have no meaning. Defaults to False.
     """
 
     def __init__(self, lam: float = 5e-5, alpha: float = 0.05,
@@ -63,8 +44,6 @@ class GroupRegHook(Hook):
                  base_pass_skip: Sequence[str] = ('predictor', ),
                  clear_weight_decay: bool = False, value_interval: int = 10,
                  decoupled: bool = False):
-        if mode not in MODES:
-            raise ValueError(f'mode is one of {MODES}, got {mode!r}.')
         if lam < 0:
             raise ValueError(f'lam is not negative, got {lam}.')
         for name, value in (('groups', groups), ('value_interval',
@@ -79,27 +58,18 @@ class GroupRegHook(Hook):
         self.warmup_epochs = warmup_epochs
         self.skip, self.clear_weight_decay = tuple(skip), clear_weight_decay
         self._kwargs = dict(lam=lam, alpha=alpha, mode=mode, groups=groups,
-                            group_dims=group_dims or {1: 0, 4: 0})
-        self._of_loss = dict(base_pass_skip=base_pass_skip,
-                             value_interval=value_interval)
-        self.decoupled, self._handle = decoupled, None
+                            group_dims=group_dims, decoupled=decoupled,
+                            base_pass_skip=base_pass_skip,
+                            value_interval=value_interval)
 
     def before_train(self, runner: Runner) -> None:
-        """Build the regulariser; look for weight decay beside it."""
-        algorithm = get_ori_model(runner.model)
-        named = [(name, p) for name, p in algorithm.named_parameters()
+        """Install the decay; refuse weight decay beside it."""
+        named = [(name, p)
+                 for name, p in get_ori_model(runner.model).named_parameters()
                  if p.requires_grad and name.split('.')[0] not in self.skip]
         self._check_weight_decay(runner.optim_wrapper.optimizer, named)
-        if self.decoupled:
-            if self._handle is not None:
-                self._handle.remove()
-            self._term = GroupDecay(named, **self._kwargs)
-            self._handle = (
-                runner.optim_wrapper.optimizer.register_step_pre_hook(
-                    self._term.before_step))
-        else:
-            self._term = algorithm.regulariser = GroupRegulariser(
-                named, **self._kwargs, **self._of_loss)
+        self._decay = GroupDecay(named, **self._kwargs)
+        runner.optim_wrapper.regularise(self._decay)
         self._epoch = None  # whose coefficients it has
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
@@ -114,7 +84,7 @@ class GroupRegHook(Hook):
         if epoch != self._epoch:
             self._epoch = epoch
             half = runner.max_iters / epoch_length / 2
-            self._term.set_ramp(ramp(epoch, self.warmup_epochs, half))
+            self._decay.set_ramp(ramp(epoch, self.warmup_epochs, half))
 
     def _check_weight_decay(self, optimizer, named) -> None:
         covered = {id(p): name for name, p in named}

@@ -5,31 +5,29 @@ import torch
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
-from mmpretrain.utils import get_ori_model
 
-from us3l_mm.models.selfsup.step_guard import StepGuard, not_finite
+from us3l_mm.engine.wrappers.multi_pass_optim_wrapper import not_finite
 from us3l_mm.registry import HOOKS
 
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
-    """Leave out steps that are not finite; stop when there are too many.
+    """Stop a training that leaves out too many optimizer steps.
 
-    Gives the algorithm a :class:`~us3l_mm.models.selfsup.StepGuard`: an
-    optimizer step with a gradient or a loss that is not finite is not made,
-    on any process. The log says how many there have been, ``skipped``. The
-    student keeps its weights then, so the teacher never sees anything else.
+    A :class:`~us3l_mm.engine.MultiPassOptimWrapper` makes no step whose loss
+    or gradient is not finite, on any process; the log counts them as
+    ``skipped``. The student keeps its weights then, so the teacher never sees
+    others.
 
     The loss scale of float16 starts too high on purpose, and each step that
-    it loses halves it: some skipped steps at the beginning are as they should
-    be.
+    it loses halves it: some skipped steps at the beginning are normal.
 
     Args:
-        max_consecutive (int): Optimizer steps left out in succession before
-            training stops. Defaults to 30, which takes the initial loss scale
-            of 2**16 to 2**-14.
-        max_total (int, optional): Steps left out altogether before training
-            stops. Defaults to None: any number.
+        max_consecutive (int): Number of optimizer steps left out in
+            succession at which training stops. Defaults to 30, which takes
+            the initial loss scale of 2**16 to 2**-14.
+        max_total (int, optional): Number of steps left out altogether at
+            which training stops. Defaults to None: any number.
     """
 
     # Before a checkpoint is written or removed.
@@ -44,24 +42,15 @@ class NonFiniteHook(Hook):
                                  f'1, got {value!r}.')
         self.max_consecutive, self.max_total = max_consecutive, max_total
 
-    def before_train(self, runner: Runner) -> None:
-        """Begin to watch; a resumed run goes on counting."""
-        scalars = runner.message_hub.log_scalars
-        before = (int(scalars['train/skipped'].current())
-                  if 'train/skipped' in scalars else 0)
-        algorithm = get_ori_model(runner.model)
-        if hasattr(algorithm, 'guard'):  # else only weights are looked at
-            algorithm.guard = StepGuard(before)
-
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch: Optional[dict] = None,
                          outputs: Optional[dict] = None) -> None:
         """Stop, on all processes together, when it has been too much."""
         # MMEngine has read all that is logged from the device by now.
-        guard = getattr(get_ori_model(runner.model), 'guard', None)
-        if guard is None:
+        wrapper = runner.optim_wrapper
+        if not hasattr(wrapper, 'skipped'):  # only weights are checked
             return
-        total, consecutive = int(guard.total), int(guard.consecutive)
+        total, consecutive = int(wrapper.skipped), int(wrapper.consecutive)
         if total and self.max_total is not None and total >= self.max_total:
             self._stop(
                 runner, f'{total} optimizer steps so far were not '
@@ -95,9 +84,8 @@ class NonFiniteHook(Hook):
                 f'{_last_good(runner)} A lower learning rate may help.')
 
     def _stop(self, runner: Runner, what: str) -> None:
-        guard = get_ori_model(runner.model).guard
-        found = [None] if guard.recent is None else all_gather_object(
-            _describe(guard.recent))
+        last = runner.optim_wrapper.last_skipped
+        found = [None] if last is None else all_gather_object(_describe(last))
         details = '; '.join(
             f'process {rank}: {text}' if len(found) > 1 else text
             for rank, text in enumerate(found) if text)
@@ -113,14 +101,14 @@ def _describe(step: dict) -> Optional[str]:
     """Which sub-networks and losses the step that was left out had."""
     if not step['left_out']:
         return None
-    widths = ', '.join(f'{s.name} (width {s.width:g})'
-                       for s in step['subnets'])
+    passes = ', '.join(f'{pass_.name} (width {pass_.subnet.width:g})'
+                       for pass_ in step['passes'])
     losses = {name: float(value) for name, value in step['losses'].items()}
     bad = [
         f'{name}={value}' for name, value in losses.items()
         if not torch.isfinite(torch.tensor(value))
     ]
-    return f'in the passes {widths}, ' + (
+    return f'in the passes {passes}, ' + (
         'not finite: ' + ', '.join(bad)
         if bad else 'a gradient was not finite, the losses were: ' +
         ', '.join(f'{name}={value:.4g}' for name, value in losses.items()))

@@ -6,8 +6,9 @@ from mmpretrain.models import BaseSelfSupervisor
 from mmpretrain.utils import get_ori_model
 
 from us3l_mm.engine.checks.agreement import check_agreement
-from us3l_mm.engine.wrappers import US3LDistributedDataParallel
-from us3l_mm.models.selfsup import check_optim_wrapper, check_views
+from us3l_mm.engine.wrappers import (MultiPass,
+                                     MultiPassDistributedDataParallel)
+from us3l_mm.models.selfsup import check_views
 from us3l_mm.registry import HOOKS
 from .compile_hook import CompileHook
 
@@ -29,11 +30,11 @@ class PreflightHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Check the run as it was built."""
         if is_model_wrapper(runner.model) and not isinstance(
-                runner.model, US3LDistributedDataParallel):
+                runner.model, MultiPassDistributedDataParallel):
             raise ValueError(
                 f'{type(runner.model).__name__} does not run the passes of a '
                 'slimmable training step. Set model_wrapper_cfg=dict(type='
-                "'us3l_mm.US3LDistributedDataParallel').")
+                "'us3l_mm.MultiPassDistributedDataParallel').")
         if runner.cfg.get('sync_bn') is not None:
             raise ValueError(
                 f'sync_bn={runner.cfg.sync_bn!r} would replace the slimmable '
@@ -49,8 +50,14 @@ class PreflightHook(Hook):
                     'would need statistics of every width that is drawn. '
                     f'Pre-train with {name}={off}; freeze a network of one '
                     'width.')
-        check_optim_wrapper(runner.optim_wrapper,
-                            get_ori_model(runner.model).update_mode)
+        if not isinstance(runner.optim_wrapper, MultiPass):
+            raise ValueError(
+                f'{type(runner.optim_wrapper).__name__} does not count the '
+                "passes of a training step. Set optim_wrapper.type='us3l_mm."
+                "MultiPassOptimWrapper', or in mixed precision 'us3l_mm."
+                "MultiPassAmpOptimWrapper'; --amp of MMPretrain's own tool "
+                'replaces it, that of ours does not.')
+        runner.optim_wrapper.check(get_ori_model(runner.model).update_mode)
         if runner.cfg.get('activation_checkpointing') is not None:
             raise ValueError(
                 'activation_checkpointing makes re-entrant checkpoints, which '
@@ -61,8 +68,8 @@ class PreflightHook(Hook):
                 isinstance(hook, CompileHook) for hook in runner.hooks):
             raise ValueError(
                 'compile without CompileHook would compile the whole training '
-                'step, and give up after a few widths. Add custom_hooks: '
-                "dict(type='us3l_mm.CompileHook').")
+                'step, and give up after a few widths. Add '
+                "default_hooks.compile=dict(type='us3l_mm.CompileHook').")
         if not isinstance(get_ori_model(runner.model), BaseSelfSupervisor):
             return  # a detector of many widths
         loader = runner.train_dataloader

@@ -14,8 +14,7 @@ from mmpretrain.utils import get_ori_model
 from us3l_mm.evaluation import calibrate, extract_features, knn_accuracy
 from us3l_mm.evaluation.data import (build_loader, image_batches,
                                      labelled_batches, shuffled)
-from us3l_mm.models.heads import name_at
-from us3l_mm.models.layers import check_width
+from us3l_mm.models.layers import Subnet
 from us3l_mm.registry import HOOKS
 
 
@@ -54,7 +53,7 @@ class WidthKNNHook(Hook):
                              f'of at least 1, got {interval!r}.')
         if not widths:
             raise ValueError('widths is a list of at least one width.')
-        self.widths = [check_width(width) for width in widths]
+        self.widths = [Subnet.of(width).width for width in widths]
         self.interval, self.by_epoch = interval, by_epoch
         self.k, self.num_images = k, num_images
         self.cfgs = bank_dataloader, query_dataloader
@@ -63,7 +62,7 @@ class WidthKNNHook(Hook):
         """Build the loaders; refuse what could not be evaluated later."""
         width_range = get_ori_model(runner.model).backbone.width_range
         for width in self.widths:
-            check_width(width, width_range)
+            Subnet.of(width).check(width_range)
         with _random_state_kept():
             self.bank, self.queries = map(build_loader, self.cfgs)
             self.calibration = shuffled(self.bank, self.num_images)
@@ -124,7 +123,7 @@ class WidthKNNHook(Hook):
 
 def scalar_name(width: float) -> str:
     """``knn/top1_w0.50``, with more digits only where the width has them."""
-    return name_at('knn/top1', width)
+    return f'knn/top1_{Subnet.of(width)}'
 
 
 @contextmanager

@@ -4,13 +4,14 @@ from typing import Dict, List, Optional, Sequence, Union
 
 import torch
 from mmengine.evaluator import Evaluator
-from mmengine.runner import BaseLoop, Runner, ValLoop
+from mmengine.runner import Runner, ValLoop
 from mmengine.runner.amp import autocast
 from mmpretrain.utils import get_ori_model
 from torch.utils.data import DataLoader
 
 from us3l_mm.engine.hooks import CalibrationHook
-from us3l_mm.models.heads import name_at
+from us3l_mm.engine.mmengine_internals import built_loop
+from us3l_mm.models.layers import Subnet
 from us3l_mm.models.layers import at_width
 from us3l_mm.registry import LOOPS
 
@@ -79,12 +80,12 @@ class WidthValLoop(ValLoop):
         evaluator = deepcopy(self.evaluator, shared)
         for metric in evaluator.metrics:
             if getattr(metric, 'outfile_prefix', None):
-                metric.outfile_prefix = name_at(metric.outfile_prefix, width)
+                metric.outfile_prefix = f'{metric.outfile_prefix}_{Subnet.of(width)}'
         return evaluator
 
     def _check_save_best(self) -> None:
         """Refuse a metric that would be looked for after the first epochs."""
-        endings = tuple(name_at('', width) for width in self.evaluators)
+        endings = tuple(f'_{Subnet.of(width)}' for width in self.evaluators)
         for hook in self.runner.hooks:
             for name in getattr(hook, 'save_best', None) or ():
                 if name != 'auto' and not name.endswith(endings):
@@ -97,7 +98,7 @@ class WidthValLoop(ValLoop):
     def _check_calibration(self) -> None:
         """Refuse a training after which no width could be validated."""
         runner = self.runner
-        if (isinstance(runner._train_loop, BaseLoop)
+        if (built_loop(runner, 'train')
                 and hasattr(get_ori_model(runner.model), 'run_norms')
                 and not any(
                     isinstance(hook, CalibrationHook)
@@ -117,7 +118,7 @@ class WidthValLoop(ValLoop):
             self.run_iter(index, data_batch)
         size = len(self.dataloader.dataset)
         metrics = {
-            name_at(name, width): value
+            f'{name}_{Subnet.of(width)}': value
             for width, evaluator in self.evaluators.items()
             for name, value in evaluator.evaluate(size).items()
         }

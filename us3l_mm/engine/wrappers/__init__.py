@@ -1,5 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from .cpu_amp import CpuAmpOptimWrapper
-from .us3l_ddp import US3LDistributedDataParallel
+from .multi_pass_ddp import MultiPassDistributedDataParallel
+from .multi_pass_optim_wrapper import MultiPass, MultiPassOptimWrapper
 
-__all__ = ['CpuAmpOptimWrapper', 'US3LDistributedDataParallel']
+__all__ = [
+    'CpuAmpOptimWrapper', 'MultiPass', 'MultiPassDistributedDataParallel',
+    'MultiPassOptimWrapper'
+]

@@ -6,48 +6,48 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from us3l_mm.models.layers import (KeepsOwnWidth, SlimmableLayer,
-                                   SwitchableBatchNorm, slimmable_layers)
+from us3l_mm.models.layers import (KeepsOwnSubnet, SlimmableLayer, Subnet,
+                                   SubnetLike, slimmable_layers)
 from us3l_mm.models.layers.norm import statistics_suffix
 
 MISSING_STATISTICS = ('error', 'reset')
 
 
-def cut_layers(module: nn.Module, width: float) -> None:
+def cut_layers(module: nn.Module, subnet: SubnetLike) -> None:
     """Replace the slimmable layers under ``module`` in place.
 
-    Each becomes the ordinary layer of its ``plain(width)``; a frozen one stays
-    frozen. A module with a method ``on_cut(width)`` is told when its layers
-    have been replaced. A teacher is not reached (:class:`KeepsOwnWidth`).
+    Each becomes the plain layer that its ``plain(subnet)`` returns; a frozen
+    one stays frozen. A module with a method ``on_cut(width)`` is told when
+    its layers have been replaced. A teacher is not reached (:class:`KeepsOwnSubnet`).
     """
-    plain = plain_layers(module, width)
+    plain = plain_layers(module, subnet)
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if child in plain:
                 setattr(parent, name, plain[child])
-    tell_of_cut(module, width)
+    tell_of_cut(module, subnet)
 
 
 def plain_layers(module: nn.Module,
-                 width: float) -> Dict[nn.Module, nn.Module]:
+                 subnet: SubnetLike) -> Dict[nn.Module, nn.Module]:
     """The ordinary layer that each slimmable one under ``module`` becomes."""
     plain = {}
     for layer in slimmable_layers(module):
         if layer not in plain:  # a layer may sit in two places
             frozen = [not p.requires_grad for p in layer.parameters()]
-            plain[layer] = layer.plain(width).requires_grad_(
+            plain[layer] = layer.plain(subnet).requires_grad_(
                 not frozen or not all(frozen))
     return plain
 
 
-def tell_of_cut(module: nn.Module, width: float) -> None:
+def tell_of_cut(module: nn.Module, subnet: SubnetLike) -> None:
     """Call ``on_cut`` of all modules that were cut."""
-    if isinstance(module, KeepsOwnWidth):
+    if isinstance(module, KeepsOwnSubnet):
         return
     for child in module.children():
-        tell_of_cut(child, width)
+        tell_of_cut(child, subnet)
     if hasattr(module, 'on_cut'):
-        module.on_cut(width)
+        module.on_cut(Subnet.of(subnet).width)
 
 
 class Cut:
@@ -58,19 +58,20 @@ class Cut:
 
     Args:
         network (nn.Module): The full network, before it is cut.
-        width (float): The width that it will be cut to.
+        subnet (Subnet): The sub-network that it will be cut to.
         missing_statistics (str): What to do about a file without statistics
             for this width: 'error', or 'reset' for those of a new layer.
             Defaults to 'error'.
     """
 
-    def __init__(self, network: nn.Module, width: float,
+    def __init__(self, network: nn.Module, subnet: SubnetLike,
                  missing_statistics: str = 'error'):
         if missing_statistics not in MISSING_STATISTICS:
             raise ValueError(
                 f'missing_statistics is one of {MISSING_STATISTICS}, got '
                 f'{missing_statistics!r}.')
-        self.width = width
+        self.subnet = Subnet.of(subnet)
+        width = self.subnet.width
         self.missing_statistics = missing_statistics
         self.full_shapes: Dict[str, Tuple[int, ...]] = {
             name: tuple(parameter.shape)
@@ -84,11 +85,11 @@ class Cut:
             and layer.row_blocks(width) is not None
             for leaf, _ in layer.named_parameters(recurse=False)
         }
-        # Which of a switchable norm's private norms is the one of this width.
-        self.private_norms: Dict[str, int] = {
-            name: layer._index(width)
+        # Layers whose private tensors get the keys of plain ones.
+        self.switchable = {
+            name: layer
             for name, layer in network.named_modules()
-            if isinstance(layer, SwitchableBatchNorm)
+            if isinstance(layer, SlimmableLayer) and layer.subnets
         }
 
     def cut_parameters(self, network: nn.Module, state_dict: Dict[str, Tensor],
@@ -98,7 +99,8 @@ class Cut:
         A tensor that has neither the full nor the narrow shape stays, for the
         check that follows to refuse.
         """
-        self._pick_private_norms(state_dict, prefix)
+        for name, layer in self.switchable.items():
+            layer.pick(state_dict, f'{prefix}{name}.', self.subnet)
         self._is_full = False
         for name, parameter in network.named_parameters():
             weights, shape = state_dict.get(prefix + name), parameter.shape
@@ -111,15 +113,6 @@ class Cut:
                 leading = tuple(slice(size) for size in shape)
                 state_dict[prefix + name] = weights[leading].contiguous()
                 self._is_full = True
-
-    def _pick_private_norms(self, state_dict, prefix) -> None:
-        for name, index in self.private_norms.items():
-            stem = f'{prefix}{name}.norms.'
-            for key in [key for key in state_dict if key.startswith(stem)]:
-                position, leaf = key[len(stem):].split('.')
-                value = state_dict.pop(key)
-                if int(position) == index:
-                    state_dict[f'{prefix}{name}.{leaf}'] = value
 
     def pick_statistics(self, network: nn.Module,
                         state_dict: Dict[str, Tensor], prefix: str) -> None:
@@ -154,12 +147,12 @@ class Cut:
 
     def _pick(self, network, state_dict, stem) -> Optional[tuple]:
         """(mean, variance, count) of a norm, or None."""
-        suffix = statistics_suffix(self.width)
+        suffix = statistics_suffix(self.subnet)
         if suffix and f'{stem}.running_mean{suffix}' in state_dict:
             return (state_dict[f'{stem}.running_mean{suffix}'],
                     state_dict[f'{stem}.running_var{suffix}'], torch.tensor(1))
         mean = state_dict.get(f'{stem}.running_mean')
-        if mean is None or (self._is_full and not self.private_norms):
+        if mean is None or (self._is_full and not self.switchable):
             return None  # those of the full width fit no other
         count = state_dict.get(f'{stem}.num_batches_tracked', torch.tensor(1))
         if count == 0 and self._cuts_nothing(network):
@@ -172,7 +165,7 @@ class Cut:
             for name, parameter in network.named_parameters())
 
     def _absent_message(self, absent) -> str:
-        width = f'{self.width:g}'
+        width = f'{self.subnet.width:g}'
         return (
             f'The file has no batch-norm statistics for width {width} '
             f'({len(absent)} norms, such as {absent[0]}): training tracks '

@@ -4,8 +4,8 @@ from typing import Optional, Tuple
 
 from torch import nn
 
-from us3l_mm.models.layers import (SlimmableConv2d, active_channels,
-                                   check_width, check_width_range)
+from us3l_mm.models.layers import (SlimmableConv2d, Subnet, active_channels,
+                                   check_width_range)
 from .narrow import Cut, cut_layers
 from .weights import ChecksItsWeights
 
@@ -56,6 +56,8 @@ class SlimmableCNN(ChecksItsWeights):
                              f'{norm_cfg["type"]!r}.')
         norm_cfg['type'] = NORMS.get(norm_cfg['type'], norm_cfg['type'])
         norm_cfg['divisor'] = divisor
+        if 'widths' in norm_cfg:  # a list without modes
+            norm_cfg['subnets'] = norm_cfg.pop('widths')
         super().__init__(
             *args, norm_cfg=norm_cfg,
             conv_cfg=dict(type='us3l_mm.SlimmableConv2d',
@@ -66,11 +68,11 @@ class SlimmableCNN(ChecksItsWeights):
         stem = next(m for m in self.modules()
                     if isinstance(m, SlimmableConv2d))
         stem.slice_in = False
-        stem.on_width()
+        stem.on_subnet()
         self.adapt_layers()
         if width is not None:
-            self._narrow(check_width(width, self.width_range),
-                         missing_statistics)
+            self._narrow(
+                Subnet(width).check(self.width_range), missing_statistics)
             if sync:
                 nn.SyncBatchNorm.convert_sync_batchnorm(self)
         elif missing_statistics != 'error':
@@ -80,7 +82,7 @@ class SlimmableCNN(ChecksItsWeights):
     def adapt_layers(self) -> None:
         """Change the layers that do not narrow as all others do."""
 
-    def _narrow(self, width: float, missing_statistics: str) -> None:
+    def _narrow(self, subnet: Subnet, missing_statistics: str) -> None:
         """Make this an ordinary network of one width."""
         if missing_statistics == 'reset' and (self.norm_eval
                                               or self.frozen_stages >= 0):
@@ -89,8 +91,8 @@ class SlimmableCNN(ChecksItsWeights):
                 f'norm_eval={self.norm_eval}, '
                 f'frozen_stages={self.frozen_stages}: frozen norms would '
                 'normalise by the statistics of a new layer for ever.')
-        self.cut = Cut(self, width, missing_statistics)
-        cut_layers(self, width)
+        self.cut = Cut(self, subnet, missing_statistics)
+        cut_layers(self, subnet)
 
     def on_cut(self, width: float) -> None:
         """Adapt what knows channel counts, now that all layers are plain."""
@@ -111,7 +113,7 @@ class SlimmableCNN(ChecksItsWeights):
         """
         channels = self.output_channels()
         if width is not None:
-            width = check_width(width, self.width_range)
+            width = Subnet(width).check(self.width_range).width
         if width is None or self.width is not None:
             return channels
         return tuple(

@@ -80,12 +80,12 @@ class SlimmableMobileNetV2(SlimmableCNN, MobileNetV2):
                 self._round(depthwise, (ratio, ratio))
                 self._round(project, (ratio, 1))
         self.conv2.conv.slice_out = False
-        self.conv2.conv.on_width()
+        self.conv2.conv.on_subnet()
         self._set_norm(self.conv2, slice_channels=False)
 
     def _round(self, module: ConvModule, ratio: Tuple[int, int]) -> None:
         module.conv.ratio = ratio
-        module.conv.on_width()
+        module.conv.on_subnet()
         self._set_norm(module, ratio=ratio[1])
 
     def _set_norm(self, module: ConvModule, **kwargs) -> None:

@@ -6,7 +6,6 @@ from mmengine.model import constant_init
 from mmpretrain.models import ResNet, ResNet_CIFAR
 from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
 
-from us3l_mm.models.layers import SwitchableBatchNorm
 from us3l_mm.registry import MODELS
 from .slimmable_cnn import SlimmableCNN
 
@@ -40,15 +39,13 @@ class _SlimmableResNet(SlimmableCNN):
     def init_weights(self) -> None:
         super().init_weights()
         if self.zero_init_residual and not self._is_pretrained:
-            # The house's zero init looks for a norm's own weight; a
-            # switchable norm has one per width.
+            # MMPretrain zeroes the last norm of a block, and would miss the
+            # private norms inside of a switchable one.
             for block in self.modules():
                 if isinstance(block, (BasicBlock, Bottleneck)):
-                    last = (block.norm3
-                            if isinstance(block, Bottleneck) else block.norm2)
-                    if isinstance(last, SwitchableBatchNorm):
-                        for norm in last.norms:
-                            constant_init(norm, 0)
+                    last = getattr(block, 'norm3', block.norm2)
+                    for norm in last.children():
+                        constant_init(norm, 0)
 
     @property
     def _is_pretrained(self) -> bool:
@@ -62,7 +59,7 @@ class SlimmableResNet(_SlimmableResNet, ResNet):
 
     MMPretrain's :class:`~mmpretrain.models.ResNet` over slimmable layers: same
     arguments, same state-dict keys, same initial weights. Set the width with
-    :func:`us3l_mm.models.layers.set_width` or ``at_width``. At width k/8 it
+    :func:`us3l_mm.models.layers.at_width` or ``set_subnet``. At width k/8 it
     equals ``ResNet(base_channels=8k, stem_channels=8k)`` with the leading
     channels of its weights; at other widths every layer rounds on its own.
     Source: US3L, `Three Guidelines You Should Know for Universally Slimmable
@@ -76,9 +73,9 @@ class SlimmableResNet(_SlimmableResNet, ResNet):
         divisor (int): Channels are rounded to multiples of it. Defaults to 8.
         norm_cfg (dict, optional): ``type='BN'`` for
             :class:`~us3l_mm.models.layers.SlimmableBatchNorm2d`, or
-            ``type='SwitchableBN', widths=[...]`` for one private batch norm
-            per width; with a ``width`` also ``type='SyncBN'``, for statistics
-            over all processes. Defaults to dict(type='BN').
+            ``type='SwitchableBN', subnets=[...]`` for a private batch norm
+            per sub-network; with a ``width`` also ``type='SyncBN'``, for
+            statistics over all processes. Defaults to dict(type='BN').
         width (float, optional): Build an ordinary network of this width: plain
             convolutions, and batch norms with running statistics, to
             fine-tune, to train a detector on, or to hold a sliced checkpoint.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from us3l_mm.models.layers import (SlimmableAttention, SlimmableConv2d,
                                    SlimmableLayerNorm, SlimmableLinear,
-                                   SlimmableQKV, active_steps, check_width,
+                                   SlimmableQKV, Subnet, active_steps,
                                    check_width_range)
 from us3l_mm.registry import MODELS
 from .narrow import Cut, cut_layers
@@ -153,9 +153,9 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
         if frozen_patch_embed:
             self.patch_embed.requires_grad_(False)
         if width is not None:
-            width = check_width(width, self.width_range)
-            self.cut = Cut(self, width)
-            cut_layers(self, width)
+            subnet = Subnet(width).check(self.width_range)
+            self.cut = Cut(self, subnet)
+            cut_layers(self, subnet)
 
     def _replace_layers(self) -> None:
         """Put slimmable layers over the parameters of the plain ones."""
@@ -198,7 +198,7 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
             layer.attn.qkv.slice_out = fc1.slice_out = skip
             fc2.cut_input = not skip
             for changed in (layer.attn.qkv, fc1):
-                changed.on_width()
+                changed.on_subnet()
 
     def init_weights(self) -> None:
         positions = self.pos_embed.data.clone()
@@ -236,7 +236,7 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
         """
         dims = self.embed_dims
         if width is not None:
-            width = check_width(width, self.width_range)
+            width = Subnet(width).check(self.width_range).width
             if self.slice == 'embed' and self.width is None:
                 dims = active_steps(dims, width, self.num_heads)
         return (dims, ) * len(self.out_indices)

@@ -6,7 +6,7 @@ import torch
 from mmpretrain.models.utils import build_2d_sincos_position_embedding
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import FULL_WIDTH, QKV, SlimmableQKV
+from us3l_mm.models.layers import QKV, SlimmableQKV
 
 INIT_STYLES = ('mmpretrain', 'mocov3')
 
@@ -20,8 +20,8 @@ def init_as_mocov3(vit: nn.Module) -> None:
     projection = vit.patch_embed.projection
     for module in vit.modules():
         if isinstance(module, (SlimmableQKV, QKV)):
-            qk, value = (module.active_parts if isinstance(module, QKV) else
-                         module.parts(FULL_WIDTH))
+            qk, value = (module.active_parts
+                         if isinstance(module, QKV) else module.parts(1.0))
             blocks = module.weight.split((qk, qk, value))
         elif isinstance(module, nn.Linear):
             blocks = [module.weight]

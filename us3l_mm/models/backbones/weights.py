@@ -1,4 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from us3l_mm.models.layers import SlimmableLayer
 
 
 class ChecksItsWeights:
@@ -19,6 +20,9 @@ class ChecksItsWeights:
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if self.cut is not None:
             self.cut.cut_parameters(self, state_dict, prefix)
+        for name, layer in self.named_modules():
+            if isinstance(layer, SlimmableLayer):
+                layer.adapt_file(state_dict, f'{prefix}{name}.')
         if self._check_parameters(state_dict, prefix) and self.cut is not None:
             self.cut.pick_statistics(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -6,7 +6,7 @@ from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import SlimmableBatchNorm, at_width
+from us3l_mm.models.layers import at, check_statistics
 from us3l_mm.registry import MODELS
 from .subnet_classifier import check_checkpoint
 
@@ -52,32 +52,15 @@ class AllWidthsClassifier(ImageClassifier):
         """Load the backbone's checkpoint; refuse one without statistics."""
         check_checkpoint(self.backbone)
         super().init_weights()
-        self._check_statistics()
-
-    def _check_statistics(self) -> None:
-        norms = [
-            module for module in self.backbone.modules()
-            if isinstance(module, SlimmableBatchNorm)
-        ]
-        for width in self.head.widths:
-            for norm in norms:
-                if not any(
-                        abs(known - width) < 1e-6
-                        for known in norm.measured_widths):
-                    raise ValueError(
-                        'The file has no batch-norm statistics for width '
-                        f'{width:g}; it has those of '
-                        f'{norm.measured_widths or "none"}. Measure them: '
-                        'tools/evaluate_widths.py CONFIG CKPT --widths '
-                        f'{" ".join(f"{w:g}" for w in self.head.widths)} '
-                        '--save-checkpoint FILE, and load that file.')
+        for subnet in self.head.subnets:
+            check_statistics(self.backbone, subnet)
 
     def loss(self, inputs: Tensor,
              data_samples: List[DataSample]) -> Dict[str, Tensor]:
         """The loss of every width, see ``SwitchableLinearHead``."""
         feats = {}
         with torch.no_grad():
-            for width in self.head.widths:
-                with at_width(self, width):
-                    feats[width] = self.extract_feat(inputs)
-        return self.head.loss_of_widths(feats, data_samples)
+            for subnet in self.head.subnets:
+                with at(self, subnet):
+                    feats[subnet] = self.extract_feat(inputs)
+        return self.head.loss_of_subnets(feats, data_samples)

@@ -6,9 +6,9 @@ from typing import Dict, List, Optional, Sequence, Union
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import (SlimmableBatchNorm, check_width,
-                                   slimmable_layers)
-from us3l_mm.models.selfsup import Plan, Subnet, run_passes
+from us3l_mm.models.layers import (SlimmableBatchNorm, Subnet, SubnetLike,
+                                   set_sync, slimmable_layers, subnet_list)
+from us3l_mm.models.selfsup import Batch, Pass, Plan, check_pass, run_passes
 from us3l_mm.models.selfsup.checkpointing import use_plain_checkpoints
 from us3l_mm.registry import MODELS
 from .neck_inputs import measure_norms, slice_inputs
@@ -33,21 +33,17 @@ class AllWidths:
 
     stock: type  # the class of MMDetection
     update_mode = 'accumulate'
-    regulariser = None
-    guard = None  # set by NonFiniteHook
 
-    def __init__(self, widths: Sequence[float], sync_norms: bool, **kwargs):
+    def __init__(self, widths: List[Subnet], sync_norms: bool, **kwargs):
         super().__init__(**kwargs)
         use_plain_checkpoints(self.backbone)
         slice_inputs(self.neck, self.backbone)
         for part in self.children():
             if part is not self.backbone:
                 measure_norms(part)
-        for module in self.modules():
-            if isinstance(module, SlimmableBatchNorm):
-                module.sync = sync_norms
-        self.widths = sorted(widths, reverse=True)
-        self.plan = Plan.of(self.widths)
+        set_sync(self, sync_norms)
+        self.subnets = widths
+        self.default_plan = Plan.fixed(widths)
 
     def train_step(self, data: dict, optim_wrapper) -> Dict[str, Tensor]:
         """Train on one batch; see :func:`~us3l_mm.models.run_passes`."""
@@ -58,44 +54,40 @@ class AllWidths:
         """
         return self.data_preprocessor(data, training=True)
 
-    def targets(self, subnet: Subnet, views: dict, cache: dict) -> None:
-        """None: every width learns from the annotations alone."""
+    def begin(self, batch: Batch) -> None:
+        """Nothing: all widths learn from the annotations alone."""
 
-    def forward(self, inputs: Union[Tensor, dict], data_samples=None,
-                mode: str = 'tensor', subnet: Optional[Subnet] = None,
-                targets: None = None):
-        """MMDetection's three modes; ``loss`` is one pass of one sub-network.
+    def end(self, batch: Batch) -> None:
+        """Nothing."""
+
+    def forward(self, inputs: Union[Tensor, Batch], data_samples=None,
+                mode: str = 'tensor', pass_: Optional[Pass] = None):
+        """MMDetection's three modes, where ``loss`` is one pass over a batch.
 
         Args:
-            inputs (Tensor or dict): Images; of a pass what :meth:`views`
-                gave.
+            inputs (Tensor or Batch): Images; in mode 'loss' the batch.
         """
         if mode != 'loss':
             return super().forward(inputs, data_samples, mode)
-        if subnet is None:
-            raise RuntimeError(
-                'An AllWidthsDetector was asked for a loss without being told '
-                'the sub-network, as a stock wrapper does, which would train '
-                'the full width alone. Set model_wrapper_cfg=dict(type='
-                "'us3l_mm.US3LDistributedDataParallel').")
-        return self.pass_loss(inputs, subnet)
+        check_pass(self, pass_)
+        return self.pass_loss(inputs, pass_)
 
-    def pass_loss(self, batch: dict, subnet: Subnet) -> Dict[str, dict]:
+    def pass_loss(self, batch: Batch, pass_: Pass) -> Dict[str, dict]:
         """The losses of one pass, at the width that the layers are set to.
 
         Returns:
-            dict: In ``losses`` their sum, ``loss_max``, ``loss_min`` or
-            ``loss_rand``; in ``log`` the parts of the widest network, under
-            MMDetection's names.
+            dict: In ``losses`` their sum, such as ``loss_w0.50``; in ``log``
+            the parts of the widest network, under MMDetection's names.
         """
-        losses = self.loss(batch['inputs'],
-                           [_copy(s) for s in batch['data_samples']])
-        total, parts = self.parse_losses(losses)
+        samples = [_copy(sample) for sample in batch.views['data_samples']]
+        total, parts = self.parse_losses(
+            self.loss(batch.views['inputs'], samples))
         del parts['loss']
         return dict(
-            losses={f'loss_{subnet.name}': total}, encoded=None,
+            losses={f'loss_{pass_.name}': total},
             log={name: value.detach()
-                 for name, value in parts.items()} if subnet.is_base else {})
+                 for name, value in parts.items()}
+            if pass_.role == 'base' else {})
 
     def run_norms(self, inputs: Tensor, data_samples: list) -> None:
         """Let images pass all batch norms, as in training.
@@ -125,14 +117,14 @@ class AllWidths:
                                            nn.Sequential) else self.neck
         if hasattr(first, 'in_channels'):
             first.in_channels = list(self.backbone.out_channels)
-        del self.widths, self.plan
+        del self.subnets, self.default_plan
         self.__class__ = self.stock
 
 
 @MODELS.register_module(name='AllWidthsDetector')
 def all_widths_detector(detector: str, backbone: dict, neck: Union[dict,
                                                                    List[dict]],
-                        widths: Sequence[float] = (1.0, 0.75, 0.5, 0.25),
+                        widths: Sequence[SubnetLike] = (1.0, 0.75, 0.5, 0.25),
                         sync_norms: bool = False, **kwargs) -> nn.Module:
     """A detector of MMDetection that runs at any width: :class:`AllWidths`.
 
@@ -162,16 +154,13 @@ def all_widths_detector(detector: str, backbone: dict, neck: Union[dict,
                          "'mmdet').")
     outline = MODELS.build(backbone)  # for its channels, as in SubnetDetector
     check_backbone(outline)
-    if not widths or len(set(widths)) != len(widths):
-        raise ValueError('widths is a list of at least one width, each named '
-                         f'once, got {list(widths)}.')
-    widths = [check_width(width, outline.width_range) for width in widths]
+    subnets = [s.check(outline.width_range) for s in subnet_list(widths)]
     if not neck:
         raise ValueError('An AllWidthsDetector needs a neck, as FPN, that '
                          'brings the maps of all widths to the same channels.')
     first, *rest = neck if isinstance(neck, (list, tuple)) else [neck]
     first = dict(first, in_channels=list(outline.out_channels))
-    return _over(stock)(widths=widths, sync_norms=sync_norms,
+    return _over(stock)(widths=subnets, sync_norms=sync_norms,
                         backbone=backbone,
                         neck=[first, *rest] if rest else first, **kwargs)
 

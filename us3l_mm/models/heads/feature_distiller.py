@@ -1,11 +1,10 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from typing import Optional, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import SlimmableConv2d
+from us3l_mm.models.layers import SlimmableConv2d, at_least_single
 from us3l_mm.registry import MODELS
 
 
@@ -59,8 +58,8 @@ class FeatureDistiller(nn.Module):
                 (N, C).
         """
         losses = [
-            F.mse_loss(_float(project(_as_map(maps[i]))),
-                       _float(_as_map(targets[i].detach())))
+            F.mse_loss(at_least_single(project(_as_map(maps[i]))),
+                       at_least_single(_as_map(targets[i].detach())))
             for i, project in zip(self.outputs, self.projections)
         ]
         return self.loss_weight * sum(losses) / len(losses)
@@ -69,8 +68,3 @@ class FeatureDistiller(nn.Module):
 def _as_map(x: Tensor) -> Tensor:
     """``x`` itself, or features (N, c) as a map of one pixel."""
     return x[..., None, None] if x.ndim == 2 else x
-
-
-def _float(x: Tensor) -> Tensor:
-    """``x`` in at least single precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

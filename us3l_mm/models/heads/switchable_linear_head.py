@@ -7,17 +7,8 @@ from mmpretrain.models.heads import ClsHead, LinearClsHead
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import SlimmableLayer, check_width
+from us3l_mm.models.layers import SlimmableLayer, Subnet, SubnetLike, subnet_list
 from us3l_mm.registry import MODELS
-
-
-def name_at(name: str, width: float) -> str:
-    """``name`` at ``width``, such as ``accuracy/top1_w0.50``.
-
-    Two digits, and more only where the width has them.
-    """
-    digits = f'{width:.2f}'
-    return f'{name}_w' + (digits if float(digits) == width else f'{width:.6g}')
 
 
 @MODELS.register_module()
@@ -31,7 +22,8 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
 
     Args:
         num_classes (int): Number of classes.
-        widths (sequence[float]): The widths that have a classifier.
+        widths (sequence): The widths, or other sub-networks, that have a
+            classifier.
         in_channels (sequence[int]): Channels of the features at each of them;
             :class:`~us3l_mm.models.classifiers.AllWidthsClassifier` fills
             them in.
@@ -44,7 +36,7 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
             ``cal_acc``).
     """
 
-    def __init__(self, num_classes: int, widths: Sequence[float],
+    def __init__(self, num_classes: int, widths: Sequence[SubnetLike],
                  in_channels: Sequence[int], distill_weight: float = 0.0,
                  init_cfg: Optional[dict] = None, **kwargs):
         super().__init__(
@@ -52,9 +44,6 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
             **kwargs)
         if num_classes < 1:
             raise ValueError(f'num_classes is at least 1, got {num_classes}.')
-        if not widths or len(set(widths)) != len(widths):
-            raise ValueError('widths is a list of at least one width, each '
-                             f'named once, got {list(widths)}.')
         if len(in_channels) != len(widths):
             raise ValueError(
                 f'in_channels has a number for each of the {len(widths)} '
@@ -62,43 +51,44 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
         if not 0.0 <= distill_weight <= 1.0:
             raise ValueError(
                 f'distill_weight is in [0, 1], got {distill_weight}.')
-        channels = {check_width(w): c for w, c in zip(widths, in_channels)}
-        self.widths = sorted(channels, reverse=True)
+        self.subnets = subnet_list(widths)
+        channels = dict(zip(map(Subnet.of, widths), in_channels))
         self.num_classes, self.distill_weight = num_classes, distill_weight
         self.linears = nn.ModuleDict({
-            _key(w):
-            nn.Linear(channels[w], num_classes)
-            for w in self.widths
+            _key(subnet):
+            nn.Linear(channels[subnet], num_classes)
+            for subnet in self.subnets
         })
 
-    def linear(self, width: float) -> nn.Linear:
-        """The classifier of ``width``."""
-        if _key(width) not in self.linears:
+    def linear(self, subnet: SubnetLike) -> nn.Linear:
+        """The classifier of ``subnet``."""
+        subnet = Subnet.of(subnet)
+        if subnet not in self.subnets:
             raise ValueError(
-                f'Width {width:g} has no linear layer: this head was built '
-                f'for the widths {self.widths}. Use one of them, or train a '
-                'head that has it (model.head.widths).')
-        return self.linears[_key(width)]
+                f'There is no linear layer for {subnet}: this head was built '
+                f'for {[str(s) for s in self.subnets]}. Use one of these, or '
+                'train a head that has it (model.head.widths).')
+        return self.linears[_key(subnet)]
 
-    def on_width(self) -> None:
-        if self.width != 1.0:  # every layer starts there; only to run is wrong
-            self.linear(self.width)
+    def on_subnet(self) -> None:
+        if not self.subnet.is_full:  # every layer starts there
+            self.linear(self.subnet)
 
     def forward(self, feats: Tuple[Tensor, ...]) -> Tensor:
-        """Scores (N, classes) of features (N, c) at the width that is set."""
-        return self.linear(self.width)(self.pre_logits(feats))
+        """Scores (N, classes) of features (N, c) of the sub-network set."""
+        return self.linear(self.subnet)(self.pre_logits(feats))
 
-    def loss_of_widths(self, feats: Dict[float, Tuple[Tensor, ...]],
-                       data_samples: List[DataSample]) -> Dict[str, Tensor]:
-        """``loss_w1.00`` and its like; MMEngine adds them up.
+    def loss_of_subnets(self, feats: Dict[Subnet, Tuple[Tensor, ...]],
+                        data_samples: List[DataSample]) -> Dict[str, Tensor]:
+        """``loss_w1.00`` and so on, which MMEngine adds up.
 
         Args:
-            feats (dict): By width, the features as :meth:`forward` takes them.
+            feats (dict): By sub-network, features as for :meth:`forward`.
             data_samples (list[DataSample]): The labels.
         """
         losses, target = {}, None
-        for width in self.widths:
-            scores = self.linear(width)(self.pre_logits(feats[width]))
+        for subnet in self.subnets:
+            scores = self.linear(subnet)(self.pre_logits(feats[subnet]))
             terms = self._get_loss(scores, data_samples)
             if target is not None:
                 terms['loss'] = torch.lerp(terms['loss'],
@@ -107,28 +97,28 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
             elif self.distill_weight:
                 target = scores.detach().softmax(dim=1)
             losses.update(
-                {name_at(name, width): value
+                {f'{name}_{subnet}': value
                  for name, value in terms.items()})
         return losses
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """Load; MMEngine would only log that a classifier stays random."""
         missing = [
-            w for w in self.widths
-            if f'{prefix}linears.{_key(w)}.weight' not in state_dict
+            str(subnet) for subnet in self.subnets
+            if f'{prefix}linears.{_key(subnet)}.weight' not in state_dict
         ]
         if missing:
             raise ValueError(
-                f'The file has no linear layers for the widths {missing}. Use '
-                'a checkpoint that was trained with them, or name its widths '
+                f'The file has no linear layers for {missing}. Use a '
+                'checkpoint that was trained with them, or name its widths '
                 '(model.head.widths). Weights of a pre-training go to '
                 'model.backbone.init_cfg.checkpoint.')
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @torch.no_grad()
-    def plain(self, width: float) -> LinearClsHead:
-        """An ordinary head with a copy of the weights of ``width``."""
-        linear = self.linear(width)
+    def plain(self, subnet: SubnetLike) -> LinearClsHead:
+        """A plain head with a copy of the weights of ``subnet``."""
+        linear = self.linear(subnet)
         head = LinearClsHead(self.num_classes, linear.in_features,
                              loss=self.loss_module, topk=self.topk,
                              cal_acc=self.cal_acc).to(linear.weight)
@@ -136,6 +126,7 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
         return head.train(self.training)
 
 
-def _key(width: float) -> str:
-    """Under which a width's layer is kept: the width in millionths."""
-    return f'w{round(width * 1000000):07d}'
+def _key(subnet: Subnet) -> str:
+    """The name of its layer, which no :class:`torch.nn.ModuleDict` may lack.
+    """
+    return subnet.key or 'w1000000'

@@ -1,22 +1,28 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from .attention import QKV, SlimmableAttention, SlimmableQKV
+from .channels import active_channels, active_steps, make_divisible
 from .conv import SlimmableConv2d
 from .layer_norm import SlimmableLayerNorm
 from .linear import LeadingLinear, SlimmableLinear
 from .norm import (SlimmableBatchNorm, SlimmableBatchNorm1d,
                    SlimmableBatchNorm2d)
+from .precision import at_least_single
+from .subnet import (FULL, KeepsOwnSubnet, SlimmableLayer, Subnet, SubnetLike,
+                     at, at_width, check_statistics, check_width_range,
+                     has_statistics, set_subnet, slimmable_layers, subnet_list,
+                     subnets_of)
+from .sync_norm import set_sync
 from .switchable_norm import (SwitchableBatchNorm, SwitchableBatchNorm1d,
                               SwitchableBatchNorm2d)
-from .width import (FULL_WIDTH, KeepsOwnWidth, SlimmableLayer, active_channels,
-                    active_steps, at_width, check_width, check_width_range,
-                    make_divisible, set_width, slimmable_layers)
 
 __all__ = [
-    'FULL_WIDTH', 'QKV', 'KeepsOwnWidth', 'LeadingLinear',
-    'SlimmableAttention', 'SlimmableBatchNorm', 'SlimmableBatchNorm1d',
-    'SlimmableBatchNorm2d', 'SlimmableConv2d', 'SlimmableLayer',
-    'SlimmableLayerNorm', 'SlimmableLinear', 'SlimmableQKV',
+    'FULL', 'QKV', 'KeepsOwnSubnet', 'LeadingLinear', 'SlimmableAttention',
+    'SlimmableBatchNorm', 'SlimmableBatchNorm1d', 'SlimmableBatchNorm2d',
+    'SlimmableConv2d', 'SlimmableLayer', 'SlimmableLayerNorm',
+    'SlimmableLinear', 'SlimmableQKV', 'Subnet', 'SubnetLike',
     'SwitchableBatchNorm', 'SwitchableBatchNorm1d', 'SwitchableBatchNorm2d',
-    'active_channels', 'active_steps', 'at_width', 'check_width',
-    'check_width_range', 'make_divisible', 'set_width', 'slimmable_layers'
+    'active_channels', 'active_steps', 'at', 'at_least_single', 'at_width',
+    'check_statistics', 'check_width_range', 'has_statistics',
+    'make_divisible', 'set_subnet', 'set_sync', 'slimmable_layers',
+    'subnet_list', 'subnets_of'
 ]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from us3l_mm.registry import MODELS
 from .linear import LeadingLinear, SlimmableLinear
+from .subnet import Subnet, SubnetLike
 
 
 class QKV(LeadingLinear):
@@ -49,7 +50,7 @@ class SlimmableQKV(SlimmableLinear):
         """Features (of query and of key, of value) at ``width``."""
         if not self.slice_out:
             return self.embed_dims, self.embed_dims
-        head, value = self.embed_dims // self.num_heads, self.round(
+        head, value = self.embed_dims // self.num_heads, self._rounded(
             self.embed_dims, width)
         return -(-value // head) * head, value
 
@@ -57,15 +58,15 @@ class SlimmableQKV(SlimmableLinear):
         """(input features, output features of all blocks) at ``width``."""
         qk, value = self.parts(width)
         c_in = self.in_features
-        return (self.round(c_in, width) if self.slice_in else c_in,
+        return (self._rounded(c_in, width) if self.slice_in else c_in,
                 2 * qk + value)
 
     def row_blocks(self, width: float) -> List[Tuple[int, int]]:
         (qk, value), dims = self.parts(width), self.embed_dims
         return [(0, qk), (dims, dims + qk), (2 * dims, 2 * dims + value)]
 
-    def on_width(self) -> None:
-        super().on_width()
+    def on_subnet(self) -> None:
+        super().on_subnet()
         self.active_parts = self.parts(self.width)
         self.active_blocks = self.row_blocks(self.width)
 
@@ -84,8 +85,9 @@ class SlimmableQKV(SlimmableLinear):
         return weight, bias
 
     @torch.no_grad()
-    def plain(self, width: float) -> QKV:
-        """An ordinary linear layer with a copy of the weights at ``width``."""
+    def plain(self, subnet: SubnetLike) -> QKV:
+        """A plain linear layer with a copy of the weights of ``subnet``."""
+        width = Subnet.of(subnet).width
         c_in, _ = self.active(width)
         weight, bias = self._cut(c_in, self.row_blocks(width))
         linear = QKV(c_in, self.parts(width), bias=bias is not None,

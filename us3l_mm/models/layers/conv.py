@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from us3l_mm.registry import MODELS
-from .width import SlimmableLayer, active_channels, active_steps
+from .channels import active_channels, active_steps
+from .subnet import SlimmableLayer, SubnetLike, Subnet
 
 
 @MODELS.register_module()
@@ -51,24 +52,23 @@ class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
         self.slice_in, self.slice_out = slice_in, slice_out
         self.ratio = (ratio, ratio) if isinstance(ratio, int) else ratio
         self.divisor, self.steps = divisor, steps
-        self.on_width()
+        self.on_subnet()
 
     def active(self, width: float) -> tuple:
         """(input channels, output channels) at ``width``."""
         c_in, c_out = self.in_channels, self.out_channels
         if self.slice_in:
-            c_in = self.round(c_in, width, self.ratio[0])
+            c_in = self._rounded(c_in, width, self.ratio[0])
         if self.slice_out:
-            c_out = self.round(c_out, width, self.ratio[1])
+            c_out = self._rounded(c_out, width, self.ratio[1])
         return c_in, c_out
 
-    def round(self, channels: int, width: float, ratio: int) -> int:
-        """How many of ``channels`` are active at ``width``."""
+    def _rounded(self, channels: int, width: float, ratio: int) -> int:
         if self.steps is not None:
             return active_steps(channels, width, self.steps)
         return active_channels(channels, width, self.divisor, ratio)
 
-    def on_width(self) -> None:
+    def on_subnet(self) -> None:
         self.active_in, self.active_out = self.active(self.width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,9 +80,9 @@ class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
                         self.dilation, c_in if self.depthwise else 1)
 
     @torch.no_grad()
-    def plain(self, width: float) -> nn.Conv2d:
-        """An ordinary convolution with a copy of the weights at ``width``."""
-        c_in, c_out = self.active(width)
+    def plain(self, subnet: SubnetLike) -> nn.Conv2d:
+        """A plain convolution with a copy of the weights of ``subnet``."""
+        c_in, c_out = self.active(Subnet.of(subnet).width)
         conv = nn.Conv2d(c_in, c_out, self.kernel_size, self.stride,
                          self.padding, self.dilation,
                          c_in if self.depthwise else 1, self.bias is not None,
@@ -91,3 +91,8 @@ class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
         if self.bias is not None:
             conv.bias.copy_(self.bias[:c_out])
         return conv.train(self.training)
+
+    def extra_repr(self) -> str:
+        return (f'{super().extra_repr()}, slice_in={self.slice_in}, '
+                f'slice_out={self.slice_out}, '
+                f'active={self.active_in}->{self.active_out}')

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from us3l_mm.registry import MODELS
-from .width import SlimmableLayer, active_steps
+from .channels import active_steps
+from .subnet import SlimmableLayer, SubnetLike, Subnet
 
 
 @MODELS.register_module()
@@ -26,13 +27,13 @@ class SlimmableLayerNorm(SlimmableLayer, nn.LayerNorm):
     def __init__(self, num_features: int, steps: int, **kwargs):
         super().__init__(num_features, **kwargs)
         self.steps = steps
-        self.on_width()
+        self.on_subnet()
 
     def active(self, width: float) -> int:
         """Features at ``width``."""
         return active_steps(self.normalized_shape[0], width, self.steps)
 
-    def on_width(self) -> None:
+    def on_subnet(self) -> None:
         self.active_features = self.active(self.width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,12 +43,15 @@ class SlimmableLayerNorm(SlimmableLayer, nn.LayerNorm):
         return F.layer_norm(x, (c, ), weight, bias, self.eps)
 
     @torch.no_grad()
-    def plain(self, width: float) -> nn.LayerNorm:
-        """An ordinary layer norm with a copy of the weights at ``width``."""
-        c = self.active(width)
+    def plain(self, subnet: SubnetLike) -> nn.LayerNorm:
+        """A plain layer norm with a copy of the weights of ``subnet``."""
+        c = self.active(Subnet.of(subnet).width)
         like = next(self.parameters(), torch.empty(0))
         norm = nn.LayerNorm(c, self.eps, self.elementwise_affine, self.bias
                             is not None, device=like.device, dtype=like.dtype)
         for own, whole in zip(norm.parameters(), self.parameters()):
             own.copy_(whole[:c])
         return norm.train(self.training)
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, active={self.active_features}'

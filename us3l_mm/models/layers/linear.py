@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from us3l_mm.registry import MODELS
-from .width import SlimmableLayer, active_channels, active_steps
+from .channels import active_channels, active_steps
+from .subnet import SlimmableLayer, SubnetLike, Subnet
 
 
 class LeadingLinear(nn.Linear):
@@ -50,24 +51,23 @@ class SlimmableLinear(SlimmableLayer, nn.Linear):
         self.slice_in, self.slice_out = slice_in, slice_out
         self.divisor, self.steps = divisor, steps
         self.cut_input = cut_input
-        self.on_width()
+        self.on_subnet()
 
     def active(self, width: float) -> tuple:
         """(input features, output features) at ``width``."""
         c_in, c_out = self.in_features, self.out_features
         if self.slice_in:
-            c_in = self.round(c_in, width)
+            c_in = self._rounded(c_in, width)
         if self.slice_out:
-            c_out = self.round(c_out, width)
+            c_out = self._rounded(c_out, width)
         return c_in, c_out
 
-    def round(self, features: int, width: float) -> int:
-        """How many of ``features`` are active at ``width``."""
+    def _rounded(self, features: int, width: float) -> int:
         if self.steps is not None:
             return active_steps(features, width, self.steps)
         return active_channels(features, width, self.divisor)
 
-    def on_width(self) -> None:
+    def on_subnet(self) -> None:
         self.active_in, self.active_out = self.active(self.width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,9 +78,9 @@ class SlimmableLinear(SlimmableLayer, nn.Linear):
         return F.linear(x, self.weight[:c_out, :c_in], bias)
 
     @torch.no_grad()
-    def plain(self, width: float) -> nn.Linear:
-        """An ordinary linear layer with a copy of the weights at ``width``."""
-        c_in, c_out = self.active(width)
+    def plain(self, subnet: SubnetLike) -> nn.Linear:
+        """A plain linear layer with a copy of the weights of ``subnet``."""
+        c_in, c_out = self.active(Subnet.of(subnet).width)
         cuts = self.cut_input and c_in < self.in_features
         linear = (LeadingLinear if cuts else nn.Linear)(
             c_in, c_out, self.bias is not None, device=self.weight.device,
@@ -89,3 +89,8 @@ class SlimmableLinear(SlimmableLayer, nn.Linear):
         if self.bias is not None:
             linear.bias.copy_(self.bias[:c_out])
         return linear.train(self.training)
+
+    def extra_repr(self) -> str:
+        return (f'{super().extra_repr()}, slice_in={self.slice_in}, '
+                f'slice_out={self.slice_out}, '
+                f'active={self.active_in}->{self.active_out}')

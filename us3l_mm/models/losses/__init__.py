@@ -1,7 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from .group_decay import GroupDecay
-from .group_regulariser import GroupRegulariser
 from .info_nce import InfoNCELoss
 from .moco_v3 import MoCoV3Loss
 
-__all__ = ['GroupDecay', 'GroupRegulariser', 'InfoNCELoss', 'MoCoV3Loss']
+__all__ = ['GroupDecay', 'InfoNCELoss', 'MoCoV3Loss']

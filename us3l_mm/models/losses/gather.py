@@ -5,11 +5,6 @@ from mmengine.dist import all_gather, get_rank, get_world_size
 from torch import Tensor
 
 
-def at_least_single(x: Tensor) -> Tensor:
-    """``x`` in at least single precision."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def gather_rows(x: Tensor) -> Tensor:
     """The rows of all processes, in the order of their ranks; no gradient.
 

@@ -4,8 +4,9 @@ import torch.nn.functional as F
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
+from us3l_mm.models.layers import at_least_single
 from us3l_mm.registry import MODELS
-from .gather import at_least_single, gather_rows, gather_with_gradient
+from .gather import gather_rows, gather_with_gradient
 
 
 @MODELS.register_module()

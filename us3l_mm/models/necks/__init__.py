@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from .projector import FULL_WIDTH_NORM, SlimmableProjector
+from .projector import Predictor, SlimmableProjector
 from .simple_fpn import SimpleFPN
 
-__all__ = ['FULL_WIDTH_NORM', 'SimpleFPN', 'SlimmableProjector']
+__all__ = ['Predictor', 'SimpleFPN', 'SlimmableProjector']

@@ -1,45 +1,90 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from typing import Optional, Tuple
 
-from mmpretrain.models import NonLinearNeck
+from mmcv.cnn import build_norm_layer
+from mmpretrain.models.necks import NonLinearNeck
 from torch import Tensor
 
-from us3l_mm.models.layers import SlimmableLinear
+from us3l_mm.models.layers import SlimmableLayer, SlimmableLinear
 from us3l_mm.registry import MODELS
 
-# The hidden layers stay full at every width.
-FULL_WIDTH_NORM = dict(type='us3l_mm.SlimmableBatchNorm1d',
-                       slice_channels=False)
+NORM = dict(type='us3l_mm.SlimmableBatchNorm1d')
 
 
 @MODELS.register_module()
 class SlimmableProjector(NonLinearNeck):
-    """MMPretrain's projector behind a backbone of any width.
+    """MMPretrain's projector for a backbone of any width.
 
-    Only its first linear layer is slimmable, and only that layer's *input*:
-    hidden and output features stay full, so that the embeddings of all widths
-    lie in one space. Source: US3L, arXiv 2303.06870. Arguments are those of
-    :class:`mmpretrain.models.NonLinearNeck`, and those of
-    :class:`~us3l_mm.models.layers.SlimmableLinear` that say how the features
-    of the backbone narrow, if at all: :class:`US3LAlgorithm` asks it for its
-    ``feature_rounding``.
+    Its output has the full size at every width, so that the embeddings of all
+    widths lie in one space. In US3L (arXiv 2303.06870) only the input of the
+    first linear layer narrows; in SlimCLR (2209.15525) the hidden layers do
+    as well (``slice_hidden=True``).
+
+    Args:
+        in_channels, hid_channels, out_channels (int): Numbers of features at
+            full width.
+        slice_in (bool): Whether the input narrows. Defaults to True.
+        slice_hidden (bool): Whether the hidden layers narrow. Defaults to
+            False.
+        divisor (int): Features are rounded to multiples of it. Defaults to 8.
+        steps (int, optional): If given, the input narrows in this number of
+            equal steps instead. An algorithm takes ``divisor``, ``steps`` and
+            ``slice_in`` from the ``feature_rounding`` of its backbone.
+        norm_cfg (dict): A slimmable or switchable norm, or a plain one where
+            the hidden layers do not narrow. Defaults to
+            ``dict(type='us3l_mm.SlimmableBatchNorm1d')``.
+        **kwargs: Other arguments of
+            :class:`mmpretrain.models.NonLinearNeck`.
 
     Shapes: a tuple of one map (N, c, H, W), or of features (N, c), to a tuple
-    of one (N, out).
+    of one embedding (N, out_channels).
     """
 
     def __init__(self, in_channels: int, hid_channels: int, out_channels: int,
-                 with_bias: bool = False, norm_cfg: dict = FULL_WIDTH_NORM,
-                 divisor: int = 8, steps: Optional[int] = None,
-                 slice_in: bool = True, **kwargs):
-        super().__init__(in_channels, hid_channels, out_channels,
-                         with_bias=with_bias, norm_cfg=norm_cfg, **kwargs)
-        self.fc0 = SlimmableLinear(in_channels, hid_channels, with_bias,
-                                   slice_in=slice_in, slice_out=False,
-                                   divisor=divisor, steps=steps)
+                 num_layers: int = 2, with_bias: bool = False,
+                 norm_cfg: dict = NORM, slice_in: bool = True,
+                 slice_hidden: bool = False, divisor: int = 8,
+                 steps: Optional[int] = None, **kwargs):
+        if slice_hidden and steps is not None:
+            raise ValueError(
+                'slice_hidden=True needs a backbone whose features narrow in '
+                f'multiples of a divisor; this one has {steps} steps.')
+        slimmable = issubclass(MODELS.get(norm_cfg['type']), SlimmableLayer)
+        hidden = dict(norm_cfg, slice_channels=slice_hidden)
+        super().__init__(in_channels, hid_channels, out_channels, num_layers,
+                         with_bias, norm_cfg=hidden if slimmable else norm_cfg,
+                         **kwargs)
+        last = num_layers - 1
+        for i in range(num_layers):
+            reads = slice_hidden if i else slice_in
+            writes = slice_hidden and i < last
+            old = getattr(self, f'fc{i}')
+            if i == 0 or reads or writes:
+                setattr(
+                    self, f'fc{i}',
+                    SlimmableLinear(old.in_features, old.out_features, old.bias
+                                    is not None, slice_in=reads,
+                                    slice_out=writes, divisor=divisor,
+                                    steps=None if i else steps))
+        if slice_hidden and hasattr(self, f'bn{last}'):
+            old = getattr(self, f'bn{last}')
+            setattr(
+                self, f'bn{last}',
+                build_norm_layer(
+                    dict(hidden, slice_channels=False, affine=old.affine),
+                    out_channels)[1])
 
     def forward(self, x: Tuple[Tensor, ...]) -> Tuple[Tensor, ...]:
-        # To the pooling, features such as a class token's are one pixel.
+        # For the pooling, features such as a class token are one pixel.
         return super().forward(
             tuple(features[..., None, None] if features.ndim == 2 else features
                   for features in x))
+
+
+@MODELS.register_module()
+class Predictor(SlimmableProjector):
+    """:class:`SlimmableProjector` of embeddings, whose input is always full.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, slice_in=False, with_avg_pool=False, **kwargs)

@@ -6,38 +6,18 @@ from typing import List, Optional
 import torch
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import KeepsOwnWidth, at_width
+from us3l_mm.models.layers import KeepsOwnSubnet, SubnetLike, at
+from .multi_pass import encode
 
 
-def encode(backbone: nn.Module, neck: nn.Module,
-           views: List[Tensor]) -> List[tuple]:
-    """Maps and embedding of each view, at the width the layers are set to.
-
-    The views go through one by one, so that batch statistics are per view.
-
-    Args:
-        backbone (nn.Module): Gives a tuple of maps, each (N, c, H, W).
-        neck (nn.Module): The projector, on the last map.
-        views (list[Tensor]): Images, each (N, 3, H, W).
-
-    Returns:
-        list[tuple]: Per view the maps and the embedding, (N, d).
-    """
-    encoded = []
-    for view in views:
-        maps = backbone(view)
-        encoded.append((maps, neck(maps[-1:])[0]))
-    return encoded
-
-
-class Teacher(KeepsOwnWidth, nn.Module):
+class Teacher(KeepsOwnSubnet, nn.Module):
     """The momentum encoder: an average of the student over its updates.
 
     ``teacher = (1 - momentum) * teacher + momentum * student``, over whole
     parameters, in one fused call and without asking the device for anything.
-    It runs at the width it is told and not at the student's. Its norms use
-    batch statistics, like the student's in training, so there are no buffers
-    to average.
+    It runs the sub-network that it is given, whatever the student runs. Its
+    norms use batch statistics, like the student's in training, so there are
+    no buffers to average.
 
     Args:
         backbone (nn.Module): The student's backbone; copied.
@@ -54,8 +34,8 @@ class Teacher(KeepsOwnWidth, nn.Module):
                  final_momentum: Optional[float] = None):
         super().__init__()
         final_momentum = momentum if final_momentum is None else final_momentum
-        for name, value in (('teacher_momentum', momentum),
-                            ('final_teacher_momentum', final_momentum)):
+        for name, value in (('teacher.momentum', momentum),
+                            ('teacher.final_momentum', final_momentum)):
             if not 0.0 <= value <= 0.5:
                 raise ValueError(
                     f'{name} is the share of the student that enters the '
@@ -71,7 +51,6 @@ class Teacher(KeepsOwnWidth, nn.Module):
         self._own = [*self.backbone.parameters(), *self.neck.parameters()]
         # The copies above were made before the student's initial weights.
         self._is_copy = False
-        self.encode = encode  # CompileHook compiles it
 
     def momentum_at(self, progress: float) -> float:
         """The share that enters when ``progress`` (0 to 1) is behind.
@@ -92,10 +71,10 @@ class Teacher(KeepsOwnWidth, nn.Module):
         self._is_copy = True
 
     @torch.no_grad()
-    def forward(self, views: List[Tensor], width: float) -> List[tuple]:
-        """What :func:`encode` returns, at ``width``."""
-        with at_width(self, width):
-            return self.encode(self.backbone, self.neck, views)
+    def forward(self, views: List[Tensor], subnet: SubnetLike) -> List[tuple]:
+        """What :func:`encode` returns, of ``subnet``."""
+        with at(self, subnet):
+            return encode(self.backbone, self.neck, views)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # A file without a teacher leaves us to be copied from the student.

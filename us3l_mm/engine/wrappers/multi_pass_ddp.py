@@ -9,7 +9,7 @@ from us3l_mm.registry import MODEL_WRAPPERS
 
 
 @MODEL_WRAPPERS.register_module()
-class US3LDistributedDataParallel(MMDistributedDataParallel):
+class MultiPassDistributedDataParallel(MMDistributedDataParallel):
     """Distributed data parallel training with several passes per batch.
 
     MMEngine's wrapper never calls the algorithm's ``train_step``; this one
@@ -17,18 +17,22 @@ class US3LDistributedDataParallel(MMDistributedDataParallel):
 
     Args:
         module (nn.Module): The algorithm.
-        find_unused_parameters (bool): True, as each pass leaves the head of
-            the other ones unused; otherwise replicas drift apart silently.
-        broadcast_buffers (bool): Whether rank 0's buffers overwrite the
-            others' before each pass. Defaults to False: no norm tracks any.
-        **kwargs: Those of ``MMDistributedDataParallel``.
+        find_unused_parameters (bool): Has to be True, as each pass leaves the
+            heads of the other ones unused; replicas would drift apart
+            silently. Defaults to True.
+        broadcast_buffers (bool): Whether the buffers of rank 0 overwrite
+            those of the other processes before each pass. Switchable norms
+            are the only ones that track statistics in training; with
+            ``sync_norms=True`` these are equal on all processes anyway, else
+            rank 0 saves its own, as usual. Defaults to False.
+        **kwargs: Arguments of ``MMDistributedDataParallel``.
     """
 
     def __init__(self, module, find_unused_parameters: bool = True,
                  broadcast_buffers: bool = False, **kwargs):
         if not find_unused_parameters:
             raise ValueError(
-                'A pass leaves parameters unused (the head of the other '
+                'A pass leaves parameters unused (the heads of the other '
                 'passes), so find_unused_parameters=False is not possible '
                 'here; leave it out.')
         if next(module.parameters()).device.type == 'cpu':

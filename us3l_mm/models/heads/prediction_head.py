@@ -1,0 +1,43 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from typing import Optional, Union
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from us3l_mm.models.layers import at_least_single
+from us3l_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class PredictionHead(BaseModule):
+    """A predictor, and the loss between its output and a target.
+
+    It differs from MMPretrain's ``LatentPredictHead`` in that the loss is
+    computed in single precision where the networks run in half precision, and
+    in that there may be no predictor.
+
+    Args:
+        loss (dict): Config of a loss of predictions and targets, both (N, d).
+        predictor (dict or nn.Module, optional): Maps a tuple of embeddings
+            (N, d) to a tuple of predictions (N, d). Defaults to None: the
+            embeddings are the predictions.
+        init_cfg (dict, optional): Initialization config of MMEngine.
+    """
+
+    def __init__(self, loss: dict, predictor: Union[dict, nn.Module,
+                                                    None] = None,
+                 init_cfg: Optional[dict] = None):
+        super().__init__(init_cfg)
+        if isinstance(predictor, dict):
+            predictor = MODELS.build(predictor)
+        self.loss_module, self.predictor = MODELS.build(loss), predictor
+
+    def loss(self, embeddings: Tensor, targets: Tensor) -> Tensor:
+        """The loss, a scalar, of ``embeddings`` and ``targets``, both (N, d).
+
+        Gradients reach the embeddings only.
+        """
+        if self.predictor is not None:
+            embeddings, = self.predictor((embeddings, ))
+        return self.loss_module(at_least_single(embeddings),
+                                at_least_single(targets.detach()))

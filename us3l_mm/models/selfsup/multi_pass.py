@@ -1,0 +1,183 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""What the algorithms share: views, memory layout, one step of many passes."""
+from typing import Dict, List, Optional, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from mmpretrain.models import BaseSelfSupervisor
+from torch import Tensor, nn
+
+from us3l_mm.models.layers import set_sync
+from us3l_mm.registry import MODELS
+from .checkpointing import use_plain_checkpoints
+from .passes import UPDATE_MODES, Batch, run_passes
+from .plan import Pass, Plan
+
+
+class MultiPassSSL(BaseSelfSupervisor):
+    """Base class of an algorithm that trains several sub-networks.
+
+    A training step is a list of passes over one batch, see
+    :func:`run_passes`. A subclass says what a pass learns:
+
+    * :meth:`begin`, once a batch and without gradient: update the teacher and
+      compute targets;
+    * :meth:`loss`, one pass: the equation of the paper;
+    * :meth:`end`, once a batch: for instance fill a queue.
+
+    Args:
+        backbone (dict or nn.Module): A slimmable backbone.
+        neck (dict): The projector. How it narrows at its input follows the
+            backbone.
+        head (dict or nn.Module): The head of the base pass.
+        update_mode (str): 'sequential' for an optimizer step after each pass,
+            'accumulate' for one after the last pass. Defaults to
+            'sequential'.
+        sync_norms (bool): Whether batch norms use the statistics of all
+            processes together. Defaults to False.
+        channels_last (bool): Whether images and convolutions are in the
+            channels-last memory format. Defaults to False.
+        data_preprocessor (dict, optional): Defaults to MMPretrain's
+            ``SelfSupDataPreprocessor``.
+        init_cfg (dict, optional): Initialization config of MMEngine.
+    """
+
+    num_views = 2
+
+    def __init__(self, backbone: Union[dict, nn.Module], neck: dict,
+                 head: Union[dict, nn.Module], update_mode: str = 'sequential',
+                 sync_norms: bool = False, channels_last: bool = False,
+                 data_preprocessor: Optional[dict] = None,
+                 init_cfg: Optional[dict] = None):
+        if update_mode not in UPDATE_MODES:
+            raise ValueError(f'update_mode is one of {UPDATE_MODES}, got '
+                             f'{update_mode!r}.')
+        if not isinstance(backbone, nn.Module):
+            backbone = MODELS.build(backbone)
+        use_plain_checkpoints(backbone)
+        channels = backbone.feature_channels()[-1]
+        if neck.get('in_channels') != channels:
+            raise ValueError(
+                f'The features of this backbone have {channels} channels, got '
+                f'neck.in_channels={neck.get("in_channels")!r}.')
+        super().__init__(backbone, {**backbone.feature_rounding[-1], **neck},
+                         head, init_cfg=init_cfg,
+                         data_preprocessor=data_preprocessor)
+        self.update_mode, self.channels_last = update_mode, channels_last
+        self.sync_norms = sync_norms
+        self.finish()
+
+    def finish(self) -> None:
+        """Apply ``sync_norms`` and ``channels_last`` to all modules.
+
+        A subclass that adds modules calls it at the end of its constructor.
+        """
+        set_sync(self, self.sync_norms)
+        if self.channels_last:  # now, as a distributed wrapper keeps it
+            self.to(memory_format=torch.channels_last)
+
+    @property
+    def default_plan(self) -> Plan:
+        """The plan of a batch that has none: an error."""
+        raise RuntimeError(
+            'The batch has no plan, so nothing says which sub-networks to '
+            "train. Add default_hooks.sampler=dict(type='us3l_mm."
+            "DynamicSamplerHook').")
+
+    def train_step(self, data: dict, optim_wrapper) -> Dict[str, Tensor]:
+        """Train on one batch; see :func:`run_passes`."""
+        return run_passes(self, self, data, optim_wrapper)
+
+    def forward(self, inputs, data_samples=None, mode: str = 'tensor',
+                pass_: Optional[Pass] = None):
+        """MMPretrain's modes, where ``loss`` is one pass over a batch.
+
+        Args:
+            inputs (Tensor or Batch): Images (N, 3, H, W); in mode 'loss' the
+                batch.
+            data_samples (list, optional): Not used.
+            mode (str): 'tensor' or 'loss'. Defaults to 'tensor'.
+            pass_ (Pass, optional): The pass to compute the loss of.
+        """
+        if mode != 'loss':
+            return super().forward(inputs, data_samples, mode)
+        check_pass(self, pass_)
+        return self.loss(inputs, pass_)
+
+    def views(self, data: dict) -> List[Tensor]:
+        """The preprocessed views of a batch, each (N, 3, H, W)."""
+        views = self.data_preprocessor(data, training=True)['inputs']
+        check_views(views, self.num_views)
+        if self.channels_last:
+            views = [
+                view.contiguous(memory_format=torch.channels_last)
+                for view in views
+            ]
+        return views
+
+    def begin(self, batch: Batch) -> None:
+        """Prepare a batch, once and without gradient; fills its targets."""
+
+    def loss(self, batch: Batch, pass_: Pass) -> Dict[str, dict]:
+        """The losses of one pass, at the sub-network that the layers run.
+
+        Returns:
+            dict: ``losses`` (dict[str, Tensor]) to add up; optionally ``log``
+            (dict) and ``carried`` (dict), detached tensors for later passes.
+        """
+        raise NotImplementedError(f'{type(self).__name__} has no loss.')
+
+    def end(self, batch: Batch) -> None:
+        """Finish a batch after its last pass."""
+
+
+def encode(backbone: nn.Module, neck: nn.Module,
+           views: List[Tensor]) -> List[Tuple[tuple, Tensor]]:
+    """Maps and embedding of each view, at the width the layers are set to.
+
+    The views are encoded one by one, so that batch statistics are per view.
+
+    Args:
+        backbone (nn.Module): Returns a tuple of maps, each (N, c, H, W).
+        neck (nn.Module): The projector of the last map.
+        views (list[Tensor]): Images, each (N, 3, H, W).
+
+    Returns:
+        list[tuple]: For each view the maps and the embedding, (N, d).
+    """
+    encoded = []
+    for view in views:
+        maps = backbone(view)
+        encoded.append((maps, neck(maps[-1:])[0]))
+    return encoded
+
+
+def spread(embeddings: Tensor) -> Tensor:
+    """How far the directions of ``embeddings`` (N, d) spread, a scalar.
+
+    The standard deviation over the batch of each coordinate of the
+    L2-normalised embeddings, averaged and multiplied by sqrt(d): about 1 for
+    directions all over the sphere, 0 when they have collapsed to one.
+    """
+    unit = F.normalize(embeddings.detach().float(), dim=1)
+    return unit.std(dim=0).mean() * unit.shape[1]**0.5
+
+
+def check_views(views, num_views: int = 2) -> None:
+    """Raise unless ``views`` is a list of ``num_views``."""
+    count = len(views) if isinstance(views, (list, tuple)) else 1
+    if count != num_views:
+        raise ValueError(
+            f'The algorithm compares {num_views} views of each image, got '
+            f"{count}. Give the pipeline dict(type='MultiView', num_views=[2],"
+            ' ...) or two transforms with num_views=[1, 1].')
+
+
+def check_pass(algorithm: nn.Module, pass_: Optional[Pass]) -> None:
+    """Raise if a stock wrapper asks for a loss, which knows no passes."""
+    if pass_ is None:
+        raise RuntimeError(
+            f'{type(algorithm).__name__} was asked for a loss without a pass, '
+            'as a stock wrapper does, which would train the full width alone. '
+            'Set model_wrapper_cfg=dict(type='
+            "'us3l_mm.MultiPassDistributedDataParallel').")
