@@ -15,7 +15,7 @@ default_hooks = dict(
 
 # MMEngine's own wrapper would train the full width alone.
 model_wrapper_cfg = dict(
-    _delete_=True, type='us3l_mm.US3LDistributedDataParallel')
+    _delete_=True, type='us3l_mm.MultiPassDistributedDataParallel')
 
 # Random widths bring new convolution shapes in nearly every iteration, and
 # cuDNN would time its algorithms for each of them.

@@ -6,7 +6,6 @@ model = dict(
     neck=dict(out_channels=2048),  # reference
     head=dict(
         predictor=dict(
-            _delete_=True,
             type='us3l_mm.Predictor',
             in_channels=2048,
             hid_channels=2048,  # reference

@@ -27,13 +27,13 @@ model = dict(
         out_channels=128,
         num_layers=3,  # reference
         with_last_bn=False),  # reference
+    # SimCLR has no predictor.
     head=dict(
-        type='LatentPredictHead',
-        predictor=dict(type='us3l_mm.Identity'),  # reference: no predictor
+        type='us3l_mm.PredictionHead',
         loss=dict(type='us3l_mm.InfoNCELoss',
                   temperature=0.15)),  # demo: learns sooner than with 0.5
     distill_head=dict(
-        type='LatentPredictHead',
+        type='us3l_mm.PredictionHead',
         predictor=dict(
             type='us3l_mm.Predictor',
             in_channels=128,

@@ -14,7 +14,5 @@ model = dict(backbone=dict(arch='small'), neck=dict(in_channels=384))
 train_dataloader = dict(batch_size=256)
 auto_scale_lr = dict(enable=False, base_batch_size=4096)
 optim_wrapper = dict(
-    type='us3l_mm.MultiPassAmpOptimWrapper',
-    dtype='float16',
-    loss_scale='dynamic',
+    type='us3l_mm.MultiPassAmpOptimWrapper',  # float16
     optimizer=dict(lr=2.4e-3))  # 1.5e-4 * 4096 / 256

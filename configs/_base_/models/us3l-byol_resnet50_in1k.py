@@ -18,7 +18,7 @@ model = dict(
         num_layers=3,  # reference
         with_last_bn=False),  # reference
     head=dict(
-        type='LatentPredictHead',
+        type='us3l_mm.PredictionHead',
         predictor=dict(
             type='us3l_mm.Predictor',
             in_channels=2048,
@@ -29,7 +29,7 @@ model = dict(
         loss=dict(type='CosineSimilarityLoss')),  # reference
     # The same layers as in the base pass, with weights of their own.
     distill_head=dict(
-        type='LatentPredictHead',
+        type='us3l_mm.PredictionHead',
         predictor=dict(
             type='us3l_mm.Predictor',
             in_channels=2048,

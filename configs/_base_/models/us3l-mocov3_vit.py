@@ -21,7 +21,7 @@ model = dict(
         with_last_bn=True,  # MoCo v3
         with_last_bn_affine=False),  # MoCo v3
     head=dict(
-        type='LatentPredictHead',
+        type='us3l_mm.PredictionHead',
         predictor=dict(
             type='us3l_mm.Predictor',
             in_channels=256,
@@ -33,7 +33,7 @@ model = dict(
         loss=dict(type='us3l_mm.MoCoV3Loss', temperature=0.2)),  # reference
     # The same layers as in the base pass, with weights of their own.
     distill_head=dict(
-        type='LatentPredictHead',
+        type='us3l_mm.PredictionHead',
         predictor=dict(
             type='us3l_mm.Predictor',
             in_channels=256,

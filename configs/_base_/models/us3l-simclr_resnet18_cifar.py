@@ -17,15 +17,15 @@ model = dict(
         out_channels=256,  # reference
         num_layers=3,  # reference
         with_last_bn=False),  # reference
+    # SimCLR has no predictor.
     head=dict(
-        type='LatentPredictHead',
-        predictor=dict(type='us3l_mm.Identity'),  # reference: no predictor
+        type='us3l_mm.PredictionHead',
         loss=dict(
             type='us3l_mm.InfoNCELoss',
             temperature=0.5,  # reference
             gather=True)),  # ours: 4 x 128 images train what 1 x 512 would
     distill_head=dict(
-        type='LatentPredictHead',
+        type='us3l_mm.PredictionHead',
         predictor=dict(
             type='us3l_mm.Predictor',
             in_channels=256,

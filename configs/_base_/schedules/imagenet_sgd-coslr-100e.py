@@ -1,12 +1,12 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 # The reference's ImageNet schedule: 100 epochs, cosine without warm-up, mixed
-# precision. Without a GPU: --cfg-options optim_wrapper.dtype=bfloat16
+# precision (float16). Without a GPU: --cfg-options
+# optim_wrapper.dtype=bfloat16, or for single precision
+# optim_wrapper.type=us3l_mm.MultiPassOptimWrapper
 _base_ = '../us3l_runtime.py'
 
 optim_wrapper = dict(
     type='us3l_mm.MultiPassAmpOptimWrapper',
-    dtype='float16',
-    loss_scale='dynamic',
     optimizer=dict(
         type='SGD',
         lr=0.05,  # reference, for a batch of 480

@@ -6,6 +6,6 @@ _base_ = '../us3l_resnet18_4xb128-coslr-400e_cifar10.py'
 model = dict(
     distill_head=dict(
         _delete_=True,
-        type='LatentPredictHead',
+        type='us3l_mm.PredictionHead',
         loss=dict(type='CosineSimilarityLoss')),
     share_predictor=True)

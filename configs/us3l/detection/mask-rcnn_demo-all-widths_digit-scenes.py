@@ -25,7 +25,7 @@ model = dict(
 
 val_cfg = dict(_delete_=True, type='us3l_mm.WidthValLoop')
 test_cfg = dict(_delete_=True, type='us3l_mm.WidthTestLoop')
-model_wrapper_cfg = dict(type='us3l_mm.US3LDistributedDataParallel')
+model_wrapper_cfg = dict(type='us3l_mm.MultiPassDistributedDataParallel')
 
 optim_wrapper = dict(type='us3l_mm.MultiPassOptimWrapper')
 default_hooks = dict(

@@ -50,7 +50,7 @@ param_scheduler = [
 
 val_cfg = dict(_delete_=True, type='us3l_mm.WidthValLoop')
 test_cfg = dict(_delete_=True, type='us3l_mm.WidthTestLoop')
-model_wrapper_cfg = dict(type='us3l_mm.US3LDistributedDataParallel')
+model_wrapper_cfg = dict(type='us3l_mm.MultiPassDistributedDataParallel')
 
 default_hooks = dict(
     preflight=dict(type='us3l_mm.PreflightHook'),
