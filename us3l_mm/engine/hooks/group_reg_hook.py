@@ -22,8 +22,8 @@ class GroupRegHook(Hook):
     Args:
         lam, alpha, mode, groups, base_pass_skip, value_interval, decoupled:
             Arguments of :class:`~us3l_mm.models.losses.GroupDecay`. ``lam``
-            is half of the weight decay it replaces; ``decoupled=True`` is for
-            AdamW.
+            is half of the weight decay it replaces, and 0 leaves that of the
+            optimizer as it is; ``decoupled=True`` is for AdamW.
         warmup_epochs (int): Epochs of plain decay before the ramp. Defaults
             to 0.
         group_dims (dict[int, int]): By number of dimensions of a parameter,
@@ -64,6 +64,9 @@ class GroupRegHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Install the decay; refuse weight decay beside it."""
+        self._decay = None
+        if not self._kwargs['lam']:
+            return
         named = [(name, p)
                  for name, p in get_ori_model(runner.model).named_parameters()
                  if p.requires_grad and name.split('.')[0] not in self.skip]
@@ -81,7 +84,7 @@ class GroupRegHook(Hook):
         """
         epoch_length = len(runner.train_dataloader)
         epoch = runner.iter // epoch_length
-        if epoch != self._epoch:
+        if self._decay is not None and epoch != self._epoch:
             self._epoch = epoch
             half = runner.max_iters / epoch_length / 2
             self._decay.set_ramp(ramp(epoch, self.warmup_epochs, half))
