@@ -24,8 +24,6 @@ from mmengine.registry import HOOKS, TRANSFORMS
 from mmengine.runner import Runner
 from small_run import small_cfg
 
-from us3l_mm.engine.launching.faults import explain
-
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload([
     'us3l_mm.engine', 'us3l_mm.datasets', 'us3l_mm.models',
@@ -179,7 +177,7 @@ def train_rank(rank, world, store, work_dir, changes=None, *args):
                                          timeout=timedelta(seconds=15))
     changes = {
         **(changes or {}), 'launcher': 'pytorch', 'model_wrapper_cfg':
-        dict(type='us3l_mm.US3LDistributedDataParallel')
+        dict(type='us3l_mm.MultiPassDistributedDataParallel')
     }
     train(work_dir, changes, *args)
     torch.distributed.destroy_process_group()
@@ -206,9 +204,8 @@ def _main(log, function, args):
         except SystemExit as error:
             print(error.code, file=file, flush=True)
             os._exit(1 if error.code else 0)
-        except Exception as error:  # noqa: BLE001 - its text is the result
+        except Exception:  # noqa: BLE001 - its text is the result
             traceback.print_exc(file=file)
-            print(explain(error, os.path.dirname(log)), file=file, flush=True)
             os._exit(1)
 
 

@@ -11,7 +11,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from small_run import small_cfg
 
-from us3l_mm.engine.launching.safety import make_resumable
+from us3l_mm.apis.launching import make_resumable
 from us3l_mm.fileio import (WholeFileBackend, find_checkpoint, load_weights,
                             remove_leftovers, writing)
 

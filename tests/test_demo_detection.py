@@ -15,6 +15,7 @@ from mmengine.registry import init_default_scope
 from rich.console import Console
 
 from us3l_mm import stack
+from us3l_mm.apis import launching
 from us3l_mm.datasets import (SceneSettings, coco_folder, digit_scenes,
                               write_digit_scenes)
 from us3l_mm.datasets.digit_scenes import render_scenes
@@ -33,8 +34,7 @@ def tools():
     """tools/ as the scripts in it see it."""
     sys.path.insert(0, str(ROOT / 'tools'))
     import demo_detection
-    import train
-    yield SimpleNamespace(demo=demo_detection, train=train)
+    yield SimpleNamespace(demo=demo_detection)
     sys.path.remove(str(ROOT / 'tools'))
 
 
@@ -194,20 +194,20 @@ def test_a_folder_of_ones_own_by_one_option(tmp_path, tools):
         'val_dataloader.dataset.pipeline.1.scale': (96, 96), 'work_dir':
         str(tmp_path / 'work'), 'log_level': 'ERROR'
     }
-    cfg = tools.train.load_config(str(OWN), options)
-    tools.train.launch.add_checks(cfg)
+    cfg = launching.load_config(str(OWN), options)
+    launching.add_checks(cfg)
     assert cfg.val_evaluator.ann_file == (
         f'{folder}/annotations/instances_val.json')
     with pytest.raises(
             ValueError, match=(
                 'has 10 classes.*Set model.roi_head.bbox_head.num_classes=10 '
                 'model.roi_head.mask_head.num_classes=10')):
-        tools.train.train(cfg.copy())
+        launching.build_runner(cfg.copy()).train()
     cfg.merge_from_dict({
         'model.roi_head.bbox_head.num_classes': 10,
         'model.roi_head.mask_head.num_classes': 10, 'experiment_name': 'second'
     })
-    tools.train.train(cfg)
+    launching.build_runner(cfg).train()
     assert (tmp_path / 'work/epoch_1.pth').exists()
 
 
@@ -227,7 +227,7 @@ def test_categories_of_training_and_evaluation_are_compared(tmp_path):
 
 def test_data_root_moves_every_path_of_the_pre_training(tools):
     config = ROOT / 'configs/us3l/us3l_resnet18_1xb64-coslr-400e_own-images.py'
-    cfg = tools.train.load_config(str(config), {'data_root': 'my/images/'})
+    cfg = launching.load_config(str(config), {'data_root': 'my/images/'})
     for name in ('train', 'knn_bank', 'knn_query'):
         assert cfg[f'{name}_dataloader'].dataset.data_root == 'my/images'
     assert Config.fromfile(config).train_dataloader.dataset.data_root == (

@@ -38,7 +38,9 @@ def detector(tmp_path_factory):
     """Images, a detector's checkpoint as training leaves it, its options."""
     folder = write_coco(tmp_path_factory.mktemp('coco'))
     options = [*coco_options(folder), *SMALL, *SMALL_MASKS]
-    from train import load_config, parse_args
+    from train import parse_args
+
+    from us3l_mm.apis.launching import load_config
     cfg = load_config(str(CONFIG),
                       parse_args(['x', '--cfg-options', *options]).cfg_options)
     init_default_scope('mmdet')
@@ -95,7 +97,8 @@ def test_what_is_detected_is_what_the_detector_predicts(detector):
     from mmengine.dataset import Compose
 
     from us3l_mm.apis.detection import detect, load_detector
-    from train import load_config, parse_args
+    from us3l_mm.apis.launching import load_config
+    from train import parse_args
     folder, options = detector
     cfg = load_config(str(CONFIG),
                       parse_args(['x', '--cfg-options', *options]).cfg_options)

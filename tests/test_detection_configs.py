@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import nn
 
-from us3l_mm.engine.launching.config import for_processes_on_cpus
+from us3l_mm.apis.launching.processes import for_processes_on_cpus
 from us3l_mm.models import SlimmableResNet
 from us3l_mm.registry import HOOKS, MODELS
 

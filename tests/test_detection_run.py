@@ -252,8 +252,7 @@ def built(monkeypatch):
             str(FOLDER / f'{MASK}_fpn_ms-1x_coco.py'), '--cfg-options',
             *options(MASK, folder, ''), *changes
         ])
-        cfg = tool.merge_args(tool.load_config(args.config, args.cfg_options),
-                              args)
+        cfg = tool.config_of(args)
         init_default_scope('mmdet')
         return (DATASETS.build(cfg.train_dataloader.dataset),
                 MODELS.build(cfg.model))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lives import cfg_of, finish, ranks, run_tool, start
 
-from us3l_mm.engine.launching.processes import environment
+from us3l_mm.apis.launching.processes import environment
 
 ROOT = Path(__file__).parents[1]
 TRAIN, DIST_TRAIN = ROOT / 'tools/train.py', ROOT / 'tools/dist_train.sh'
@@ -49,7 +49,7 @@ def two(tmp_path_factory):
 def write_config(two, name, **changes) -> Path:
     cfg = cfg_of(
         'unused',
-        model_wrapper_cfg=dict(type='us3l_mm.US3LDistributedDataParallel'),
+        model_wrapper_cfg=dict(type='us3l_mm.MultiPassDistributedDataParallel'),
         **changes)
     cfg.dump(two / name)
     return two / name

@@ -14,12 +14,18 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from us3l_mm.apis.launching import settings
+
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / ('configs/us3l/'
                  'us3l_resnet18_4xb128-coslr-400e_cifar10-folder.py')
 SMALL = [
     'model.backbone.base_channels=16', 'model.backbone.stem_channels=16',
-    'model.neck.hid_channels=32', 'model.neck.out_channels=16',
+    'model.neck.in_channels=128', 'model.neck.hid_channels=32',
+    'model.neck.out_channels=16',
+    'model.distill_head.predictor.in_channels=16',
+    'model.distill_head.predictor.hid_channels=32',
+    'model.distill_head.predictor.out_channels=16',
     'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0',
     'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1'
 ]
@@ -56,11 +62,21 @@ def images(tmp_path_factory) -> Path:
     return root
 
 
+class BuiltError(Exception):
+    """The tool has reached the Runner."""
+
+
 def merged(tool, *argv) -> Config:
     """The config that ``train.py *argv`` would train."""
-    args = tool.parse_args([str(arg) for arg in argv])
-    return tool.merge_args(
-        tool.load_config(args.config, args.cfg_options or {}), args)
+
+    def build_runner(cfg):
+        raise BuiltError(cfg)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tool.launching, 'build_runner', build_runner)
+        with pytest.raises(BuiltError) as built:
+            tool.main([str(arg) for arg in argv])
+    return built.value.args[0]
 
 
 def run(command, cwd, **env) -> subprocess.CompletedProcess:
@@ -159,7 +175,7 @@ def test_work_dir_of_the_flag_goes_before_that_of_the_config(tool):
 def test_resume_names_a_checkpoint_or_finds_the_last(tool, tmp_path):
     cfg = merged(tool, CONFIG, '--resume')
     assert cfg.resume is True and cfg.load_from is None
-    (tmp_path / 'a.pth').touch()
+    torch.save(dict(weight=torch.ones(1)), tmp_path / 'a.pth')
     cfg = merged(tool, CONFIG, '--resume', tmp_path / 'a.pth')
     assert cfg.resume is True and cfg.load_from == str(tmp_path / 'a.pth')
     with pytest.raises(SystemExit, match=r'no such file.*last checkpoint'):
@@ -200,9 +216,23 @@ def test_stock_checkpoint_hooks_become_atomic(tool):
 
 def test_no_validate_leaves_out_the_knn_hook_alone(tool):
     recipe = CONFIG.with_name(CONFIG.name.replace('-folder', ''))
-    both = [[hook.type for hook in merged(tool, recipe, *flags).custom_hooks]
-            for flags in ([], ['--no-validate'])]
-    assert both[0] == [*both[1], 'us3l_mm.WidthKNNHook']
+    both = [{
+        name: hook.type
+        for name, hook in merged(tool, recipe, *flags).default_hooks.items()
+    } for flags in ([], ['--no-validate'])]
+    assert both[0] == dict(both[1], knn='us3l_mm.WidthKNNHook')
+    assert both[0] != both[1]
+
+
+def test_a_default_hook_that_is_none_is_left_out(tool):
+    hooks = merged(tool, CONFIG, '--cfg-options',
+                   'default_hooks.group_reg=None',
+                   'default_hooks.exact_resume=None',
+                   'default_hooks.timer=None').default_hooks
+    assert 'sampler' in hooks
+    assert 'group_reg' not in hooks and 'exact_resume' not in hooks
+    # MMEngine adds its own hooks unless they are None.
+    assert hooks.timer is None
 
 
 def test_auto_scale_lr_needs_the_batch_size_of_the_config(tool, tmp_path):
@@ -218,9 +248,12 @@ def test_mixed_precision_without_a_gpu_is_refused(tool):
     with pytest.raises(SystemExit, match=r'needs a GPU.*Leave out --amp'):
         merged(tool, CONFIG, '--amp')
     in1k = ROOT / 'configs/us3l/us3l_resnet18_8xb128-coslr-100e_in1k.py'
-    with pytest.raises(SystemExit, match='optim_wrapper.type=OptimWrapper'):
+    plain = 'us3l_mm.MultiPassOptimWrapper'
+    with pytest.raises(SystemExit, match=f'optim_wrapper.type={plain}, or'):
         merged(tool, in1k)
-    merged(tool, in1k, '--cfg-options', 'optim_wrapper.type=OptimWrapper')
+    wrapper = merged(tool, in1k, '--cfg-options',
+                     f'optim_wrapper.type={plain}').optim_wrapper
+    assert {*wrapper} == {'type', 'optimizer'}
 
 
 @no_gpu
@@ -232,6 +265,11 @@ def test_bfloat16_needs_no_gpu(tool, config):
     path = ROOT / f'configs/us3l/{config}.py'
     wrapper = merged(tool, path, '--amp', '--cfg-options',
                      'optim_wrapper.dtype=bfloat16').optim_wrapper
+    assert wrapper.type == 'us3l_mm.MultiPassAmpOptimWrapper'
+    assert wrapper.dtype == 'bfloat16' and 'loss_scale' not in wrapper
+    wrapper = merged(tool, path, '--amp', '--cfg-options',
+                     'optim_wrapper.type=OptimWrapper',
+                     'optim_wrapper.dtype=bfloat16').optim_wrapper
     assert wrapper.type == 'us3l_mm.CpuAmpOptimWrapper'
     assert wrapper.dtype == 'bfloat16' and 'loss_scale' not in wrapper
     with pytest.raises(SystemExit, match='float16 needs a GPU.*bfloat16'):
@@ -240,11 +278,11 @@ def test_bfloat16_needs_no_gpu(tool, config):
 
 
 def test_amp_keeps_every_other_key(tool, monkeypatch):
-    monkeypatch.setattr(tool, 'has_accelerator', lambda: True)
+    monkeypatch.setattr(settings, 'has_accelerator', lambda: True)
     plain, amp = merged(tool, CONFIG), merged(tool, CONFIG, '--amp')
     assert amp.optim_wrapper.to_dict() == {
-        **plain.optim_wrapper.to_dict(), 'type': 'AmpOptimWrapper',
-        'loss_scale': 'dynamic'
+        **plain.optim_wrapper.to_dict(), 'type':
+        'us3l_mm.MultiPassAmpOptimWrapper', 'loss_scale': 'dynamic'
     }
     with pytest.raises(SystemExit, match='Other'):
         merged(tool, CONFIG, '--amp', '--cfg-options',
@@ -306,5 +344,5 @@ def test_code_in_a_checkpoint_is_refused_and_not_executed(
     torch.save(dict(state_dict=dict(weight=torch.ones(1)), more=Code()),
                tmp_path / 'a.pth')
     with pytest.raises(SystemExit, match='would execute code'):
-        tool.check_checkpoint(Config(dict(load_from=str(tmp_path / 'a.pth'))))
+        merged(tool, CONFIG, '--resume', tmp_path / 'a.pth')
     assert not (tmp_path / 'executed').exists()

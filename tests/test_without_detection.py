@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from us3l_mm import stack
-from us3l_mm.engine.launching import config as launch
+from us3l_mm.apis import launching
 
 ROOT = Path(__file__).parents[1]
 DETECTOR = ROOT / 'configs/us3l/detection/mask-rcnn_r50-w050_fpn_ms-1x_coco.py'
@@ -93,4 +93,4 @@ def test_another_missing_module_keeps_its_own_name(tmp_path):
     config = tmp_path / 'a.py'
     config.write_text("custom_imports = dict(imports=['no_such_module'])")
     with pytest.raises(ImportError, match='no_such_module'):
-        launch.load(str(config))
+        launching.load_config(str(config))

@@ -10,10 +10,9 @@ import torch
 from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
-# The tool beside this one; Python looks in the folder of a script first.
-from train import load_config
 
 from us3l_mm.apis.detection import (check_runs_at, detect, draw, load_detector)
+from us3l_mm.apis.launching import load_config
 
 
 def parse_args(argv=None):
@@ -104,8 +103,8 @@ def table_of(path: str, sample, classes: tuple, threshold: float) -> Table:
 def main(argv=None):
     args = parse_args(argv)
     images = read_images(args.images)
-    config = load_config(args.config, args.cfg_options or {})
     try:
+        config = load_config(args.config, args.cfg_options)
         detector = load_detector(config, args.checkpoint, args.device,
                                  args.trust_pickle)
         if args.width is not None:

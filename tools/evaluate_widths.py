@@ -15,7 +15,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import init_dist, is_main_process
 from rich.console import Console
 
-from us3l_mm.engine.launching.processes import join_on_cpus
+from us3l_mm.apis.launching.processes import join_on_cpus
 from us3l_mm.evaluation import (Measures, Report, WidthEvaluation,
                                 default_widths)
 from us3l_mm.visualization import plot_measures

@@ -7,9 +7,8 @@ import sys
 from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
-# The tool beside this one; Python looks in the folder of a script first.
-from train import load_config
 
+from us3l_mm.apis.launching import load_config
 from us3l_mm.evaluation.parts import COUNTED, count_config
 
 
@@ -64,13 +63,13 @@ def table_of(parts_of: dict, shape: tuple, name: str) -> Table:
 
 def main(argv=None):
     args = parse_args(argv)
-    config = load_config(args.config, args.cfg_options or {})
-    shape = args.shape or ([800, 1333] if config.get('default_scope')
-                           == 'mmdet' else [224])
-    shape = tuple(shape * 2 if len(shape) == 1 else shape)
     try:
+        config = load_config(args.config, args.cfg_options)
+        shape = args.shape or ([800, 1333] if config.get('default_scope')
+                               == 'mmdet' else [224])
+        shape = tuple(shape * 2 if len(shape) == 1 else shape)
         parts_of = count_config(config, shape, args.widths)
-    except ValueError as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f'get_flops: {error}')
     table = table_of(parts_of, shape, str(args.config))
     # All of it, also where the output is a file.

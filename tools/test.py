@@ -4,20 +4,12 @@ import argparse
 import os
 import os.path as osp
 import sys
-from pathlib import Path
 
 import mmengine
-import torch.distributed as torch_dist
 from mmengine.config import Config, DictAction
-from mmengine.evaluator import DumpResults
-from mmengine.registry import RUNNERS
-from mmengine.runner import CheckpointLoader, Runner
 from rich.console import Console
-# The tool beside this one; Python looks in the folder of a script first.
-from train import (check_checkpoint, join_processes, load_config, merge_loader)
 
-from us3l_mm.engine.launching import config as launch
-from us3l_mm.models.heads import name_at
+from us3l_mm.apis import launching
 from us3l_mm.visualization import width_table
 
 
@@ -26,7 +18,7 @@ def parse_args(argv=None):
         description='Test a classifier or a detector that tools/train.py '
         'trained.',
         epilog='Example: python tools/test.py configs/us3l/benchmarks/'
-        'linear-w050_resnet18_4xb128-steplr-100e_cifar10.py epoch_100.pth')
+        'linear_resnet18_4xb128-steplr-100e_cifar10.py epoch_100.pth')
     parser.add_argument(
         'config', help='config file, such as one of '
         'configs/us3l/benchmarks/')
@@ -64,7 +56,6 @@ def parse_args(argv=None):
     # Passed by launchers of the past; torchrun sets LOCAL_RANK instead.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
                         help=argparse.SUPPRESS)
-    parser.set_defaults(no_persistent_workers=False)
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if args.out_item and not args.out:
@@ -73,30 +64,30 @@ def parse_args(argv=None):
     return args
 
 
-def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
-    """Write the flags into the config."""
+def config_of(args: argparse.Namespace) -> Config:
+    """The config to test by: the file, the options and the flags."""
+    cfg = launching.load_config(args.config, args.cfg_options)
     if cfg.get('test_dataloader') is None or cfg.get('test_cfg') is None:
-        sys.exit(f'{args.config} has no test_dataloader and test_cfg. '
-                 'Pre-training has no labels to test against: '
-                 'tools/evaluate_widths.py says what its widths are worth.')
+        raise ValueError(
+            f'{args.config} has no test_dataloader and test_cfg. Pre-training '
+            'has no labels to test against: tools/evaluate_widths.py says '
+            'what its widths are worth.')
     cfg.launcher, cfg.load_from = args.launcher, args.checkpoint
     cfg.resume = False
-    if args.work_dir is not None:
-        cfg.work_dir = args.work_dir
-    elif cfg.get('work_dir') is None:
-        cfg.work_dir = osp.join('./work_dirs', Path(args.config).stem)
+    launching.set_work_dir(cfg, args.work_dir, args.config)
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir:
         cfg.default_hooks.visualization = drawing_hook(cfg, args)
-    merge_loader(cfg.test_dataloader, args, launch.is_detection(cfg))
-    launch.add_checks(cfg)
+    launching.set_up_loader(cfg, 'test', not args.no_pin_memory)
+    launching.add_checks(cfg)
+    launching.drop_disabled_hooks(cfg)
     return cfg
 
 
 def drawing_hook(cfg: Config, args: argparse.Namespace) -> dict:
     """The hook that draws predictions, of the library of ``cfg``."""
-    if not launch.is_detection(cfg):
+    if not launching.is_detection(cfg):
         return dict(type='VisualizationHook', enable=True, show=args.show,
                     wait_time=args.wait_time, out_dir=args.show_dir,
                     interval=args.interval)
@@ -106,61 +97,32 @@ def drawing_hook(cfg: Config, args: argparse.Namespace) -> dict:
                 wait_time=args.wait_time, test_out_dir=folder)
 
 
-def check_weights(runner: Runner, path: str) -> None:
-    """Refuse a checkpoint that would leave some layers random.
-
-    MMEngine would only log that it does.
-    """
-    weights = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    weights = weights.get('state_dict', weights)
-    missing = [
-        name for name, _ in runner.model.named_parameters()
-        if name.removeprefix('module.') not in weights
-    ]
-    if missing:
-        sys.exit(f'{path} lacks {len(missing)} of the parameters of this '
-                 f'model, such as {missing[0]}. Test what tools/train.py '
-                 'wrote for this config.')
-
-
-def dump_predictions(runner: Runner, path: str) -> None:
-    """Let the run write its predictions to ``path``, one file per width."""
-    loop = runner.build_test_loop(runner._test_loop)
-    runner._test_loop = loop
-    if not hasattr(loop, 'evaluators'):
-        loop.evaluator.metrics.append(DumpResults(path))
-        return
-    stem, ending = osp.splitext(path)
-    for width, evaluator in loop.evaluators.items():
-        evaluator.metrics.append(DumpResults(name_at(stem, width) + ending))
-
-
-def main() -> None:
-    args = parse_args()
-    if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
-        sys.exit(f'There is no checkpoint {args.checkpoint}.')
-    cfg = merge_args(load_config(args.config, args.cfg_options or {}), args)
-    check_checkpoint(cfg)
+def main(argv=None) -> None:
+    args = parse_args(argv)
     try:
-        launch.check_annotation_files(cfg, kinds=('test', ))
-    except FileNotFoundError as error:
+        if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
+            raise FileNotFoundError(
+                f'There is no checkpoint {args.checkpoint}.')
+        cfg = config_of(args)
+        launching.check_checkpoint(cfg)
+        launching.check_annotation_files(cfg, stages=('test', ))
+        launching.join_processes(cfg)
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(str(error))
-    join_processes(cfg)
-    if 'runner_type' in cfg:
-        runner = RUNNERS.build(cfg)
-    else:
-        runner = Runner.from_cfg(cfg)
-    check_weights(runner, args.checkpoint)
+    runner = launching.build_runner(cfg)
+    try:
+        launching.check_all_loaded(runner, args.checkpoint)
+    except ValueError as error:
+        sys.exit(str(error))
     if args.out and args.out_item != 'metrics':
-        dump_predictions(runner, args.out)
+        launching.dump_predictions(runner, args.out)
     metrics = runner.test()
     if hasattr(runner.test_loop, 'evaluators') and runner.rank == 0:
         Console().print(width_table(metrics,
                                     list(runner.test_loop.evaluators)))
     if args.out and args.out_item == 'metrics' and runner.rank == 0:
         mmengine.dump(metrics, args.out)
-    if torch_dist.is_available() and torch_dist.is_initialized():
-        torch_dist.destroy_process_group()
+    launching.leave_processes()
 
 
 if __name__ == '__main__':

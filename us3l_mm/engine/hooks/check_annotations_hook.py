@@ -1,9 +1,10 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 
 from us3l_mm.engine.checks.annotations import check_detection_data
+from us3l_mm.engine.mmengine_internals import built_loop
 from us3l_mm.registry import HOOKS
 
 
@@ -24,7 +25,7 @@ class CheckAnnotationsHook(Hook):
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
         for kind in ('train', 'val', 'test'):
-            loop = getattr(runner, f'_{kind}_loop')
-            if isinstance(loop, BaseLoop):
+            loop = built_loop(runner, kind)
+            if loop is not None:
                 check_detection_data(loop.dataloader.dataset, model,
                                      f'{kind}_dataloader.dataset')

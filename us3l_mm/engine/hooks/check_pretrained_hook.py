@@ -1,11 +1,13 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 from torch import nn
 
 from us3l_mm.engine.checks.pretrained import (KNOWN, check_neck, check_weights,
                                               pretrained_cfg, read_file)
+from us3l_mm.engine.mmengine_internals import (built_loop, is_resuming,
+                                               start_file)
 from us3l_mm.registry import HOOKS
 
 PREFIX = 'backbone.'
@@ -39,8 +41,9 @@ class CheckPretrainedHook(Hook):
         if not hasattr(model, 'backbone'):
             return
         check_neck(model)
-        is_training = isinstance(runner._train_loop, BaseLoop)
-        if is_training and not runner._resume and not runner._load_from:
+        if built_loop(
+                runner,
+                'train') and not (is_resuming(runner) or start_file(runner)):
             self._check(runner, values=False)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -49,14 +52,16 @@ class CheckPretrainedHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Compare all numbers."""
-        if not (runner._resume and self._checkpoint_loaded):
+        if not (is_resuming(runner) and self._checkpoint_loaded):
             self._check(runner, values=True)
 
     def _check(self, runner: Runner, values: bool) -> None:
         backbone = getattr(_unwrapped(runner), 'backbone', None)
         cfg = pretrained_cfg(backbone)
-        path, prefix = (runner._load_from, PREFIX) if runner._load_from else (
-            cfg and cfg['checkpoint'], cfg and cfg.get('prefix'))
+        path, prefix = (start_file(runner),
+                        PREFIX) if start_file(runner) else (
+                            cfg and cfg['checkpoint'],
+                            cfg and cfg.get('prefix'))
         if cfg is None or not path:
             return
         if type(backbone).__name__ not in KNOWN:

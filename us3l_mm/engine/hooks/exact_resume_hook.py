@@ -6,10 +6,11 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 
+from us3l_mm.engine.mmengine_internals import is_resuming
 from us3l_mm.engine.resuming.data_position import Layout, Passes
 from us3l_mm.engine.resuming.random_states import (random_states, seed_all,
                                                    set_random_states)
-from us3l_mm.engine.resuming.schedules import rewrite_schedules
+from us3l_mm.engine.resuming.schedules import restart_schedules
 from us3l_mm.registry import HOOKS
 
 KEY = 'exact_resume'
@@ -17,127 +18,103 @@ KEY = 'exact_resume'
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """Go on exactly where a checkpoint was saved, also within an epoch.
+    """Continue a run exactly where a checkpoint was saved, also in an epoch.
 
     MMEngine begins the epoch of a checkpoint again and seeds all random
     states as at the start of a run. With this hook a checkpoint also holds
     the position in the data and the random states of every process, and a
-    resumed run continues bit by bit (on CPUs), if it has as many processes.
+    run that is resumed by as many processes continues bit by bit (on CPUs).
 
     With another number of processes or another batch size, no image is left
-    out and none is seen twice but for the rounding at the end of an epoch;
-    the count of iterations and the schedules become what they would be had
-    the run had this many from the start, and random states begin anew from
-    the seed and the iteration. (An iteration-based run keeps its count.)
+    out and none is seen twice, except for the rounding at the end of an epoch.
+    Iterations are counted and schedules are set as if the run had had this
+    batch size from the start, and random states begin anew from the seed and
+    the iteration. An iteration-based run keeps its count.
 
-    What validation draws does not reach training, as a resumed run does not
-    validate what it trained before. Worker processes of the training loader
-    are seeded by the epoch. To be used with ``AtomicCheckpointHook``, which
-    asks all processes for their states, and ``SeededSampler``.
+    Random numbers that validation draws do not reach training, because a
+    resumed run does not validate again. Worker processes of the training
+    loader are seeded by the epoch. The hook needs ``AtomicCheckpointHook``,
+    which asks all processes for their states, and ``SeededSampler``. A
+    checkpoint that was saved without it is resumed as MMEngine does.
     """
 
     priority = 'LOW'  # after the sampler has its epoch, before a checkpoint
 
     def __init__(self):
-        self.samples = 0  # of the epoch, over all processes: what is done
-        self._epoch = 0  # which they belong to
+        self.epoch, self.samples = 0, 0  # images done, over all processes
         self._resumed: Optional[dict] = None
         self._states: Optional[list] = None
         self._before_val: Optional[dict] = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Read the position; translate the counts to this run's epochs.
+        """Read the position; translate the counts to the epochs of this run.
 
         Raises:
-            ValueError: where the checkpoint lies within an epoch and the
-                sampler cannot go on from there.
+            ValueError: if the checkpoint was saved within an epoch and the
+                sampler cannot continue from there.
         """
-        if not runner._resume:
-            return  # weights alone
-        layout, saved = self._layout(runner), checkpoint.get(KEY, {})
+        saved = checkpoint.get(KEY)
+        if saved is None or not is_resuming(runner):
+            return
         meta = checkpoint['meta']
-        if isinstance(runner.train_loop, IterBasedTrainLoop):
-            length = max(layout.steps_left(), 1)
-            epoch, samples = saved.get(
-                'position',
-                (meta['iter'] // length, meta['iter'] % length * layout.step))
-        else:
-            epoch = meta['epoch']
-            samples = self._samples_of(saved, meta, layout)
-            self._check_sampler(runner, samples, meta)
-            self._translate(runner, checkpoint, saved, layout, samples)
-        self._resumed = dict(epoch=epoch, samples=samples, iter=meta['iter'],
-                             states=saved.get('random_states'))
+        if not isinstance(runner.train_loop, IterBasedTrainLoop):
+            epoch, samples = saved['position']
+            if samples and not _is_exact(runner.train_dataloader):
+                sampler = type(runner.train_dataloader.sampler).__name__
+                raise ValueError(
+                    'The checkpoint was saved within an epoch, at iteration '
+                    f'{meta["iter"]}, and {sampler} (or the batch sampler '
+                    'around it) cannot go on from there. Set train_dataloader.'
+                    "sampler.type='us3l_mm.SeededSampler', whose order is "
+                    'that of DefaultSampler, and leave out batch_sampler; or '
+                    'resume from a checkpoint of the end of an epoch.')
+            if saved['epoch_length'] != len(runner.train_dataloader):
+                self._translate(runner, checkpoint, epoch, samples)
+        self._resumed = saved
 
     @staticmethod
-    def _samples_of(saved: dict, meta: dict, layout: Layout) -> int:
-        """Images of the current epoch that are done."""
-        if 'position' in saved:
-            epoch, samples = saved['position']
-            return samples if epoch == meta['epoch'] else 0
-        # Of a run without this hook: take its epochs to be as long as ours.
-        steps = meta['iter'] - meta['epoch'] * layout.steps_left()
-        return steps * layout.step if 0 < steps < layout.steps_left() else 0
-
-    def _check_sampler(self, runner: Runner, samples: int, meta: dict) -> None:
-        loader = runner.train_dataloader
-        if samples and not self._is_exact(loader):
-            raise ValueError(
-                f'The checkpoint was saved within an epoch, at iteration '
-                f'{meta["iter"]}, and {type(loader.sampler).__name__} (or the '
-                'batch sampler around it) cannot go on from there. Set '
-                "train_dataloader.sampler.type='us3l_mm.SeededSampler', whose "
-                'order is that of DefaultSampler, and leave out batch_sampler;'
-                ' or resume from a checkpoint of the end of an epoch.')
-
-    def _translate(self, runner: Runner, checkpoint: dict, saved: dict,
-                   layout: Layout, samples: int) -> None:
+    def _translate(runner: Runner, checkpoint: dict, epoch: int,
+                   samples: int) -> None:
         """Count iterations as this run would have counted them."""
         meta, length = checkpoint['meta'], len(runner.train_dataloader)
-        before = saved.get('epoch_length', length)
-        if 'epoch_length' not in saved and meta['epoch'] and not samples:
-            before = meta['iter'] / meta['epoch']  # of the end of an epoch
-        if before == length:
-            return
-        iteration = meta['epoch'] * length
+        layout = Layout.of(runner.train_dataloader)
+        iteration = epoch * length
         if samples:
             iteration += length - layout.steps_left(samples)
         runner.logger.warning(
-            f'Epochs have {length} iterations now and had {before:g}: the '
-            f'batch over all processes is {layout.step} images. Iteration '
-            f'{meta["iter"]} becomes {iteration}, and schedules are '
-            'stretched accordingly. The learning rate is that of the config; '
-            '--auto-scale-lr adapts it to the batch.')
+            f'Epochs have {length} iterations now and had '
+            f'{checkpoint[KEY]["epoch_length"]}: the batch over all processes '
+            f'is {layout.step} images. Iteration {meta["iter"]} becomes '
+            f'{iteration}, and schedules are stretched accordingly. The '
+            'learning rate is that of the config; --auto-scale-lr adapts it '
+            'to the batch.')
         meta['iter'] = iteration
-        rewrite_schedules(runner, checkpoint, iteration, length)
+        restart_schedules(runner, checkpoint, iteration, length)
 
     def before_train(self, runner: Runner) -> None:
-        """Give the loader a generator of its own."""
+        """Give the loader a generator, and an endless loader its position."""
         loader, loop = runner.train_dataloader, runner.train_loop
         if loader.generator is None:
-            # Each new iterator draws a number out of the global state, and a
+            # Each new iterator draws a number from the global state, and a
             # resumed run makes other iterators.
             loader.generator = torch.Generator()
-        if (isinstance(loop, IterBasedTrainLoop) and self._is_exact(loader)
-                and hasattr(loop.dataloader_iterator, 'skip_iter')):
-            at = self._resumed or dict(epoch=0, samples=0)
-            loop.dataloader_iterator = Passes(loader,
-                                              self._layout(runner).step,
-                                              at['epoch'], at['samples'])
+        if isinstance(loop, IterBasedTrainLoop) and _is_exact(loader):
+            position = (self._resumed or {}).get('position', (0, 0))
+            loop.dataloader_iterator = Passes(loader, *position)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Continue where the checkpoint was saved."""
         loader = runner.train_dataloader
         loader.generator.manual_seed(runner.epoch)
-        self._epoch, self.samples = runner.epoch, 0
+        self.epoch, self.samples = runner.epoch, 0
         resumed, self._resumed = self._resumed, None
         if resumed is None:
             return
         if not isinstance(runner.train_loop, IterBasedTrainLoop):
-            self.samples = resumed['samples']
+            self.samples = resumed['position'][1]
             if self.samples:
                 loader.sampler.start_at(self.samples)
-        states = resumed['states']
+        states = resumed['random_states']
         if states is not None and len(states) == get_world_size():
             set_random_states(states[get_rank()])
         else:
@@ -147,7 +124,7 @@ class ExactResumeHook(Hook):
                          data_batch: Optional[dict] = None,
                          outputs: Optional[dict] = None) -> None:
         """Count images."""
-        self.samples += self._layout(runner).step
+        self.samples += Layout.of(runner.train_dataloader).step
 
     def before_val(self, runner: Runner) -> None:
         """Keep the random states of training."""
@@ -169,28 +146,19 @@ class ExactResumeHook(Hook):
         states, self._states = self._states, None
         if states is None and get_world_size() == 1:
             states = [random_states()]
-        loop, meta = runner.train_loop, checkpoint['meta']
-        if isinstance(loop, IterBasedTrainLoop):
-            passes = loop.dataloader_iterator
-            position = ((passes.epoch, passes.samples) if isinstance(
-                passes, Passes) else None)
-        else:
-            position = (meta['epoch'],
-                        self.samples if meta['epoch'] == self._epoch else 0)
-        checkpoint[KEY] = dict(random_states=states,
-                               epoch_length=len(runner.train_dataloader))
-        if position is not None:
-            checkpoint[KEY]['position'] = position
+        saved = dict(random_states=states,
+                     epoch_length=len(runner.train_dataloader))
+        loop, epoch = runner.train_loop, checkpoint['meta']['epoch']
+        if not isinstance(loop, IterBasedTrainLoop):
+            # The epoch in which this one is saved may be over.
+            saved['position'] = (epoch,
+                                 self.samples if epoch == self.epoch else 0)
+        elif isinstance(loop.dataloader_iterator, Passes):
+            saved['position'] = loop.dataloader_iterator.position
+        checkpoint[KEY] = saved
 
-    @staticmethod
-    def _layout(runner: Runner) -> Layout:
-        loader = runner.train_dataloader
-        batches = loader.batch_sampler
-        # A batch sampler of one's own may have neither; it is not exact.
-        return Layout(len(loader.dataset), getattr(batches, 'batch_size', 1),
-                      get_world_size(), getattr(batches, 'drop_last', False))
 
-    def _is_exact(self, loader) -> bool:
-        """Whether a pass over ``loader`` can begin anywhere."""
-        return (hasattr(loader.sampler, 'start_at') and type(
-            loader.batch_sampler) is torch.utils.data.BatchSampler)
+def _is_exact(loader: torch.utils.data.DataLoader) -> bool:
+    """Whether a pass over ``loader`` can begin anywhere."""
+    return (hasattr(loader.sampler, 'start_at')
+            and type(loader.batch_sampler) is torch.utils.data.BatchSampler)

@@ -1,22 +1,23 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Where in the data a run is, whatever its number of processes."""
+"""The position of a run in its data, for any number of processes."""
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Tuple
 
+from mmengine.dist import get_world_size
 from torch.utils.data import DataLoader
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a pass over the data is cut into steps of all processes.
+    """How a pass over the data is divided into steps of all processes.
 
     Step i of the processes together takes the images from ``i * step`` on of
     one common order: process r reads every ``processes``-th from the r-th.
 
     Attributes:
-        num_images (int): Of the data set.
-        batch_size (int): Of a process.
-        processes (int): How many there are.
+        num_images (int): Images of the data set.
+        batch_size (int): Images of a batch of one process.
+        processes (int): Number of processes.
         drop_last (bool): Whether an incomplete batch is left out.
     """
 
@@ -25,6 +26,14 @@ class Layout:
     processes: int
     drop_last: bool
 
+    @classmethod
+    def of(cls, loader: DataLoader) -> 'Layout':
+        """The layout of ``loader`` on the processes of this run."""
+        batches = loader.batch_sampler
+        # Batch samplers other than PyTorch's may have neither attribute.
+        return cls(len(loader.dataset), getattr(batches, 'batch_size', 1),
+                   get_world_size(), getattr(batches, 'drop_last', False))
+
     @property
     def step(self) -> int:
         """Images of a step, over all processes."""
@@ -32,31 +41,33 @@ class Layout:
 
     def steps_left(self, start: int = 0) -> int:
         """Steps of a pass that leaves out its first ``start`` images."""
-        images = max(self.num_images - start, 0)
-        each = -(-images // self.processes)
-        if self.drop_last:
-            return each // self.batch_size
-        return -(-each // self.batch_size)
+        each = -(-max(self.num_images - start, 0) // self.processes)
+        return (each if self.drop_last else each + self.batch_size -
+                1) // self.batch_size
 
 
 class Passes:
-    """An endless iterator over a loader, which knows where it is.
+    """An endless iterator over a loader that knows its position.
 
-    In place of the one in MMEngine's ``IterBasedTrainLoop``.
+    It takes the place of the one in MMEngine's ``IterBasedTrainLoop``, which
+    on resuming begins to count passes, and so to shuffle, anew.
 
     Args:
-        loader (DataLoader): Over a ``SeededSampler``.
-        step (int): Images of a step, over all processes.
-        epoch (int): Passes that are over. Defaults to 0.
-        samples (int): Images of the current one that are over, of all
+        loader (DataLoader): A loader with a ``SeededSampler``.
+        epoch (int): Completed passes. Defaults to 0.
+        samples (int): Completed images of the current pass, over all
             processes. Defaults to 0.
     """
 
-    def __init__(self, loader: DataLoader, step: int, epoch: int = 0,
-                 samples: int = 0):
-        self.loader, self.step = loader, step
+    def __init__(self, loader: DataLoader, epoch: int = 0, samples: int = 0):
+        self.loader, self.step = loader, Layout.of(loader).step
         self.epoch, self.samples = epoch, samples
         self._iterator = None
+
+    @property
+    def position(self) -> Tuple[int, int]:
+        """Completed passes, and completed images of the current one."""
+        return self.epoch, self.samples
 
     def __iter__(self) -> 'Passes':
         return self
@@ -81,4 +92,4 @@ class Passes:
         return iter(self.loader)
 
     def skip_iter(self, num_iters: int) -> None:
-        """MMEngine asks for it on resuming; this one begins there anyway."""
+        """Nothing to skip: MMEngine asks for it, and this one is in place."""

@@ -10,6 +10,9 @@ from datetime import timedelta
 from typing import Dict, Optional
 
 import torch.distributed as torch_dist
+from mmengine.config import Config
+from mmengine.device import (is_cuda_available, is_mlu_available,
+                             is_musa_available, is_npu_available)
 
 # Seconds that a process waits for another one before it gives up.
 TIMEOUT = 1800
@@ -81,3 +84,57 @@ def join_on_cpus(launcher: str, timeout: Optional[float] = None) -> None:
         print(
             f'No GPU: {torch_dist.get_world_size()} processes work on CPUs '
             'and talk through gloo.', flush=True)
+
+
+def has_accelerator() -> bool:
+    """Whether MMEngine finds a device other than a CPU."""
+    return (is_cuda_available() or is_npu_available() or is_mlu_available()
+            or is_musa_available())
+
+
+def join_processes(cfg: Config) -> None:
+    """Connect the processes of a distributed run on CPUs.
+
+    On accelerators the Runner does this itself.
+
+    Raises:
+        ValueError: if the launcher has not started this process.
+    """
+    if cfg.launcher == 'none' or has_accelerator():
+        return
+    for_processes_on_cpus(cfg)
+    join_on_cpus(cfg.launcher, cfg.env_cfg.dist_cfg.get('timeout'))
+
+
+def leave_processes() -> None:
+    """Disconnect from the other processes, if there are any."""
+    if torch_dist.is_available() and torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def for_processes_on_cpus(cfg: Config) -> None:
+    """Let the processes of a run talk through gloo, without GPUs.
+
+    PyTorch synchronises batch norms on GPUs only; each process takes the
+    statistics of its own images instead.
+    """
+    cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+    cfg.model_wrapper_cfg = cfg.get('model_wrapper_cfg') or dict(
+        type='MMDistributedDataParallel', broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False))
+    if cfg.model_wrapper_cfg.type == 'MMDistributedDataParallel':
+        # MMEngine would name the GPU of this process.
+        cfg.model_wrapper_cfg.setdefault('device_ids', None)
+    cfg.model = without_sync_norms(cfg.model)
+
+
+def without_sync_norms(value):
+    """``value``, nested dicts and lists, with BN for every SyncBN."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            value[key] = without_sync_norms(child)
+        if value.get('type') == 'SyncBN':
+            value['type'] = 'BN'
+    elif isinstance(value, (list, tuple)):
+        return type(value)(map(without_sync_norms, value))
+    return value

@@ -1,0 +1,121 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Reading a config file, and the changes of a command line to it."""
+import inspect
+import os.path as osp
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Optional
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from us3l_mm.stack import check_detection
+
+# What a Runner reads of its config besides its own arguments.
+RUNNER_EXTRAS = {
+    'activation_checkpointing', 'compile', 'custom_imports',
+    'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg',
+    'runner_type', 'sync_bn'
+}
+
+
+def is_detection(cfg: Config) -> bool:
+    """Whether the types of ``cfg`` are MMDetection's."""
+    return cfg.get('default_scope') == 'mmdet'
+
+
+def load_config(path: str, options: Optional[dict] = None) -> Config:
+    """The config file at ``path``, changed by ``options``.
+
+    Args:
+        path (str): A config file; it may inherit MMDetection's.
+        options (dict, optional): Values by dotted keys, as ``--cfg-options``
+            gives them. ``data_root`` moves every path below the ``data_root``
+            of the config file. Defaults to None.
+
+    Raises:
+        FileNotFoundError: if there is no such file; names similar ones.
+        ImportError: if MMDetection is needed and cannot be used.
+        ValueError: if the Runner would not read an option or a key.
+    """
+    options = dict(options or {})
+    if not osp.isfile(path):
+        folder = Path(path).parent
+        names = [p.name for p in folder.glob('*.py')]
+        close = get_close_matches(Path(path).name, names)
+        hint = (f'Did you mean {folder / close[0]}?'
+                if close else f'{folder}/ has the configs {sorted(names)}.'
+                if names else 'Configs are in configs/us3l/.')
+        raise FileNotFoundError(f'There is no config file {path}. {hint}')
+    cfg = _read(path)
+    if 'data_root' in options and cfg.get('data_root'):
+        move_data_root(cfg, options.pop('data_root'))
+    if 'runner_type' not in cfg:
+        check_keys(cfg, path, options)
+    cfg.merge_from_dict(options)
+    return cfg
+
+
+def _read(path: str) -> Config:
+    try:
+        cfg = Config.fromfile(path)
+    except ModuleNotFoundError as error:
+        if 'mmdet' in str(error):
+            check_detection()
+        raise
+    if is_detection(cfg):
+        check_detection()
+    return cfg
+
+
+def check_keys(cfg: Config, path: str, options: dict) -> None:
+    """Refuse a key that looks like one of the Runner and would not be read.
+
+    Raises:
+        ValueError: with the key, and what it may have been meant to be.
+    """
+    read = RUNNER_EXTRAS | {*inspect.signature(Runner.__init__).parameters}
+    for key in cfg.keys() - read:
+        # A config file may have variables of its own.
+        close = get_close_matches(key, read, cutoff=0.9)
+        if close:
+            raise ValueError(f'{path}: nothing reads the key {key}. Did you '
+                             f'mean {close[0]}?')
+    for option in options:
+        key = option.split('.')[0]
+        if key in read:
+            continue
+        if key in cfg:
+            raise ValueError(
+                f'--cfg-options {option}: {key} is a variable of the config '
+                'file, whose value has been used already. Set the keys that '
+                'the Runner reads, such as train_dataloader.dataset.data_root '
+                'or default_hooks.sampler.num_stages.')
+        close = get_close_matches(key, read)
+        hint = (f'Did you mean {close[0]}?'
+                if close else f'There are {sorted(read & {*cfg})}.')
+        raise ValueError(f'--cfg-options {option}: there is no key {key}. '
+                         f'{hint}')
+
+
+def move_data_root(cfg: Config, folder: str) -> None:
+    """Let the data sets and metrics of ``cfg`` read ``folder``.
+
+    Instead of the ``data_root`` that its file sets, or of a path below that.
+    """
+    old, new = cfg.data_root.rstrip('/'), str(folder).rstrip('/')
+
+    def moved(value):
+        if isinstance(value, dict):
+            for key, child in value.items():
+                value[key] = moved(child)
+        elif isinstance(value, (list, tuple)):
+            return type(value)(map(moved, value))
+        elif isinstance(value, str) and f'{value}/'.startswith(f'{old}/'):
+            return new + value[len(old):]
+        return value
+
+    for key in cfg.keys():
+        if key.endswith(('_dataloader', '_evaluator')):
+            moved(cfg[key])
+    cfg.data_root = new
