@@ -2,7 +2,7 @@
 import logging
 import re
 from collections import Counter, defaultdict
-from typing import Optional, Sequence
+from typing import Dict, Optional, Sequence
 
 import torch
 from mmengine.dist import all_reduce
@@ -68,7 +68,8 @@ class CollapseMonitorHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Begin to watch."""
-        self._values, self._under = defaultdict(list), Counter()
+        self._values: Dict[str, list] = defaultdict(list)
+        self._under: Dict[str, int] = Counter()
         self._has_warned = False
 
     def after_train_iter(self, runner: Runner, batch_idx: int,

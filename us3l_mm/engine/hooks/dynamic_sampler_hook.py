@@ -105,5 +105,6 @@ class DynamicSamplerHook(Hook):
                           data_batch: Optional[dict] = None) -> None:
         """Put the plan of the iteration into the batch."""
         width_range = get_ori_model(runner.model).backbone.width_range
+        assert data_batch is not None  # the Runner always passes it
         data_batch['plan'] = self.plan(runner.iter, runner.max_iters,
                                        width_range)

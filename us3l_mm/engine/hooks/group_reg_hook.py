@@ -1,10 +1,12 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Dict, Optional, Sequence
+from typing import Optional, Sequence
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
+from torch import nn
 
 from us3l_mm.models.losses import GroupDecay
 from us3l_mm.registry import HOOKS
@@ -20,58 +22,36 @@ class GroupRegHook(Hook):
     Source: US3L, arXiv 2303.06870, group regularisation.
 
     Args:
-        lam, alpha, mode, groups, base_pass_skip, value_interval, decoupled:
-            Arguments of :class:`~us3l_mm.models.losses.GroupDecay`. ``lam``
-            is half of the weight decay it replaces, and 0 leaves that of the
-            optimizer as it is; ``decoupled=True`` is for AdamW.
         warmup_epochs (int): Epochs of plain decay before the ramp. Defaults
             to 0.
-        group_dims (dict[int, int]): By number of dimensions of a parameter,
-            the dimension that is grouped. Defaults to {1: 0, 4: 0}, the
-            output channels of convolutions and norms; {2: 1} for a ViT, the
-            input features of linear layers.
-        skip (sequence[str]): Modules that are not decayed, besides the
-            teacher. Defaults to ('feature_distiller', ).
+        skip (sequence[str]): Modules that do not decay, besides the teacher.
+            Defaults to ('feature_distiller', ).
         clear_weight_decay (bool): Whether to set the optimizer's weight decay
-            of these parameters to 0, saying so, instead of refusing to run
+            of these parameters to 0, and log it, instead of refusing to run
             beside it. Defaults to False.
+        **decay: Arguments of :class:`~us3l_mm.models.losses.GroupDecay`.
+            ``lam`` is half of the weight decay it replaces, and 0 leaves that
+            of the optimizer as it is; ``decoupled=True`` is for AdamW.
     """
 
-    def __init__(self, lam: float = 5e-5, alpha: float = 0.05,
-                 mode: str = 'linear', groups: int = 8, warmup_epochs: int = 0,
-                 group_dims: Optional[Dict[int, int]] = None,
+    def __init__(self, warmup_epochs: int = 0,
                  skip: Sequence[str] = ('feature_distiller', ),
-                 base_pass_skip: Sequence[str] = ('predictor', ),
-                 clear_weight_decay: bool = False, value_interval: int = 10,
-                 decoupled: bool = False):
-        if lam < 0:
-            raise ValueError(f'lam is not negative, got {lam}.')
-        for name, value in (('groups', groups), ('value_interval',
-                                                 value_interval)):
-            if value < 1:
-                raise ValueError(f'{name} is at least 1, got {value}.')
-        most = 1 / max(groups - 1, 1) if mode == 'linear' else 1.0
-        if not 0 <= alpha <= most:
-            raise ValueError(
-                f'alpha is in [0, {most:.4g}] for mode={mode!r} and '
-                f'{groups} groups, else a group would grow; got {alpha}.')
-        self.warmup_epochs = warmup_epochs
-        self.skip, self.clear_weight_decay = tuple(skip), clear_weight_decay
-        self._kwargs = dict(lam=lam, alpha=alpha, mode=mode, groups=groups,
-                            group_dims=group_dims, decoupled=decoupled,
-                            base_pass_skip=base_pass_skip,
-                            value_interval=value_interval)
+                 clear_weight_decay: bool = False, **decay):
+        # Refuse arguments now and not when training begins.
+        GroupDecay([('', nn.Parameter(torch.zeros(1)))], **decay)
+        self.warmup_epochs, self.skip = warmup_epochs, tuple(skip)
+        self.clear_weight_decay, self._arguments = clear_weight_decay, decay
 
     def before_train(self, runner: Runner) -> None:
         """Install the decay; refuse weight decay beside it."""
-        self._decay = None
-        if not self._kwargs['lam']:
+        self._decay: Optional[GroupDecay] = None
+        if self._arguments.get('lam') == 0:
             return
-        named = [(name, p)
-                 for name, p in get_ori_model(runner.model).named_parameters()
+        model = get_ori_model(runner.model)
+        named = [(name, p) for name, p in model.named_parameters()
                  if p.requires_grad and name.split('.')[0] not in self.skip]
         self._check_weight_decay(runner.optim_wrapper.optimizer, named)
-        self._decay = GroupDecay(named, **self._kwargs)
+        self._decay = GroupDecay(named, **self._arguments)
         runner.optim_wrapper.regularise(self._decay)
         self._epoch = None  # whose coefficients it has
 

@@ -6,8 +6,8 @@ from mmpretrain.models import BaseSelfSupervisor
 from mmpretrain.utils import get_ori_model
 
 from us3l_mm.engine.checks.agreement import check_agreement
-from us3l_mm.engine.wrappers import (MultiPass,
-                                     MultiPassDistributedDataParallel)
+from us3l_mm.engine.wrappers import (MultiPassDistributedDataParallel,
+                                     MultiPassOptimWrapper)
 from us3l_mm.models.selfsup import check_views
 from us3l_mm.registry import HOOKS
 from .compile_hook import CompileHook
@@ -50,7 +50,7 @@ class PreflightHook(Hook):
                     'would need statistics of every width that is drawn. '
                     f'Pre-train with {name}={off}; freeze a network of one '
                     'width.')
-        if not isinstance(runner.optim_wrapper, MultiPass):
+        if not isinstance(runner.optim_wrapper, MultiPassOptimWrapper):
             raise ValueError(
                 f'{type(runner.optim_wrapper).__name__} does not count the '
                 "passes of a training step. Set optim_wrapper.type='us3l_mm."

@@ -7,6 +7,7 @@ import torch
 from mmengine.device import is_cuda_available
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from us3l_mm.models.losses import GroupDecay
 from us3l_mm.models.selfsup import Pass, Plan
@@ -14,8 +15,9 @@ from us3l_mm.registry import OPTIM_WRAPPERS
 from .cpu_amp import CpuAmpOptimWrapper
 
 
-class MultiPass:
-    """Mix-in for an ``OptimWrapper`` of MMEngine.
+@OPTIM_WRAPPERS.register_module()
+class MultiPassOptimWrapper(OptimWrapper):
+    """MMEngine's ``OptimWrapper`` for several passes per batch.
 
     It counts batches where MMEngine counts backward passes, adds the
     gradients of the group regularisation, and makes no step whose gradient is
@@ -50,7 +52,7 @@ class MultiPass:
         self.accumulative_counts = accumulative_counts
         self.batch, self.num_batches = 0, -1
         self.regulariser: Optional[GroupDecay] = None
-        self._decay_handle = None
+        self._decay_handle: Optional[RemovableHandle] = None
         device = self.optimizer.param_groups[0]['params'][0].device
         self.skipped = torch.tensor(0, device=device)
         self.consecutive = torch.zeros_like(self.skipped)
@@ -212,22 +214,17 @@ def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
             and all(group.get('fused') for group in optimizer.param_groups))
 
 
-@OPTIM_WRAPPERS.register_module()
-class MultiPassOptimWrapper(MultiPass, OptimWrapper):
-    """MMEngine's ``OptimWrapper`` with :class:`MultiPass`."""
-
-
-class _GpuAmp(MultiPass, AmpOptimWrapper):
+class _GpuAmp(MultiPassOptimWrapper, AmpOptimWrapper):
     pass
 
 
-class _CpuAmp(MultiPass, CpuAmpOptimWrapper):
+class _CpuAmp(MultiPassOptimWrapper, CpuAmpOptimWrapper):
     pass
 
 
 @OPTIM_WRAPPERS.register_module(name='MultiPassAmpOptimWrapper')
 def multi_pass_amp_optim_wrapper(dtype: Optional[str] = None, loss_scale=None,
-                                 **kwargs) -> MultiPass:
+                                 **kwargs) -> MultiPassOptimWrapper:
     """:class:`MultiPassOptimWrapper` in mixed precision.
 
     Args:

@@ -69,8 +69,7 @@ class AllWidths:
         """
         if mode != 'loss':
             return super().forward(inputs, data_samples, mode)
-        check_pass(self, pass_)
-        return self.pass_loss(inputs, pass_)
+        return self.pass_loss(inputs, check_pass(self, pass_))
 
     def pass_loss(self, batch: Batch, pass_: Pass) -> Dict[str, dict]:
         """The losses of one pass, at the width that the layers are set to.
@@ -111,7 +110,7 @@ class AllWidths:
         else:
             self.backbone(inputs)
 
-    def on_cut(self, width: float) -> None:
+    def on_slice(self, width: float) -> None:
         """Become MMDetection's own detector, now that all layers are plain."""
         first = self.neck[0] if isinstance(self.neck,
                                            nn.Sequential) else self.neck

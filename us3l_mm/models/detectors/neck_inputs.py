@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from us3l_mm.models.layers import (SlimmableBatchNorm, SlimmableBatchNorm1d,
                                    SlimmableBatchNorm2d, SlimmableConv2d,
-                                   at_width)
+                                   at, evaluation_mode)
 
 NORMS = {
     nn.BatchNorm1d: SlimmableBatchNorm1d, nn.BatchNorm2d: SlimmableBatchNorm2d
@@ -57,13 +57,8 @@ def _small_maps(channels: Sequence[int]) -> List[Tensor]:
 @torch.no_grad()
 def _run(neck: nn.Module, maps: Sequence[Tensor]) -> tuple:
     """The outputs in evaluation mode."""
-    training = [(module, module.training) for module in neck.modules()]
-    neck.eval()
-    try:
+    with evaluation_mode(neck):
         return neck(tuple(maps))
-    finally:
-        for module, mode in training:
-            module.training = mode
 
 
 def _readers(neck: nn.Module, maps: List[Tensor]) -> Dict[nn.Module, int]:
@@ -111,7 +106,7 @@ def _check(neck: nn.Module, backbone: nn.Module, maps: List[Tensor]) -> None:
               'neck such as FPN, PAFPN or ChannelMapper.')
     expected = _run(neck, padded)
     try:
-        with at_width(neck, lowest):
+        with at(neck, lowest):
             given = _run(neck, narrow)
     except RuntimeError as error:
         raise ValueError(f'{repair} ({error})') from error

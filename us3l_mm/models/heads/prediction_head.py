@@ -28,9 +28,10 @@ class PredictionHead(BaseModule):
                                                     None] = None,
                  init_cfg: Optional[dict] = None):
         super().__init__(init_cfg)
-        if isinstance(predictor, dict):
-            predictor = MODELS.build(predictor)
-        self.loss_module, self.predictor = MODELS.build(loss), predictor
+        self.loss_module = MODELS.build(loss)
+        self.predictor: Optional[nn.Module] = (MODELS.build(predictor)
+                                               if isinstance(predictor, dict)
+                                               else predictor)
 
     def loss(self, embeddings: Tensor, targets: Tensor) -> Tensor:
         """The loss, a scalar, of ``embeddings`` and ``targets``, both (N, d).

@@ -4,6 +4,7 @@ from .channels import active_channels, active_steps, make_divisible
 from .conv import SlimmableConv2d
 from .layer_norm import SlimmableLayerNorm
 from .linear import LeadingLinear, SlimmableLinear
+from .modes import evaluation_mode
 from .norm import (SlimmableBatchNorm, SlimmableBatchNorm1d,
                    SlimmableBatchNorm2d)
 from .precision import at_least_single
@@ -22,7 +23,8 @@ __all__ = [
     'SlimmableLinear', 'SlimmableQKV', 'Subnet', 'SubnetLike',
     'SwitchableBatchNorm', 'SwitchableBatchNorm1d', 'SwitchableBatchNorm2d',
     'active_channels', 'active_steps', 'at', 'at_least_single', 'at_width',
-    'check_statistics', 'check_width_range', 'has_statistics',
+    'check_statistics', 'check_width_range', 'evaluation_mode',
+    'has_statistics',
     'make_divisible', 'set_subnet', 'set_sync', 'slimmable_layers',
     'subnet_list', 'subnets_of'
 ]

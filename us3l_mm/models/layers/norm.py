@@ -1,6 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Batch normalisation of a network that runs at any width."""
-from typing import List
+from typing import List, Set
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +67,7 @@ class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
         self.slice_channels, self.divisor = slice_channels, divisor
         self.ratio, self.sync = ratio, sync
         # On the host, so that asking for them never waits for the device.
-        self._measured = set()
+        self._measured: Set[Subnet] = set()
         self.on_subnet()
 
     def active(self, width: float) -> int:

@@ -5,7 +5,8 @@ import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import (Dict, Iterable, Iterator, List, Optional, Sequence, Tuple,
+                    Union)
 
 from torch import Tensor, nn
 
@@ -54,7 +55,7 @@ class Subnet:
             >>> Subnet.of(0.5) == Subnet.of('0.5') == Subnet.of('w0.50')
             True
         """
-        if isinstance(value, cls):
+        if isinstance(value, Subnet):
             return value
         if not isinstance(value, str):
             return cls(value)
@@ -137,7 +138,7 @@ def check_width_range(width_range: Tuple[float, float]) -> Tuple[float, float]:
     return low, high
 
 
-class SlimmableLayer:
+class SlimmableLayer(nn.Module):
     """Mix-in for a layer that runs several sub-networks.
 
     The sub-network is set from outside, by :func:`at`. A subclass turns it
@@ -146,12 +147,12 @@ class SlimmableLayer:
 
     Attributes:
         subnet (Subnet): The sub-network that the layer runs.
-        subnets (list[Subnet], optional): Those that it can run, widest first;
-            None if it runs any width.
+        subnets (sequence[Subnet]): Those that it can run, widest first; empty
+            if it runs any width.
     """
 
     subnet: Subnet = FULL
-    subnets: Optional[List[Subnet]] = None
+    subnets: Sequence[Subnet] = ()
 
     @property
     def width(self) -> float:
@@ -216,8 +217,7 @@ def subnets_of(network: nn.Module) -> Optional[List[Subnet]]:
         list[Subnet], optional: None if any width of its range can run.
     """
     lists = [
-        layer.subnets for layer in slimmable_layers(network)
-        if layer.subnets is not None
+        layer.subnets for layer in slimmable_layers(network) if layer.subnets
     ]
     return [
         subnet for subnet in lists[0] if all(subnet in each for each in lists)

@@ -168,7 +168,7 @@ class SwitchableBatchNorm(SlimmableLayer, _BatchNorm):
         return f'{super().extra_repr()}, subnets={_names(self.subnets)}'
 
 
-def _names(subnets: List[Subnet]) -> str:
+def _names(subnets: Iterable[Subnet]) -> str:
     return f'[{", ".join(map(str, subnets))}]'
 
 

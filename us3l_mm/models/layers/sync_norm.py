@@ -40,7 +40,7 @@ class SynchronisedNorm(torch.autograd.Function):
         rstd = torch.rsqrt(deviations / total + eps)
         ctx.save_for_backward(x, weight, mean, rstd, total)
         y = (values - mean.view(shape)) * rstd.view(shape)
-        if weight is not None:
+        if weight is not None and bias is not None:
             y = y * weight.view(shape) + bias.view(shape)
         var = deviations / (total - 1).clamp(min=1)
         ctx.mark_non_differentiable(mean, var)

@@ -64,6 +64,17 @@ class GroupDecay:
                  value_interval: int = 10, decoupled: bool = False):
         if mode not in MODES:
             raise ValueError(f'mode is one of {MODES}, got {mode!r}.')
+        if lam < 0:
+            raise ValueError(f'lam is not negative, got {lam}.')
+        for name, value in (('groups', groups), ('value_interval',
+                                                 value_interval)):
+            if value < 1:
+                raise ValueError(f'{name} is at least 1, got {value}.')
+        most = 1 / max(groups - 1, 1) if mode == 'linear' else 1.0
+        if not 0 <= alpha <= most:
+            raise ValueError(
+                f'alpha is in [0, {most:.4g}] for mode={mode!r} and {groups} '
+                f'groups, or a group would grow; got {alpha}.')
         group_dims = {1: 0, 4: 0} if group_dims is None else group_dims
         named = dict(parameters)
         self.lam, self.alpha, self.mode = lam, alpha, mode
@@ -96,6 +107,10 @@ class GroupDecay:
             c.sqrt().to(p) for c, p in zip(coefficients, self.parameters)
         ]
         self._of = dict(zip(self.parameters, self._slopes))
+        # Those that decay in all passes, then those that rest in base passes.
+        self._terms = [([self.parameters[i]
+                         for i in part], [self._slopes[i] for i in part])
+                       for part in self._parts]
 
     @torch.no_grad()
     def value(self, roles: Sequence[str]) -> Tensor:
@@ -125,17 +140,15 @@ class GroupDecay:
             scale (float or Tensor): The loss scale of mixed precision.
         """
         everywhere = sum(passes.values())
-        for times, part in zip(
-            (everywhere, everywhere - passes.get('base', 0)), self._parts):
-            if not times or not part:
+        counts = everywhere, everywhere - passes.get('base', 0)
+        for count, (values, slopes) in zip(counts, self._terms):
+            if not count or not values:
                 continue
-            values = [self.parameters[i] for i in part]
-            slopes = [self._slopes[i] for i in part]
             for p in values:
                 if p.grad is None:  # not used in the passes, but decayed
                     p.grad = torch.zeros_like(p)
             torch._foreach_addcmul_([p.grad for p in values], values,
-                                    torch._foreach_mul(slopes, times * scale))
+                                    torch._foreach_mul(slopes, count * scale))
 
     def before_step(self, optimizer: torch.optim.Optimizer, args,
                     kwargs) -> None:
@@ -145,7 +158,7 @@ class GroupDecay:
         """
         # Fused optimizers find out on the device only.
         left_out = getattr(optimizer, 'found_inf', None)
-        by_rate = defaultdict(lambda: ([], []))
+        by_rate: Dict[float, Tuple[list, list]] = defaultdict(lambda: ([], []))
         for group in optimizer.param_groups:
             values, slopes = by_rate[group['lr']]
             for p in group['params']:

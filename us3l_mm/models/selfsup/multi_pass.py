@@ -101,8 +101,7 @@ class MultiPassSSL(BaseSelfSupervisor):
         """
         if mode != 'loss':
             return super().forward(inputs, data_samples, mode)
-        check_pass(self, pass_)
-        return self.loss(inputs, pass_)
+        return self.loss(inputs, check_pass(self, pass_))
 
     def views(self, data: dict) -> List[Tensor]:
         """The preprocessed views of a batch, each (N, 3, H, W)."""
@@ -173,11 +172,13 @@ def check_views(views, num_views: int = 2) -> None:
             ' ...) or two transforms with num_views=[1, 1].')
 
 
-def check_pass(algorithm: nn.Module, pass_: Optional[Pass]) -> None:
-    """Raise if a stock wrapper asks for a loss, which knows no passes."""
+def check_pass(algorithm: nn.Module, pass_: Optional[Pass]) -> Pass:
+    """``pass_``, or an error if a stock wrapper asks for a loss without it.
+    """
     if pass_ is None:
         raise RuntimeError(
             f'{type(algorithm).__name__} was asked for a loss without a pass, '
             'as a stock wrapper does, which would train the full width alone. '
             'Set model_wrapper_cfg=dict(type='
             "'us3l_mm.MultiPassDistributedDataParallel').")
+    return pass_

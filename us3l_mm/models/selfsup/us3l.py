@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Union
 
 from torch import nn
 
@@ -56,14 +56,14 @@ class US3LAlgorithm(MultiPassSSL):
                       feature_distiller)
         super().__init__(backbone, neck, head, **kwargs)
         self.base_from, self.distill_from = base_from, distill_from
-        if share_predictor:
+        if distill_head is not None and share_predictor:
             distill_head = dict(distill_head, predictor=self.head.predictor)
-        self.distill_head = distill_head and MODELS.build(distill_head)
-        self.feature_distiller = feature_distiller and MODELS.build(
+        self.distill_head: Any = distill_head and MODELS.build(distill_head)
+        self.feature_distiller: Any = feature_distiller and MODELS.build(
             dict(feature_distiller, type='us3l_mm.FeatureDistiller',
                  channels=self.backbone.feature_channels(),
                  rounding=self.backbone.feature_rounding))
-        self.teacher = None
+        self.teacher: Optional[Teacher] = None
         if TEACHER in (base_from, distill_from):
             self.teacher = Teacher(self.backbone, self.neck, **teacher or {})
         self.finish()
