@@ -28,7 +28,7 @@ from pycocotools.cocoeval import COCOeval  # noqa: E402
 from small_detectors import (  # noqa: E402
     CHANNELS, DEMO, DIVISOR, FOLDER, stock_detector)
 
-from us3l_mm.apis.detection import detect, load_detector  # noqa: E402
+from us3l_mm.apis.inference import detect, load_detector  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 WIDTHS = [1.0, 0.75, 0.5, 0.25]

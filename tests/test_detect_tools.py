@@ -96,7 +96,7 @@ def test_boxes_in_a_table_and_pictures_in_a_folder(detector, tool, tmp_path,
 def test_what_is_detected_is_what_the_detector_predicts(detector):
     from mmengine.dataset import Compose
 
-    from us3l_mm.apis.detection import detect, load_detector
+    from us3l_mm.apis.inference import detect, load_detector
     from us3l_mm.apis.launching import load_config
     from train import parse_args
     folder, options = detector

@@ -11,7 +11,7 @@ from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
-from us3l_mm.apis.detection import (check_runs_at, detect, draw, load_detector)
+from us3l_mm.apis.inference import (check_runs_at, detect, draw, load_detector)
 from us3l_mm.apis.launching import load_config
 
 

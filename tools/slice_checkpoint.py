@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Cut one width out of a slimmable checkpoint, as an ordinary network.
+"""Slice one width out of a slimmable checkpoint, as an ordinary network.
 
 The width is given, or the widest inside a budget. What is written has been
 loaded into the consumer's own network and compared with the slimmable one.

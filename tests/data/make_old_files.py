@@ -362,7 +362,7 @@ def pretrained(name, cfg):
 
 
 def slice_at_half(source, out, expected):
-    """SlicingRecord width 0.5 out by the tool, and load what it wrote."""
+    """Cut width 0.5 out by the tool, and load what it wrote."""
     from us3l_mm.export.checkpoint_io import load_weights
     from us3l_mm.registry import MODELS
     tool('slice_checkpoint.py', source, out, '--width', 0.5, '--input-size',

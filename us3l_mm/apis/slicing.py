@@ -17,7 +17,7 @@ from us3l_mm.evaluation.data import (BANK, TRAIN, build_loader, image_batches,
 from us3l_mm.evaluation.latency import width_latency
 from us3l_mm.fileio import check_writable, save_atomically, sha256
 from us3l_mm.export.families import family_of, output_channels
-from us3l_mm.export.formats import FORMATS, SubNetwork, verify
+from us3l_mm.export.formats import FORMATS, SlicedNetwork, verify
 from us3l_mm.export.select import (Choice, format_amount, format_seconds,
                                    parse_amount, parse_seconds,
                                    selectable_widths, widest_within)
@@ -102,7 +102,7 @@ def slice_checkpoint(checkpoint: str, out: str, width: Union[float, Budget],
                      num_images: int = 10000, input_size: Optional[int] = None,
                      device: str = 'cpu',
                      trust_pickle: bool = False) -> SliceReport:
-    """Cut one width out of ``checkpoint`` and write it to ``out``.
+    """Slice one width out of ``checkpoint`` and write it to ``out``.
 
     The file is written only after what it holds has been loaded into the
     consumer's own network and compared with the slimmable one.
@@ -172,9 +172,9 @@ def _refuse(backbone: nn.Module, width: float,
 
 
 def _sub_network(backbone: nn.Module, width: float, input_size: int, out: str,
-                 meta: dict, format: str) -> Tuple[SubNetwork, object]:
+                 meta: dict, format: str) -> Tuple[SlicedNetwork, object]:
     plain = slice_network(backbone.cpu(), width, without_statistics=True)
-    network = SubNetwork(backbone, plain.eval(), width, input_size, out,
+    network = SlicedNetwork(backbone, plain.eval(), width, input_size, out,
                          {**meta, 'channels': output_channels(plain)})
     return network, FORMATS[format](network)
 

@@ -7,12 +7,13 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
+from mmpretrain.models import BaseSelfSupervisor
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from us3l_mm.models.backbones.narrow import cut_layers
-from us3l_mm.models.layers import Subnet, slimmable_layers
+from us3l_mm.models.backbones.slicing import slice_layers
+from us3l_mm.models.layers import Subnet, SubnetLike, at, slimmable_layers
 from us3l_mm.registry import MODELS
+from .complexity import count_size, image_on_meta
 from .loading import model_cfg, set_scope
 
 COUNTED = (
@@ -41,35 +42,34 @@ class Part:
 
 @torch.no_grad()
 def count_parts(model: nn.Module, shape: Tuple[int, int]) -> List[Part]:
-    """The parts of ``model``, counted without any arithmetic (meta device).
+    """The sizes of the parts of ``model``, counted without arithmetic.
 
     Args:
         model (nn.Module): A detector of MMDetection with one or two stages, a
-            classifier of MMPretrain, or a pre-training algorithm whose layers
-            have been cut to one width.
+            classifier of MMPretrain, or a pre-training algorithm that has
+            been sliced.
         shape (tuple[int, int]): Height and width of the image in pixels.
 
     Raises:
-        ValueError: for a model whose heads take something else.
+        ValueError: If the heads of the model take other inputs than these.
     """
     model = revert_sync_batchnorm(deepcopy(model)).to('meta').eval()
     counter = _Counter()
-    maps = counter.run('backbone', model.backbone,
-                       torch.empty(1, 3, *shape, device='meta'))
+    maps = counter.run('backbone', model.backbone, image_on_meta(shape))
     if getattr(model, 'neck', None) is not None:
         maps = counter.run('neck', model.neck, maps)
     if hasattr(model, 'roi_head'):
         _count_two_stages(counter, model, maps)
     elif hasattr(model, 'bbox_head'):
         counter.run('box head', model.bbox_head, maps)
-    elif hasattr(model, 'distill_head'):  # pre-training
+    else:
         for name in ('head', 'distill_head'):
-            predictor = getattr(getattr(model, name), 'predictor', None)
-            if predictor is not None:
-                counter.run(name.replace('_', ' '), predictor, maps)
-    elif getattr(model, 'head', None) is not None:
-        counter.run('head', model.head, maps)
-    # A pooling neck is no part worth a column.
+            head = getattr(model, name, None)
+            if isinstance(model, BaseSelfSupervisor):
+                head = getattr(head, 'predictor', None)
+            if head is not None:
+                counter.run(name.replace('_', ' '), head, maps)
+    # A neck that only pools has nothing to count.
     return [part for part in counter.parts if part.params or part.macs]
 
 
@@ -92,18 +92,15 @@ def _count_two_stages(counter: '_Counter', model: nn.Module, maps) -> None:
 
 
 class _Counter:
-    """Runs modules and notes what they cost."""
+    """Runs modules one after the other and lists their sizes."""
 
     def __init__(self):
         self.parts: List[Part] = []
 
     def run(self, name: str, module: nn.Module, inputs, times: int = 1):
-        """The outputs of ``module``, whose cost is noted."""
-        with FlopCounterMode(display=False) as flops:
-            outputs = module(inputs)
-        self.parts.append(
-            Part(name, sum(p.numel() for p in module.parameters()),
-                 flops.get_total_flops() // 2 * times, times))
+        """Append the size of ``module``; returns its outputs."""
+        size, outputs = count_size(module, inputs)
+        self.parts.append(Part(name, size.params, size.macs * times, times))
         return outputs
 
     def run_regions(self, name: str, head: nn.Module, extractor,
@@ -119,68 +116,74 @@ class _Counter:
 
 
 def count_config(
-        config: Config, shape: Tuple[int, int],
-        widths: Optional[Sequence[float]] = None) -> Dict[float, List[Part]]:
-    """The parts of the model of ``config`` at each width.
+    config: Config, shape: Tuple[int, int],
+    subnets: Optional[Sequence[SubnetLike]] = None
+) -> Dict[Subnet, List[Part]]:
+    """The parts of the model of ``config`` at each of ``subnets``.
 
-    A slimmable network is cut. In a config of one width the width is changed:
-    ``width`` of a backbone that has it, or ``base_channels`` and
-    ``stem_channels`` of a stock ResNet, and what follows them in the neck.
+    A slimmable network is sliced. A config of one width is built for another
+    width: by ``width`` of a backbone that has this argument, or by
+    ``base_channels`` and ``stem_channels`` of a stock ResNet and the
+    ``in_channels`` of what follows it.
 
     Args:
-        config (Config): Of a detector, a classifier or a pre-training.
+        config (Config): The config of a detector, a classifier or a
+            pre-training.
         shape (tuple[int, int]): Height and width of the image in pixels.
-        widths (sequence[float], optional): Defaults to that of the config; of
-            a slimmable network to the ends of its range.
+        subnets (sequence, optional): The sub-networks, or their widths.
+            Defaults to the width of the config; for a slimmable network, to
+            the ends of its range.
 
     Raises:
-        ValueError: if the model has no such widths.
+        ValueError: If the model does not have one of ``subnets``.
     """
     set_scope(config)
     model = MODELS.build(ConfigDict(model_cfg(config)))
-    if any(slimmable_layers(model.backbone)):
-        allowed = model.backbone.width_range
-        widths = [
-            Subnet.of(width).check(allowed).width
-            for width in widths or sorted(allowed, reverse=True)
-        ]
+    if not subnets and not any(slimmable_layers(model.backbone)):
+        return {_own_subnet(config): count_parts(model, shape)}
+    subnets = map(Subnet.of, subnets or model.backbone.width_range[::-1])
+    if not any(slimmable_layers(model.backbone)):
         return {
-            width: count_parts(_cut(model, width), shape)
-            for width in widths
+            subnet: count_parts(_rebuilt(config, subnet), shape)
+            for subnet in subnets
         }
-    if not widths:
-        return {_own_width(config): count_parts(model, shape)}
     return {
-        width: count_parts(_rebuilt(config, width), shape)
-        for width in widths
+        subnet: count_parts(_sliced(model, subnet), shape)
+        for subnet in subnets
     }
 
 
-def _cut(model: nn.Module, width: float) -> nn.Module:
+def _sliced(model: nn.Module, subnet: Subnet) -> nn.Module:
+    with at(model.backbone, subnet):
+        pass  # refuses what the backbone does not have
     model = deepcopy(model)
-    cut_layers(model, width)
+    cut_layers(model, subnet)
     return model
 
 
-def _own_width(config: Config) -> float:
+def _own_subnet(config: Config) -> Subnet:
     backbone = config.model.backbone
-    return float(backbone.get('width', backbone.get('base_channels', 64) / 64))
+    if 'width' in backbone:
+        return Subnet.of(backbone.width)
+    return Subnet(min(1.0, backbone.get('base_channels', 64) / 64))
 
 
-def _rebuilt(config: Config, width: float) -> nn.Module:
+def _rebuilt(config: Config, subnet: Subnet) -> nn.Module:
     """The model of ``config`` built for another width."""
     config = deepcopy(config)
     model = config.model
+    if subnet.gated:
+        raise ValueError(f'{model.backbone.type} has no gates. Use a width.')
     if 'width' in model.backbone:
-        _change_width(model, width)
+        _change_width(model, subnet)
     else:
-        _change_channels(model, width)
+        _change_channels(model, subnet.width)
     return MODELS.build(ConfigDict(model_cfg(config)))
 
 
-def _change_width(model: dict, width: float) -> None:
-    low, high = model.backbone.get('width_range', (0.25, 1.0))
-    model.backbone.width = Subnet.of(width).check((low, high)).width
+def _change_width(model: dict, subnet: Subnet) -> None:
+    allowed = model.backbone.get('width_range', (0.25, 1.0))
+    model.backbone.width = subnet.check(allowed).width
 
 
 def _change_channels(model: dict, width: float) -> None:
@@ -191,9 +194,9 @@ def _change_channels(model: dict, width: float) -> None:
     channels = 64 * width
     if channels != int(channels) or channels <= 0 or channels % 8:
         raise ValueError(
-            f'A stock {model.backbone.type} has widths that are multiples of '
-            f'1/8, got {width:g}; us3l_mm.SlimmableResNet(width={width:g}) '
-            'has others too.')
+            f'The widths of a stock {model.backbone.type} are multiples of '
+            f'1/8, got {width:g}. Use us3l_mm.SlimmableResNet('
+            f'width={width:g}).')
     channels, old = int(channels), model.backbone.get('base_channels', 64)
     model.backbone.update(base_channels=channels, stem_channels=channels)
     for part in (model.get('neck'), model.get('head')):

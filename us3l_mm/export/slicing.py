@@ -5,7 +5,7 @@ from typing import Dict
 
 from torch import Tensor, nn
 
-from us3l_mm.models.backbones.narrow import plain_layers, tell_of_cut
+from us3l_mm.models.backbones.slicing import plain_layers, tell_of_slicing
 from us3l_mm.models.layers import (SlimmableLayer, Subnet, SubnetLike,
                                    check_statistics, slimmable_layers)
 
@@ -46,7 +46,7 @@ def slice_network(network: nn.Module, subnet: SubnetLike,
         id(layer): plain
         for layer, plain in plain_layers(network, subnet).items()
     })
-    tell_of_cut(narrow, subnet)
+    tell_of_slicing(narrow, subnet)
     return narrow
 
 

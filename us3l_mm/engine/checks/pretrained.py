@@ -106,8 +106,8 @@ def check_weights(backbone: nn.Module, file: WeightFile,
     if type(backbone).__name__ in TRANSFORMERS:
         # Positions of another image size are resized, as on loading.
         backbone._prepare_pos_embed(expected, '')
-    if getattr(backbone, 'cut', None) is not None:
-        backbone.cut.cut_parameters(backbone, expected, '')
+    if getattr(backbone, 'slicing_record', None) is not None:
+        backbone.slicing_record.slice_parameters(backbone, expected, '')
     own, optional = backbone.state_dict(), _optional(backbone)
     needed = {
         name: value
@@ -130,8 +130,8 @@ def check_weights(backbone: nn.Module, file: WeightFile,
     if missing or shape or alien:
         raise ValueError(
             _message(backbone, file, expected, missing, shape, alien))
-    if getattr(backbone, 'cut', None) is not None:
-        backbone.cut.pick_statistics(backbone, expected, '')
+    if getattr(backbone, 'slicing_record', None) is not None:
+        backbone.slicing_record.pick_statistics(backbone, expected, '')
     missing = [name for name in needed if name not in expected]
     if missing:
         raise ValueError(
@@ -256,7 +256,7 @@ def _advice(backbone, file, own, missing) -> List[str]:
         # A slice cannot be cut again, but says what it was cut from.
         source = (file.meta.get('source') or {}).get('file', file.path)
         lines.append(
-            f'Cut that width: tools/slice_checkpoint.py {source} OUT '
+            f'Slice that width: tools/slice_checkpoint.py {source} OUT '
             f'--width {ratio:g} --format mmdet, and name OUT as '
             'init_cfg.checkpoint; or give '
             f'us3l_mm.SlimmableResNet(width={ratio:g}) the file of the full '

@@ -2,7 +2,7 @@
 """Files for other libraries: one module each, or one per kind of backbone."""
 from typing import Callable
 
-from .artifact import Artifact, SubNetwork, verify
+from .artifact import Artifact, SlicedNetwork, verify
 from .mobilenet_v2 import timm_mobilenet_v2, torchvision_mobilenet_v2
 from .onnx import onnx_model
 from .openmmlab import mmdet, mmpretrain
@@ -10,13 +10,13 @@ from .timm_resnet import timm_resnet
 from .timm_vit import timm_vit
 from .torchvision_resnet import torchvision_resnet
 
-Format = Callable[[SubNetwork], Artifact]
+Format = Callable[[SlicedNetwork], Artifact]
 
 
 def by_family(library: str, **formats: Format) -> Format:
     """The one of ``formats``, by name of the family, that a network needs."""
 
-    def artifact(network: SubNetwork) -> Artifact:
+    def artifact(network: SlicedNetwork) -> Artifact:
         name = network.family.name
         if name not in formats:
             raise ValueError(
@@ -43,4 +43,4 @@ FORMATS = {
     onnx_model,
 }
 
-__all__ = ['FORMATS', 'Artifact', 'SubNetwork', 'verify']
+__all__ = ['FORMATS', 'Artifact', 'SlicedNetwork', 'verify']

@@ -16,7 +16,7 @@ ROUNDINGS = 4
 
 
 @dataclass(frozen=True)
-class SubNetwork:
+class SlicedNetwork:
     """The input of a format.
 
     Attributes:
@@ -80,7 +80,7 @@ def read_back(content: bytes) -> Any:
 
 
 @torch.no_grad()
-def verify(artifact: Artifact, network: SubNetwork) -> float:
+def verify(artifact: Artifact, network: SlicedNetwork) -> float:
     """Compare ``artifact`` with the slimmable network at its width.
 
     Both see the same random images, on the CPU. Other kernels, such as
@@ -119,7 +119,7 @@ def verify(artifact: Artifact, network: SubNetwork) -> float:
     return gap
 
 
-def _expected(network: SubNetwork, images: Tensor,
+def _expected(network: SlicedNetwork, images: Tensor,
               outputs: Sequence[Tensor]) -> List[Tensor]:
     """What the slimmable network computes, in the precision of ``images``."""
     backbone = network.backbone.eval()

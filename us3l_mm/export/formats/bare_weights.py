@@ -6,15 +6,15 @@ from typing import Callable, Dict
 from torch import Tensor, nn
 
 from us3l_mm.fileio import to_bytes
-from .artifact import Artifact, SubNetwork, read_back
+from .artifact import Artifact, SlicedNetwork, read_back
 
 
-def bare_weights(network: SubNetwork, weights: Dict[str, Tensor],
+def bare_weights(network: SlicedNetwork, weights: Dict[str, Tensor],
                  build: Callable[[], nn.Module], usage: str) -> Artifact:
     """A file of ``weights``, which gives features.
 
     Args:
-        network (SubNetwork): What they are of.
+        network (SlicedNetwork): What they are of.
         weights (dict): Under the keys of the other library.
         build (callable): Makes its network, whose output is the features.
         usage (str): Python that does the same and calls it ``network``.

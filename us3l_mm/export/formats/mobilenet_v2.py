@@ -11,7 +11,7 @@ from typing import Dict
 import torchvision.models
 from torch import Tensor, nn
 
-from .artifact import Artifact, SubNetwork
+from .artifact import Artifact, SlicedNetwork
 from .bare_weights import bare_weights, need_timm
 
 TIMM_BLOCKS = ('ds_r1_k3_s1_c16', 'ir_r2_k3_s2_e6_c24', 'ir_r3_k3_s2_e6_c32',
@@ -29,7 +29,7 @@ TIMM = {
 }
 
 
-def torchvision_mobilenet_v2(network: SubNetwork) -> Artifact:
+def torchvision_mobilenet_v2(network: SlicedNetwork) -> Artifact:
     """Under the keys of ``torchvision.models.mobilenet_v2``.
 
     Raises:
@@ -58,7 +58,7 @@ network.classifier = torch.nn.Identity()
 """)
 
 
-def timm_mobilenet_v2(network: SubNetwork) -> Artifact:
+def timm_mobilenet_v2(network: SlicedNetwork) -> Artifact:
     """Under timm's keys.
 
     Raises:
@@ -92,7 +92,7 @@ network = EfficientNet(decode_arch_def([
 """)
 
 
-def multiplier(network: SubNetwork, library: str) -> float:
+def multiplier(network: SlicedNetwork, library: str) -> float:
     """The multiplier of channels that ``network`` has in ``library``.
 
     Raises:

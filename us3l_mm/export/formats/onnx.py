@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-from .artifact import Artifact, SubNetwork, pooled
+from .artifact import Artifact, SlicedNetwork, pooled
 
 INPUT, FEATURES = 'images', 'features'
 OPSET = 17
@@ -26,7 +26,7 @@ class _WithFeatures(nn.Module):
         return (*maps, pooled(maps))
 
 
-def onnx_model(network: SubNetwork) -> Artifact:
+def onnx_model(network: SlicedNetwork) -> Artifact:
     """A model from ``images`` to a map per output, and ``features`` (N, c).
 
     The number of images is free, their size is ``input_size``. Norms are
@@ -63,7 +63,7 @@ features, = session.run([{FEATURES!r}], {{{INPUT!r}: images}})  \
 """)
 
 
-def _export(network: SubNetwork) -> bytes:
+def _export(network: SlicedNetwork) -> bytes:
     maps = [f'stage{i + 1}' for i in network.plain.out_indices]
     images = torch.zeros(2, network.meta['input_channels'], network.input_size,
                          network.input_size)

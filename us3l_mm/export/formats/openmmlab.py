@@ -10,13 +10,13 @@ from torch import nn
 
 from us3l_mm.fileio import to_bytes
 from us3l_mm.registry import MODELS
-from .artifact import Artifact, SubNetwork, read_back
+from .artifact import Artifact, SlicedNetwork, read_back
 
 PREFIX = 'backbone.'
 DIVISOR, WIDTH_RANGE = 8, (0.25, 1.0)
 
 
-def mmpretrain(network: SubNetwork) -> Artifact:
+def mmpretrain(network: SlicedNetwork) -> Artifact:
     """For a classifier or any other model of MMPretrain."""
     backbone, is_stock = consumer_arguments(network)
     config = dict(backbone=_with_weights(backbone, network.out),
@@ -24,7 +24,7 @@ def mmpretrain(network: SubNetwork) -> Artifact:
     return _artifact(network, 'mmpretrain', config, is_stock)
 
 
-def mmdet(network: SubNetwork) -> Artifact:
+def mmdet(network: SlicedNetwork) -> Artifact:
     """For a detector of MMDetection, with its feature pyramid."""
     backbone, is_stock = consumer_arguments(network)
     family = network.family
@@ -37,7 +37,7 @@ def mmdet(network: SubNetwork) -> Artifact:
                      and 'type' not in config['neck'])
 
 
-def consumer_arguments(network: SubNetwork) -> Tuple[dict, bool]:
+def consumer_arguments(network: SlicedNetwork) -> Tuple[dict, bool]:
     """The config of the backbone that takes the weights.
 
     Returns:
@@ -64,7 +64,7 @@ def _with_weights(backbone: dict, out: str) -> dict:
                                   prefix=PREFIX))
 
 
-def _artifact(network: SubNetwork, scope: str, config: dict,
+def _artifact(network: SlicedNetwork, scope: str, config: dict,
               is_stock: bool) -> Artifact:
     if not is_stock:
         config = dict(
@@ -96,7 +96,7 @@ def _expression(value: Any, indent: str = '') -> str:
     return f'dict(\n{items}{indent})'
 
 
-def _loaded(network: SubNetwork, content: bytes) -> nn.Module:
+def _loaded(network: SlicedNetwork, content: bytes) -> nn.Module:
     """The consumer's backbone with the weights of ``content``."""
     arguments, is_stock = consumer_arguments(network)
     name = arguments['type']

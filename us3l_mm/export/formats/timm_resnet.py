@@ -10,7 +10,7 @@ from typing import Dict
 
 from torch import Tensor, nn
 
-from .artifact import Artifact, SubNetwork
+from .artifact import Artifact, SlicedNetwork
 from .bare_weights import bare_weights, need_timm
 from .torchvision_resnet import is_full_resnet, unusual_arguments
 
@@ -22,7 +22,7 @@ BLOCKS = {
 ROUNDING = 8
 
 
-def timm_resnet(network: SubNetwork) -> Artifact:
+def timm_resnet(network: SlicedNetwork) -> Artifact:
     """Weights under timm's keys.
 
     Raises:
@@ -40,7 +40,7 @@ def timm_resnet(network: SubNetwork) -> Artifact:
     return _byobnet(network)
 
 
-def _resnet(network: SubNetwork) -> Artifact:
+def _resnet(network: SlicedNetwork) -> Artifact:
     name = f'resnet{network.backbone.depth}'
 
     def build():
@@ -55,7 +55,7 @@ network = timm.create_model({name!r}, num_classes=0)
 """)
 
 
-def _byobnet(network: SubNetwork) -> Artifact:
+def _byobnet(network: SlicedNetwork) -> Artifact:
     plain, stages = network.plain, []
     kind, _ = BLOCKS[plain.block.__name__]
     for index, name in enumerate(plain.res_layers):

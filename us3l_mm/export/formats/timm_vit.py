@@ -11,7 +11,7 @@ from typing import Dict
 from torch import Tensor, nn
 
 from us3l_mm.models.layers import SlimmableLinear
-from .artifact import Artifact, SubNetwork
+from .artifact import Artifact, SlicedNetwork
 from .bare_weights import bare_weights, need_timm
 
 NAMES = (('patch_embed.projection', 'patch_embed.proj'),
@@ -19,7 +19,7 @@ NAMES = (('patch_embed.projection', 'patch_embed.proj'),
          ('layers', 'blocks'), ('pre_norm', 'norm_pre'))
 
 
-def timm_vit(network: SubNetwork) -> Artifact:
+def timm_vit(network: SlicedNetwork) -> Artifact:
     """Weights under timm's keys.
 
     Raises:
@@ -48,7 +48,7 @@ network = VisionTransformer(
 """)
 
 
-def timm_arguments(network: SubNetwork) -> dict:
+def timm_arguments(network: SlicedNetwork) -> dict:
     """Of timm's VisionTransformer."""
     backbone, plain = network.backbone, network.plain
     size, patch = backbone.img_size, backbone.patch_embed.projection

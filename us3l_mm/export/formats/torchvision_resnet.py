@@ -4,13 +4,13 @@ import torchvision.models
 from torch import nn
 
 from us3l_mm.export.families import family_of, plain_arguments
-from .artifact import Artifact, SubNetwork
+from .artifact import Artifact, SlicedNetwork
 from .bare_weights import bare_weights
 
 FULL = dict(stem_channels=64, base_channels=64)
 
 
-def torchvision_resnet(network: SubNetwork) -> Artifact:
+def torchvision_resnet(network: SlicedNetwork) -> Artifact:
     """The full width, under the keys of ``torchvision.models.resnet*``.
 
     Raises:
@@ -37,13 +37,13 @@ network.fc = torch.nn.Identity()
 """)
 
 
-def is_full_resnet(network: SubNetwork) -> bool:
+def is_full_resnet(network: SlicedNetwork) -> bool:
     """Whether this is an ordinary ResNet of 64 channels."""
     arguments = plain_arguments(network.backbone, network.width) or {}
     return not unusual_arguments(network) and FULL.items() <= arguments.items()
 
 
-def unusual_arguments(network: SubNetwork) -> list:
+def unusual_arguments(network: SlicedNetwork) -> list:
     """What this ResNet does otherwise than torchvision's, channels apart."""
     arguments = plain_arguments(network.backbone, network.width) or {}
     names = [name for name in arguments if name not in ('depth', *FULL)]
@@ -53,7 +53,7 @@ def unusual_arguments(network: SubNetwork) -> list:
     return names
 
 
-def check_full_resnet(network: SubNetwork, library: str, why: str) -> None:
+def check_full_resnet(network: SlicedNetwork, library: str, why: str) -> None:
     """Raise ValueError unless this is the ResNet that ``library`` has."""
     if is_full_resnet(network):
         return

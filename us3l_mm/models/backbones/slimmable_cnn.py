@@ -6,7 +6,7 @@ from torch import nn
 
 from us3l_mm.models.layers import (SlimmableConv2d, Subnet, active_channels,
                                    check_width_range)
-from .narrow import Cut, cut_layers
+from .slicing import SlicingRecord, slice_layers
 from .weights import ChecksItsWeights
 
 NORMS = {
@@ -31,7 +31,7 @@ class SlimmableCNN(ChecksItsWeights):
     That takes ``conv_cfg``, ``norm_cfg``, ``frozen_stages`` and ``norm_eval``.
     This builds the network over slimmable layers, and cuts it where a
     ``width`` is given. A subclass says :meth:`output_channels`, and adapts
-    what is special in :meth:`adapt_layers` and :meth:`on_cut`.
+    what is special in :meth:`adapt_layers` and :meth:`on_slice`.
     """
 
     # Of an ordinary network of that width; None for one that runs at any.
@@ -91,10 +91,10 @@ class SlimmableCNN(ChecksItsWeights):
                 f'norm_eval={self.norm_eval}, '
                 f'frozen_stages={self.frozen_stages}: frozen norms would '
                 'normalise by the statistics of a new layer for ever.')
-        self.cut = Cut(self, subnet, missing_statistics)
-        cut_layers(self, subnet)
+        self.slicing_record = SlicingRecord(self, subnet, missing_statistics)
+        slice_layers(self, subnet)
 
-    def on_cut(self, width: float) -> None:
+    def on_slice(self, width: float) -> None:
         """Adapt what knows channel counts, now that all layers are plain."""
         self.width, self.width_range = width, (width, width)
         self._freeze_stages()

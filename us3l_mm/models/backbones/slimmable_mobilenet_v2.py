@@ -93,14 +93,14 @@ class SlimmableMobileNetV2(SlimmableCNN, MobileNetV2):
                                    module.norm.num_features)
         setattr(module, module.norm_name, norm)
 
-    def on_cut(self, width: float) -> None:
+    def on_slice(self, width: float) -> None:
         """Adapt what knows channel counts, now that all layers are plain."""
         for module in self.modules():
             if isinstance(module, ConvModule):
                 for name in ('in_channels', 'out_channels', 'groups'):
                     setattr(module, name, getattr(module.conv, name))
         self.in_channels = self.conv2.in_channels
-        super().on_cut(width)
+        super().on_slice(width)
 
     def output_channels(self) -> Tuple[int, ...]:
         last = [getattr(self, name)[-1].conv[-1] for name in self.layers[:-1]]

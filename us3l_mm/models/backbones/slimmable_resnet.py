@@ -21,7 +21,7 @@ class _SlimmableResNet(SlimmableCNN):
                 f'{sorted(self.arch_settings)}, got depth={depth!r}.')
         super().__init__(depth, **kwargs)
 
-    def on_cut(self, width: float) -> None:
+    def on_slice(self, width: float) -> None:
         """Adapt what knows channel counts, now that all layers are plain."""
         for block in self.modules():
             if isinstance(block, (BasicBlock, Bottleneck)):
@@ -30,7 +30,7 @@ class _SlimmableResNet(SlimmableCNN):
                 last = getattr(block, 'conv3', block.conv2)
                 block.out_channels = last.out_channels
         self.feat_dim = getattr(self, self.res_layers[-1])[-1].out_channels
-        super().on_cut(width)
+        super().on_slice(width)
 
     def output_channels(self) -> Tuple[int, ...]:
         blocks = [getattr(self, name)[-1] for name in self.res_layers]

@@ -12,7 +12,7 @@ from us3l_mm.models.layers import (SlimmableAttention, SlimmableConv2d,
                                    SlimmableQKV, Subnet, active_steps,
                                    check_width_range)
 from us3l_mm.registry import MODELS
-from .narrow import Cut, cut_layers
+from .slicing import SlicingRecord, slice_layers
 from .vit_init import INIT_STYLES, init_as_mocov3, sincos_positions
 from .weights import ChecksItsWeights
 
@@ -154,8 +154,8 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
             self.patch_embed.requires_grad_(False)
         if width is not None:
             subnet = Subnet(width).check(self.width_range)
-            self.cut = Cut(self, subnet)
-            cut_layers(self, subnet)
+            self.slicing_record = SlicingRecord(self, subnet)
+            slice_layers(self, subnet)
 
     def _replace_layers(self) -> None:
         """Put slimmable layers over the parameters of the plain ones."""
@@ -211,7 +211,7 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
         if self.positions == 'sincos':  # MMPretrain draws learned ones
             self.pos_embed.data.copy_(positions)
 
-    def on_cut(self, width: float) -> None:
+    def on_slice(self, width: float) -> None:
         """Adapt what knows feature counts, now that all layers are plain."""
         dims = self.embed_dims = self.feature_channels(width)[-1]
         for name in ('cls_token', 'pos_embed'):

@@ -13,18 +13,19 @@ class ChecksItsWeights:
     # A copy of the backbone inside a teacher may be absent from a file.
     weights_required = True
 
-    # The `Cut` of a network that has a single width, and takes over weights of
-    # the full one.
-    cut = None
+    # The `SlicingRecord` of a network of a single width, which takes over
+    # weights of the full one.
+    slicing_record = None
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        if self.cut is not None:
-            self.cut.cut_parameters(self, state_dict, prefix)
+        if self.slicing_record is not None:
+            self.slicing_record.slice_parameters(self, state_dict, prefix)
         for name, layer in self.named_modules():
             if isinstance(layer, SlimmableLayer):
                 layer.adapt_file(state_dict, f'{prefix}{name}.')
-        if self._check_parameters(state_dict, prefix) and self.cut is not None:
-            self.cut.pick_statistics(self, state_dict, prefix)
+        if (self._check_parameters(state_dict, prefix)
+                and self.slicing_record is not None):
+            self.slicing_record.pick_statistics(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _check_parameters(self, state_dict, prefix) -> bool:

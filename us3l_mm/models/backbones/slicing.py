@@ -13,19 +13,20 @@ from us3l_mm.models.layers.norm import statistics_suffix
 MISSING_STATISTICS = ('error', 'reset')
 
 
-def cut_layers(module: nn.Module, subnet: SubnetLike) -> None:
+def slice_layers(module: nn.Module, subnet: SubnetLike) -> None:
     """Replace the slimmable layers under ``module`` in place.
 
     Each becomes the plain layer that its ``plain(subnet)`` returns; a frozen
-    one stays frozen. A module with a method ``on_cut(width)`` is told when
-    its layers have been replaced. A teacher is not reached (:class:`KeepsOwnSubnet`).
+    one stays frozen. A module with a method ``on_slice(width)`` is told when
+    its layers have been replaced. A teacher is not reached
+    (:class:`KeepsOwnSubnet`).
     """
     plain = plain_layers(module, subnet)
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if child in plain:
                 setattr(parent, name, plain[child])
-    tell_of_cut(module, subnet)
+    tell_of_slicing(module, subnet)
 
 
 def plain_layers(module: nn.Module,
@@ -40,17 +41,17 @@ def plain_layers(module: nn.Module,
     return plain
 
 
-def tell_of_cut(module: nn.Module, subnet: SubnetLike) -> None:
-    """Call ``on_cut`` of all modules that were cut."""
+def tell_of_slicing(module: nn.Module, subnet: SubnetLike) -> None:
+    """Call ``on_slice`` of all modules that were cut."""
     if isinstance(module, KeepsOwnSubnet):
         return
     for child in module.children():
-        tell_of_cut(child, subnet)
-    if hasattr(module, 'on_cut'):
-        module.on_cut(Subnet.of(subnet).width)
+        tell_of_slicing(child, subnet)
+    if hasattr(module, 'on_slice'):
+        module.on_slice(Subnet.of(subnet).width)
 
 
-class Cut:
+class SlicingRecord:
     """What a narrow network remembers of the full one that it comes from.
 
     With it, a file of the full network can be loaded: its weights are cut to
@@ -92,9 +93,9 @@ class Cut:
             if isinstance(layer, SlimmableLayer) and layer.subnets
         }
 
-    def cut_parameters(self, network: nn.Module, state_dict: Dict[str, Tensor],
+    def slice_parameters(self, network: nn.Module, state_dict: Dict[str, Tensor],
                        prefix: str) -> None:
-        """Cut the full network's parameters in ``state_dict``, in place.
+        """Slice the full network's parameters in ``state_dict``, in place.
 
         A tensor that has neither the full nor the narrow shape stays, for the
         check that follows to refuse.
