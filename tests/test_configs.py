@@ -11,8 +11,11 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.fileio import load
 from mmengine.registry import init_default_scope
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from us3l_mm.datasets.seeded_augmentation import SampleIndex
+from us3l_mm.engine import hooks
 from us3l_mm.registry import HOOKS, MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -21,8 +24,11 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p for p in (ROOT / 'configs/us3l').rglob('*.py')
                  if p.parent.name not in ('benchmarks', 'detection'))
 BASELINES = sorted((ROOT / 'configs/us3l/baselines').glob('*.py'))
-DATA = sorted((ROOT / 'configs/_base_/datasets').glob('*.py'))
-ASYMMETRIC = [path for path in DATA if path.stem.endswith('_vit')]
+DATA = [
+    *sorted((ROOT / 'configs/_base_/datasets').glob('*_two-views*.py')),
+    ROOT / 'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10-folder.py'
+]
+ASYMMETRIC = [path for path in DATA if path.stem.endswith('_byol')]
 RECIPE = (ROOT / 'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py')
 
 
@@ -36,9 +42,7 @@ def config_of(path: Path) -> Config:
 
 
 def leaves(value, prefix='') -> dict:
-    """All values by dotted key; a hook is one value, under its type."""
-    if prefix == 'custom_hooks':
-        return {f'{prefix}.{hook.type}': hook.to_dict() for hook in value}
+    """All values by dotted key."""
     if isinstance(value, (dict, Config)):
         return {
             key: leaf
@@ -49,15 +53,58 @@ def leaves(value, prefix='') -> dict:
     return {prefix: value}
 
 
+# Our hooks, and the names that they have in default_hooks.
+HOOK_NAMES = {
+    'preflight': 'PreflightHook',
+    'sampler': 'DynamicSamplerHook',
+    'group_reg': 'GroupRegHook',
+    'knn': 'WidthKNNHook',
+    'non_finite': 'NonFiniteHook',
+    'collapse': 'CollapseMonitorHook',
+    'compile': 'CompileHook',
+    'exact_resume': 'ExactResumeHook',
+    'checkpoint': 'AtomicCheckpointHook',
+    'calibration': 'CalibrationHook',
+    'check_pretrained': 'CheckPretrainedHook',
+    'check_annotations': 'CheckAnnotationsHook',
+}
+EVERY = sorted((ROOT / 'configs').rglob('*.py'))
+
+
+@pytest.mark.parametrize('path', EVERY, ids=name_of)
+def test_hooks_of_ours_have_names(path):
+    assert not re.search(r'hook\.type\b', path.read_text())
+    try:
+        cfg = config_of(path)
+    except ModuleNotFoundError:
+        pytest.skip('MMDetection, from which it inherits, is not installed.')
+    assert 'custom_hooks' not in cfg
+    found = {
+        name: hook.type.removeprefix('us3l_mm.')
+        for name, hook in cfg.get('default_hooks', {}).items()
+        if hook is not None and hook.type.startswith('us3l_mm.')
+    }
+    assert found == {name: HOOK_NAMES[name] for name in found}
+
+
+def test_every_hook_of_ours_has_a_name():
+    assert set(hooks.__all__) == set(HOOK_NAMES.values())
+
+
 @pytest.mark.parametrize('path', CONFIGS, ids=name_of)
 def test_config_builds(path):
     cfg = config_of(path)
     cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
     algorithm = MODELS.build(cfg.model)
-    for hook in cfg.custom_hooks:
-        HOOKS.build(hook)
-    assert cfg.custom_hooks[0].type == 'us3l_mm.PreflightHook'
-    assert cfg.model_wrapper_cfg.type == 'us3l_mm.US3LDistributedDataParallel'
+    for hook in cfg.default_hooks.values():
+        if hook.type.startswith('us3l_mm.'):
+            HOOKS.build(hook)
+    assert {'preflight', 'sampler', 'group_reg',
+            'non_finite'} <= {*cfg.default_hooks}
+    assert (cfg.model_wrapper_cfg.type ==
+            'us3l_mm.MultiPassDistributedDataParallel')
+    assert cfg.optim_wrapper.type in ('us3l_mm.MultiPassOptimWrapper',
+                                      'us3l_mm.MultiPassAmpOptimWrapper')
     assert cfg.train_dataloader.sampler.type == 'us3l_mm.SeededSampler'
     pipeline = cfg.train_dataloader.dataset.pipeline
     assert pipeline[0].type == 'us3l_mm.SeedAugmentation'
@@ -65,10 +112,57 @@ def test_config_builds(path):
         assert not cfg[name].sampler.get('shuffle')
     # Weight decay and group regularisation exclude each other.
     decays = cfg.optim_wrapper.optimizer.get('weight_decay', 0.0) > 0
-    regularised = any('GroupReg' in hook.type for hook in cfg.custom_hooks)
-    assert decays != regularised
+    assert decays != (cfg.default_hooks.group_reg.lam > 0)
     assert algorithm.update_mode == (
         'accumulate' if path.stem.startswith('accumulate') else 'sequential')
+
+
+def test_one_option_changes_a_hook():
+    cfg = config_of(RECIPE)
+    cfg.merge_from_dict({'default_hooks.sampler.num_samples': 4})
+    sampler = HOOKS.build(cfg.default_hooks.sampler)
+    assert len(sampler.plan(900, 1000, (0.25, 1.0)).passes) == 4
+
+
+# Source: US3L, arXiv 2303.06870; SimSiam, 2011.10566; MoCo v3, 2104.02057.
+# Projector, predictor of the base pass, predictor of distillation: sizes; 'n'
+# for a last norm, which has no affine parameters; 'b' for a last bias.
+SIZES = {
+    'us3l_resnet18': '512-2048-2048-256 none 256-2048-256',
+    'us3l-byol_resnet18': '512-2048-2048-2048 2048-2048-2048 2048-2048-2048',
+    'us3l-simsiam_resnet18':
+    '512-2048-2048-2048-n 2048-512-2048-b 2048-512-2048-b',
+    'us3l-simsiam-momentum_resnet18':
+    '512-2048-2048-2048-n 2048-512-2048-b 2048-512-2048-b',
+    'us3l_vit-tiny': '192-2048-2048-256-n 256-2048-256-n 256-2048-256-n',
+}
+
+
+def outline(module) -> str:
+    """What ``SIZES`` says about the layers of ``module``."""
+    if module is None:
+        return 'none'
+    linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    *hidden, last = linear
+    assert not any(m.bias is not None for m in hidden)
+    assert [(m.num_features, m.affine) for m in norms] == [
+        (m.out_features, True) for m in hidden
+    ] + [(last.out_features, False)] * (len(norms) - len(hidden))
+    sizes = [linear[0].in_features, *(m.out_features for m in linear)]
+    return '-'.join(
+        map(
+            str, sizes + ['n'] * (len(norms) - len(hidden)) + ['b'] *
+            (last.bias is not None)))
+
+
+@pytest.mark.parametrize('name', SIZES)
+def test_sizes_of_neck_and_heads(name):
+    [path] = [p for p in CONFIGS if re.match(f'{name}_.*_cifar10$', p.stem)]
+    algorithm = MODELS.build(config_of(path).model)
+    parts = (algorithm.neck, algorithm.head.predictor,
+             algorithm.distill_head.predictor)
+    assert ' '.join(map(outline, parts)) == SIZES[name]
 
 
 @pytest.mark.parametrize(
@@ -110,54 +204,41 @@ def test_short_name_is_the_canonical_config():
 ABSENT = 'absent'
 WEIGHT_DECAY = {
     'optim_wrapper.optimizer.weight_decay': 1e-4,
-    'custom_hooks.us3l_mm.GroupRegHook': ABSENT
+    'default_hooks.group_reg.lam': 0.0
 }
-
-
-def sampler(**kwargs) -> dict:
-    return {
-        'custom_hooks.us3l_mm.DynamicSamplerHook':
-        dict(type='us3l_mm.DynamicSamplerHook', **kwargs)
-    }
-
-
-def alone(width) -> dict:
-    """The differences of a network of one width, trained on its own."""
-    knn = leaves(config_of(RECIPE))['custom_hooks.us3l_mm.WidthKNNHook']
-    return {
-        **sampler(widths=[width]),
-        **WEIGHT_DECAY, 'custom_hooks.us3l_mm.WidthKNNHook':
-        {**knn, 'widths': [width]}
-    }
-
-
-WHOLE_RANGE = sampler(num_samples=3, num_stages=1, grid=1 / 32)
+PREDICTOR = ('type', 'in_channels', 'hid_channels', 'out_channels',
+             'num_layers', 'with_last_bn')
+NO_PREDICTOR = {
+    f'model.distill_head.predictor.{key}': ABSENT
+    for key in PREDICTOR
+}
+NO_DISTILLATION = {
+    'model.distill_from': None, 'model.distill_head': None,
+    'model.distill_head.type': ABSENT, 'model.distill_head.loss.type': ABSENT,
+    **NO_PREDICTOR
+}
+WHOLE_RANGE = {'default_hooks.sampler.num_stages': 1}
 FOUR = [1.0, 0.75, 0.5, 0.25]
 DIFFERENCES = {
-    'individual-w025': alone(0.25),
-    'individual-w050': alone(0.5),
-    'individual-w075': alone(0.75),
-    'individual-w100': alone(1.0),
-    'us-net': {'model.distill_from': None, **WHOLE_RANGE, **WEIGHT_DECAY},
+    'individual': {
+        'default_hooks.sampler.widths': [0.5], 'default_hooks.knn.widths':
+        [0.5], **WEIGHT_DECAY
+    },
+    'us-net': {**NO_DISTILLATION, **WHOLE_RANGE, **WEIGHT_DECAY},
     's-net': {
-        'model.distill_from': None,
-        **sampler(widths=FOUR), 'model.backbone.norm_cfg.type': 'SwitchableBN',
+        **NO_DISTILLATION, 'default_hooks.sampler.widths': FOUR,
+        'model.backbone.norm_cfg.type': 'SwitchableBN',
         'model.backbone.norm_cfg.widths': FOUR, **WEIGHT_DECAY
     },
     'sandwich': WHOLE_RANGE,
     'distill-online': {'model.distill_from': 'online'},
     'cosine-no-momentum': {
-        'model.base_method': 'simsiam', 'model.base_loss': 'cosine',
-        'model.distill_from': 'online', 'model.predictor.type':
-        'us3l_mm.Identity', 'model.neck.out_channels': 256,
-        'model.neck.with_last_bn': False,
-        'model.distill_predictor.hid_channels': 2048,
-        'model.distill_predictor.with_last_bias': False, **{
-            f'model.base_loss.{key}': ABSENT
-            for key in ('type', 'temperature', 'gather')
-        }
+        'model.base_from': 'online', 'model.distill_from': 'online',
+        'model.teacher': None, 'model.teacher.momentum': ABSENT,
+        'model.head.loss.type': 'CosineSimilarityLoss',
+        'model.head.loss.temperature': ABSENT, 'model.head.loss.gather': ABSENT
     },
-    'shared-head': {'model.share_head': True},
+    'shared-head': {'model.share_predictor': True, **NO_PREDICTOR},
     'no-group-reg': WEIGHT_DECAY,
     'accumulate': {'model.update_mode': 'accumulate'},
 }
@@ -303,5 +384,4 @@ def test_readme_lists_every_config():
         for p in CONFIGS if p.parent == folder and 'demo' not in p.stem
     }
     assert recipes <= linked
-    assert all(f'`{name}`' in text or f'`{name[-5:]}`' in text
-               for name in DIFFERENCES)
+    assert all(f'`{name}`' in text for name in DIFFERENCES)

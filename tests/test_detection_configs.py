@@ -22,9 +22,10 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / 'configs/us3l/detection'
 # Those for many widths at once, and of other data, have tests of their own.
 CONFIGS = sorted(path for path in FOLDER.glob('*_fpn_ms-1x_coco.py')
-                 if re.search(r'_r50-(w\d+|any-width)_', path.stem))
+                 if re.search(r'_r50(-any-width)?_', path.stem))
 OTHERS = sorted({*FOLDER.glob('*.py')} - {*CONFIGS})
-SLICES = [path for path in CONFIGS if re.search(r'-w\d+_', path.stem)]
+SLICES = [path for path in CONFIGS if 'any-width' not in path.stem]
+WIDTHS = (1.0, 0.75, 0.5, 0.25)
 KINDS = {'mask-rcnn': 'MaskRCNN', 'faster-rcnn': 'FasterRCNN'}
 
 
@@ -35,33 +36,38 @@ def config_of(path, **options) -> Config:
     return cfg
 
 
-def width_of(path) -> float:
-    found = re.search(r'-w(\d{3})_', path.stem)
-    return int(found.group(1)) / 100 if found else 0.5
-
-
-def leaves(value, prefix='') -> dict:
-    if not isinstance(value, (dict, Config)):
-        return {prefix: value}
+def at_width(path, width) -> dict:
+    """The options that set the width of the backbone."""
+    if path not in SLICES:
+        return {'model.backbone.width': width}
+    channels = int(64 * width)
     return {
-        key: leaf
-        for name, child in value.items()
-        for key, leaf in leaves(child, f'{prefix}.{name}'.strip('.')).items()
+        'model.backbone.base_channels': channels,
+        'model.backbone.stem_channels': channels, 'model.neck.in_channels':
+        [channels * 4 * 2**i for i in range(4)]
     }
 
 
-def test_two_detectors_at_four_widths_and_at_any():
+def build_hooks(cfg):
+    for hook in cfg.default_hooks.values():
+        if hook.type.startswith('us3l_mm.'):
+            HOOKS.build(hook)
+    assert {'check_pretrained', 'check_annotations'} <= {*cfg.default_hooks}
+
+
+def test_two_detectors_of_a_slice_and_of_any_width():
     assert {path.stem
             for path in CONFIGS} == {
-                f'{kind}_r50-{which}_fpn_ms-1x_coco'
+                f'{kind}_r50{which}_fpn_ms-1x_coco'
                 for kind in KINDS
-                for which in ('w100', 'w075', 'w050', 'w025', 'any-width')
+                for which in ('', '-any-width')
             }
 
 
+@pytest.mark.parametrize('width', WIDTHS)
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_it_builds_what_its_name_says(path):
-    cfg = config_of(path)
+def test_it_builds_what_its_name_says(path, width):
+    cfg = config_of(path, **at_width(path, width))
     model, kind = MODELS.build(cfg.model), path.stem.split('_')[0]
     assert type(model).__name__ == KINDS[kind]
     assert type(model).__module__.startswith('mmdet.')
@@ -70,20 +76,28 @@ def test_it_builds_what_its_name_says(path):
     with torch.no_grad():
         maps = model.eval().backbone(torch.zeros(1, 3, 64, 64))
     # Spec sizes of a ResNet-50 pyramid, times the width
-    expected = [int(c * width_of(path)) for c in (256, 512, 1024, 2048)]
+    expected = [int(c * width) for c in (256, 512, 1024, 2048)]
     assert [m.shape[1] for m in maps] == expected == model.neck.in_channels
     assert len(model.neck(maps)) == 5
     assert [m.shape[-1] for m in maps] == [16, 8, 4, 2]
-    for hook in cfg.custom_hooks:
-        HOOKS.build(hook)
+    build_hooks(cfg)
     check_transfer_settings(model.train(), 'mask' in path.stem)
+
+
+@pytest.mark.parametrize('path', SLICES, ids=lambda path: path.stem)
+def test_without_options_a_slice_has_width_one(path):
+    shapes = [{
+        name: p.shape
+        for name, p in MODELS.build(config_of(
+            path, **options).model).named_parameters()
+    } for options in ({}, at_width(path, 1.0))]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize('path', OTHERS, ids=lambda path: path.stem)
 def test_every_other_config_builds_and_computes_losses(path):
     cfg = config_of(path)
-    for hook in cfg.custom_hooks:
-        HOOKS.build(hook)
+    build_hooks(cfg)
     model = MODELS.build(cfg.model).train()
     side, classes = 64, model.roi_head.bbox_head.num_classes
     batch = dict(
@@ -144,7 +158,7 @@ def test_schedule_and_images(path):
     assert cfg.train_dataloader.batch_size * 8 == 16
     assert cfg.auto_scale_lr.base_batch_size == 16
     # Pixels reach the network as they did in pre-training.
-    before = config_of(ROOT / 'configs/_base_/datasets/imagenet_us3l.py')
+    before = config_of(ROOT / 'configs/_base_/datasets/imagenet_two-views.py')
     here, there = cfg.model.data_preprocessor, before.data_preprocessor
     assert (here.mean, here.std) == (there.mean, there.std)
     assert here.bgr_to_rgb is there.to_rgb is True
@@ -154,22 +168,6 @@ def test_schedule_and_images(path):
     views = MODELS.build(dict(there, type='mmpretrain.' + there.type)).forward(
         dict(inputs=[images.to(torch.uint8)], data_samples=[]))
     torch.testing.assert_close(with_boxes['inputs'], views['inputs'][0])
-
-
-@pytest.mark.parametrize('path', [p for p in SLICES if 'w100' not in p.name],
-                         ids=lambda path: path.stem)
-def test_widths_differ_in_channels_alone(path):
-    full = leaves(config_of(re.sub(r'-w\d+_', '-w100_', str(path))))
-    narrow = leaves(config_of(path))
-    channels = int(64 * width_of(path))
-    assert {
-        key: narrow[key]
-        for key in narrow if key not in full or narrow[key] != full[key]
-    } == {
-        'model.backbone.base_channels': channels,
-        'model.backbone.stem_channels': channels, 'model.neck.in_channels':
-        [channels * 4 * 2**i for i in range(4)]
-    }
 
 
 @pytest.mark.parametrize('width', [0.25, 0.3, 0.7, 1.0])
@@ -204,7 +202,7 @@ def test_synchronised_norms_need_a_width():
 
 
 def test_processes_on_cpus_have_plain_norms():
-    cfg = config_of(FOLDER / 'mask-rcnn_r50-w025_fpn_ms-1x_coco.py')
+    cfg = config_of(FOLDER / 'mask-rcnn_r50_fpn_ms-1x_coco.py')
     for_processes_on_cpus(cfg)
     assert 'SyncBN' not in str(cfg.model)
     assert cfg.model.neck.norm_cfg == dict(type='BN', requires_grad=True)

@@ -22,17 +22,17 @@ from us3l_mm.evaluation import calibrate
 from us3l_mm.export import slice_backbone
 from us3l_mm.models import (SlimmableResNet_CIFAR, SwitchableLinearHead,
                             at_width)
-from us3l_mm.models.backbones.narrow import cut_layers
-from us3l_mm.models.heads import name_at
+from us3l_mm.models.backbones.slicing import slice_layers
+from us3l_mm.models.layers import SlimmableLayer, Subnet
 from us3l_mm.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs/us3l/benchmarks').glob('*.py'))
-ALL, HALF, TUNE = (
-    ROOT / f'configs/us3l/benchmarks/{name}_cifar10.py'
-    for name in ('linear-all-widths_resnet18_4xb128-steplr-100e',
-                 'linear-w050_resnet18_4xb128-steplr-100e',
-                 'finetune-w050_resnet18_4xb128-coslr-100e'))
+ALL, ONE, TUNE = (ROOT / f'configs/us3l/benchmarks/{name}_cifar10.py'
+                  for name in ('linear-all-widths_resnet18_4xb128-steplr-100e',
+                               'linear_resnet18_4xb128-steplr-100e',
+                               'finetune_resnet18_4xb128-coslr-100e'))
+HALF = {'model.backbone.width': 0.5}
 SMALL = dict(base_channels=16, stem_channels=16, divisor=2)
 WIDTHS = [1.0, 0.75, 0.5, 0.25]
 
@@ -98,38 +98,41 @@ def labelled(labels):
 def head_with_features(**kwargs):
     head = SwitchableLinearHead(5, [0.5, 1.0], [4, 8], **kwargs)
     head.init_weights()
-    return head, {w: (torch.randn(6, int(8 * w)), ) for w in (0.5, 1.0)}
+    return head, {
+        Subnet(w): (torch.randn(6, int(8 * w)), )
+        for w in (0.5, 1.0)
+    }
 
 
 def test_switchable_head_is_a_linear_head_per_width():
     head, feats = head_with_features()
     samples = labelled(torch.arange(6) % 5)
-    losses = head.loss_of_widths(feats, samples)
+    losses = head.loss_of_subnets(feats, samples)
     assert list(losses) == ['loss_w1.00', 'loss_w0.50']
     sum(losses.values()).backward()
     for width, channels in ((0.5, 4), (1.0, 8)):
+        features = feats[Subnet(width)]
         own, alone = head.linear(width), LinearClsHead(5, channels)
         assert own.bias.eq(0).all() and 0.003 < own.weight.std() < 0.03
         alone.fc.load_state_dict(own.state_dict())
-        loss = alone.loss(feats[width], samples)['loss']
+        loss = alone.loss(features, samples)['loss']
         loss.backward()
-        assert torch.equal(losses[name_at('loss', width)], loss)
+        assert torch.equal(losses[f'loss_{Subnet(width)}'], loss)
         for name in ('weight', 'bias'):
             assert torch.equal(
                 getattr(own, name).grad,
                 getattr(alone.fc, name).grad)
         with at_width(head, width):
-            assert torch.equal(head(feats[width]), alone(feats[width]))
-        assert torch.equal(
-            head.plain(width)(feats[width]), alone(feats[width]))
+            assert torch.equal(head(features), alone(features))
+        assert torch.equal(head.plain(width)(features), alone(features))
 
 
 def test_distillation_is_half_of_the_narrow_loss():
     head, feats = head_with_features(distill_weight=0.5)
     labels = torch.arange(6) % 5
-    losses = head.loss_of_widths(feats, labelled(labels))
-    wide = head.linear(1.0)(feats[1.0][0])
-    narrow = head.linear(0.5)(feats[0.5][0])
+    losses = head.loss_of_subnets(feats, labelled(labels))
+    wide = head.linear(1.0)(feats[Subnet(1.0)][0])
+    narrow = head.linear(0.5)(feats[Subnet(0.5)][0])
     soft = -(wide.softmax(1) * narrow.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(losses['loss_w1.00'],
                                F.cross_entropy(wide, labels))
@@ -143,22 +146,16 @@ def test_head_refuses_what_it_was_not_built_for():
     head, _ = head_with_features()
     with pytest.raises(
             ValueError,
-            match=(r'0.75 has no linear layer.*widths \[1.0, 0.5\]')):
+            match=(r"no linear layer for w0.75.*\['w1.00', 'w0.50'\]")):
         with at_width(head, 0.75):
             pass
-    assert head.width == 1.0
-    with pytest.raises(ValueError, match=r'no linear layers.*\[0.5\]'):
+    assert head.subnet == Subnet(1.0)
+    with pytest.raises(ValueError, match=r"no linear layers.*\['w0.50'\]"):
         head.load_state_dict(SwitchableLinearHead(5, [1.0], [8]).state_dict())
     with pytest.raises(ValueError, match='named once'):
         SwitchableLinearHead(5, [0.5, 0.5], [4, 4])
     with pytest.raises(ValueError, match=r'distill_weight is in \[0, 1\]'):
         head_with_features(distill_weight=2)
-
-
-def test_names_of_widths():
-    assert [name_at('accuracy/top1', w) for w in (1.0, 0.5, 1 / 3)] == [
-        'accuracy/top1_w1.00', 'accuracy/top1_w0.50', 'accuracy/top1_w0.333333'
-    ]
 
 
 # --- the configs ------------------------------------------------------------
@@ -192,22 +189,22 @@ def test_config_is_what_its_name_says(path):
     frozen = not any(p.requires_grad for p in model.backbone.parameters())
     assert frozen == what.startswith('linear')
     if what.endswith('all-widths'):
-        assert model.head.widths == WIDTHS
+        assert model.head.subnets == [Subnet(w) for w in WIDTHS]
     else:
-        assert model.backbone.width == int(what[-3:]) / 100
+        assert model.backbone.width == 1
     with pytest.raises(ValueError, match='init_cfg.checkpoint=FILE'):
         model.init_weights()
 
 
 def test_linear_recipes_are_those_of_the_paper():
-    cifar = Config.fromfile(HALF)
+    cifar = Config.fromfile(ONE)
     assert cifar.optim_wrapper.optimizer == dict(type='SGD', lr=30.0,
                                                  momentum=0.9,
                                                  weight_decay=0.0)
     assert cifar.param_scheduler[0].milestones == [60, 80]
     assert cifar.train_dataloader.dataset.pipeline[0].crop_ratio_range == (0.8,
                                                                            1.0)
-    [path] = [p for p in CONFIGS if p.stem.startswith('linear-w050_resnet50')]
+    [path] = [p for p in CONFIGS if p.stem.startswith('linear_resnet50')]
     imagenet = Config.fromfile(path).optim_wrapper.optimizer
     assert (imagenet.type, imagenet.lr) == ('LARS', 0.8)
 
@@ -215,7 +212,7 @@ def test_linear_recipes_are_those_of_the_paper():
 @pytest.mark.parametrize('width', [0.3, 0.625])
 def test_one_edit_changes_the_width(width, checkpoint, tmp_path):
     model = built(
-        small(HALF, tmp_path, checkpoint, **{'model.backbone.width': width}))
+        small(ONE, tmp_path, checkpoint, **{'model.backbone.width': width}))
     assert model.head.in_channels == model.backbone.out_channels[-1]
     assert model(torch.rand(2, 3, 16, 16)).shape == (2, 10)
 
@@ -226,26 +223,25 @@ def test_bad_configs_are_refused_before_training(full, checkpoint, tmp_path):
         built(small(path, tmp_path, file, **changes)).init_weights()
 
     with pytest.raises(ValueError, match=r'have 64 channels.*in_channels=512'):
-        init(HALF, **{'model.head.in_channels': 512})
+        init(ONE, **HALF, **{'model.head.in_channels': 512})
     with pytest.raises(ValueError, match='backbone of one width'):
-        init(HALF, **{'model.backbone.width': None})
-    for path in (HALF, ALL):
+        init(ONE, **{'model.backbone.width': None})
+    for path in (ONE, ALL):
         with pytest.raises(ValueError, match='outside the range'):
             init(
                 path,
                 **{'model.backbone.width': 0.1, 'model.head.widths': [0.1]}
-                if path == HALF else {'model.head.widths': [0.1]})
+                if path == ONE else {'model.head.widths': [0.1]})
         with pytest.raises(ValueError, match='would stay random'):
             init(path, **{'model.backbone.init_cfg': None})
         with pytest.raises(FileNotFoundError, match='nowhere.pth'):
             init(path, 'nowhere.pth')
     bare = SlimmableResNet_CIFAR(18, **SMALL)
     file = save(tmp_path / 'bare.pth', bare)
-    for path, width in ((HALF, '0.5'), (ALL, '1')):
+    for path, width in ((ONE, 'width 1'), (ALL, 'w1.00')):
         with pytest.raises(
-                ValueError,
-                match=(f'no batch-norm statistics for width {width}.*'
-                       'evaluate_widths.py')):
+                ValueError, match=(f'no batch-norm statistics for {width}.*'
+                                   'evaluate_widths.py')):
             init(path, file)
 
 
@@ -297,8 +293,8 @@ def test_all_widths_train_and_the_backbone_does_not(trained):
     assert equal(before, tensors(model.backbone))
     model.train()
     assert not any(m.training for m in model.backbone.modules())
-    assert all(m.width == 1.0 for m in model.modules()
-               if hasattr(m, 'divisor') and hasattr(m, 'on_width'))
+    assert all(m.subnet.is_full for m in model.modules()
+               if isinstance(m, SlimmableLayer))
     for width in WIDTHS:
         assert model.head.linear(width).bias.ne(0).all()
     # Two batches, each once, whatever the number of widths
@@ -336,8 +332,8 @@ def test_the_metric_of_a_width_is_that_of_the_sliced_network(trained, full):
             labels = torch.cat([s.gt_label for s in batch['data_samples']])
             hits.append(scores.argmax(1) == labels)
         expected = 100 * torch.cat(hits).float().mean().item()
-        assert metrics[name_at('accuracy/top1',
-                               width)] == pytest.approx(expected)
+        assert metrics[f'accuracy/top1_{Subnet(width)}'] == pytest.approx(
+            expected)
 
 
 def test_names_that_no_validation_gives_are_refused(checkpoint, tmp_path):
@@ -353,7 +349,7 @@ def test_names_that_no_validation_gives_are_refused(checkpoint, tmp_path):
                 ValueError,
                 match=(f"save_best='{name}' names no metric.*'_w1.00'")):
             runner.train()
-    with pytest.raises(ValueError, match='0.3 has no linear layer'):
+    with pytest.raises(ValueError, match='no linear layer for w0.30'):
         Runner.from_cfg(
             small(ALL, tmp_path, checkpoint, **{'val_cfg.widths':
                                                 [0.3]})).train()
@@ -370,7 +366,7 @@ def test_a_failing_width_leaves_the_network_as_it_was(trained, monkeypatch):
     loop.evaluators = {w: loop.evaluators[w] for w in reversed(WIDTHS)}
     with pytest.raises(RuntimeError, match='stopped'):
         loop.run()
-    assert model.head.width == model.backbone.conv1.width == 1.0
+    assert model.head.subnet == model.backbone.conv1.subnet == Subnet(1.0)
 
 
 def test_a_cut_classifier_is_an_ordinary_one(trained):
@@ -381,13 +377,13 @@ def test_a_cut_classifier_is_an_ordinary_one(trained):
     with torch.no_grad():
         with at_width(model, 0.5):
             expected = model(images)
-        cut_layers(model, 0.5)
+        slice_layers(model, 0.5)
         assert isinstance(model.head, LinearClsHead)
         torch.testing.assert_close(model(images), expected)
 
 
 def test_one_width_trains_its_classifier_alone(checkpoint, full, tmp_path):
-    runner, before = run(small(HALF, tmp_path, checkpoint))
+    runner, before = run(small(ONE, tmp_path, checkpoint, **HALF))
     after = tensors(runner.model.backbone)
     assert equal(before, after)
     assert equal(before, slice_backbone(full, 0.5))
@@ -396,7 +392,7 @@ def test_one_width_trains_its_classifier_alone(checkpoint, full, tmp_path):
 
 
 def test_fine_tuning_trains_every_layer(checkpoint, tmp_path):
-    runner, before = run(small(TUNE, tmp_path, checkpoint))
+    runner, before = run(small(TUNE, tmp_path, checkpoint, **HALF))
     after = tensors(runner.model.backbone)
     assert before.keys() == after.keys()
     assert not any(torch.equal(before[name], after[name]) for name in before)
