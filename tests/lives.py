@@ -47,8 +47,7 @@ class Note(Hook):
                          outputs=None):
         self.notes[runner.iter] = dict(
             images=[int(s.sample_idx) for s in data_batch['data_samples']],
-            widths=[s.width for s in runner.model.module.plan.subnets]
-            if hasattr(runner.model, 'module') else None,
+            widths=[p.subnet.width for p in data_batch['plan'].passes],
             lr=runner.optim_wrapper.get_lr()['lr'][0])
         if self.done is not None:
             self.done.send(runner.iter + 1)

@@ -1,8 +1,10 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """An import between rooms only ever points down; see docs/architecture.md."""
 import ast
+import re
 from pathlib import Path
 
+import mmengine
 import pytest
 
 ROOT = Path(__file__).parent.parent / 'us3l_mm'
@@ -64,3 +66,42 @@ def test_imports_point_down(path):
 def test_every_room_has_a_floor():
     rooms = {room_of(p.relative_to(ROOT).with_suffix('').parts) for p in FILES}
     assert rooms <= FLOOR.keys()
+
+
+MMENGINE = Path(mmengine.__file__).parent
+# Private attributes of the Runner, its loops, hooks and optimizer wrappers.
+PRIVATE = {
+    name
+    for folder in ('runner', 'hooks', 'optim')
+    for path in (MMENGINE / folder).rglob('*.py')
+    for name in re.findall(r'self\.(_[a-z]\w*)', path.read_text())
+}
+
+
+def private_names(path):
+    """Where ``PRIVATE`` attributes of others than ``self`` are used."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        name = ''
+        if isinstance(node, ast.Attribute):
+            owner = getattr(node.value, 'id', None)
+            name = '' if owner in ('self', 'cls') else node.attr
+        elif isinstance(node, ast.Call) and ast.unparse(
+                node.func) in ('getattr', 'setattr', 'hasattr'):
+            # The name may be a formatted one, such as f'_{stage}_loop'.
+            name = re.sub(r'\{.*?\}', r'\\w+',
+                          ast.unparse(node.args[1]).strip('f\'"'))
+        if name.startswith('_') and any(
+                re.fullmatch(name, each) for each in PRIVATE):
+            yield f'{path.name}:{node.lineno} {ast.unparse(node)}'
+
+
+def test_private_attributes_of_mmengine_are_used_in_one_file():
+    assert {'_train_loop', '_resume', '_inner_count'} <= PRIVATE
+    internals = ROOT / 'engine/mmengine_internals.py'
+    assert len([*private_names(internals)]) >= 5
+    tools = (ROOT.parent / 'tools').rglob('*.py')
+    found = [
+        line for path in [*FILES, *tools] if path != internals
+        for line in private_names(path)
+    ]
+    assert not found, found

@@ -235,7 +235,7 @@ def test_a_sampler_without_positions_is_refused_within_an_epoch(tmp_path):
     cfg = small_cfg(tmp_path,
                     **{'default_hooks.checkpoint.by_epoch': False, **changes})
     cfg.train_dataloader.dataset.pipeline.pop(0)
-    cfg.custom_hooks.pop(0)
+    cfg.default_hooks.pop('preflight')
     Runner.from_cfg(cfg).train()
     cfg.update(resume=True, load_from=str(tmp_path / 'iter_2.pth'))
     with pytest.raises(

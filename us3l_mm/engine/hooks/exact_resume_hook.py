@@ -1,13 +1,14 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Optional
+from typing import Iterator, Optional
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch.utils.data import BatchSampler, DataLoader
 
 from us3l_mm.engine.mmengine_internals import is_resuming
-from us3l_mm.engine.resuming.data_position import Layout, Passes
+from us3l_mm.engine.resuming.data_position import Layout
 from us3l_mm.engine.resuming.random_states import (random_states, seed_all,
                                                    set_random_states)
 from us3l_mm.engine.resuming.schedules import restart_schedules
@@ -57,7 +58,7 @@ class ExactResumeHook(Hook):
         if saved is None or not is_resuming(runner):
             return
         meta = checkpoint['meta']
-        if not isinstance(runner.train_loop, IterBasedTrainLoop):
+        if not _is_iteration_based(runner):
             epoch, samples = saved['position']
             if samples and not _is_exact(runner.train_dataloader):
                 sampler = type(runner.train_dataloader.sampler).__name__
@@ -92,33 +93,43 @@ class ExactResumeHook(Hook):
         restart_schedules(runner, checkpoint, iteration, length)
 
     def before_train(self, runner: Runner) -> None:
-        """Give the loader a generator, and an endless loader its position."""
-        loader, loop = runner.train_dataloader, runner.train_loop
-        if loader.generator is None:
+        """Give the loader a generator of its own."""
+        if runner.train_dataloader.generator is None:
             # Each new iterator draws a number from the global state, and a
             # resumed run makes other iterators.
-            loader.generator = torch.Generator()
-        if isinstance(loop, IterBasedTrainLoop) and _is_exact(loader):
-            position = (self._resumed or {}).get('position', (0, 0))
-            loop.dataloader_iterator = Passes(loader, *position)
+            runner.train_dataloader.generator = torch.Generator()
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Continue where the checkpoint was saved."""
-        loader = runner.train_dataloader
-        loader.generator.manual_seed(runner.epoch)
-        self.epoch, self.samples = runner.epoch, 0
-        resumed, self._resumed = self._resumed, None
-        if resumed is None:
+        loader, loop = runner.train_dataloader, runner.train_loop
+        resumed, self._resumed = self._resumed or {}, None
+        self.epoch, self.samples = resumed.get('position', (runner.epoch, 0))
+        loader.generator.manual_seed(self.epoch)
+        if _is_iteration_based(runner) and _is_exact(loader):
+            loop.dataloader_iterator = self._passes(loader)
+            loop.fast_forward_on_resume = True  # it is in place already
+        elif self.samples:
+            loader.sampler.start_at(self.samples)
+        if not resumed:
             return
-        if not isinstance(runner.train_loop, IterBasedTrainLoop):
-            self.samples = resumed['position'][1]
-            if self.samples:
-                loader.sampler.start_at(self.samples)
         states = resumed['random_states']
         if states is not None and len(states) == get_world_size():
             set_random_states(states[get_rank()])
         else:
             seed_all(runner.seed or 0, runner.iter, get_rank())
+
+    def _passes(self, loader: DataLoader) -> Iterator:
+        """Batches of one pass over the data after the other, without an end.
+
+        MMEngine's iterator begins to count passes, and so to shuffle, anew
+        when a run is resumed.
+        """
+        while True:
+            loader.sampler.set_epoch(self.epoch)
+            loader.sampler.start_at(self.samples)
+            loader.generator.manual_seed(self.epoch)
+            yield from loader
+            self.epoch, self.samples = self.epoch + 1, 0
 
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch: Optional[dict] = None,
@@ -148,17 +159,20 @@ class ExactResumeHook(Hook):
             states = [random_states()]
         saved = dict(random_states=states,
                      epoch_length=len(runner.train_dataloader))
-        loop, epoch = runner.train_loop, checkpoint['meta']['epoch']
-        if not isinstance(loop, IterBasedTrainLoop):
+        epoch, samples = checkpoint['meta']['epoch'], self.samples
+        if not _is_iteration_based(runner):
             # The epoch in which this one is saved may be over.
-            saved['position'] = (epoch,
-                                 self.samples if epoch == self.epoch else 0)
-        elif isinstance(loop.dataloader_iterator, Passes):
-            saved['position'] = loop.dataloader_iterator.position
+            saved['position'] = epoch, samples if epoch == self.epoch else 0
+        elif _is_exact(runner.train_dataloader):
+            saved['position'] = self.epoch, samples
         checkpoint[KEY] = saved
 
 
-def _is_exact(loader: torch.utils.data.DataLoader) -> bool:
+def _is_iteration_based(runner: Runner) -> bool:
+    return isinstance(runner.train_loop, IterBasedTrainLoop)
+
+
+def _is_exact(loader: DataLoader) -> bool:
     """Whether a pass over ``loader`` can begin anywhere."""
     return (hasattr(loader.sampler, 'start_at')
-            and type(loader.batch_sampler) is torch.utils.data.BatchSampler)
+            and type(loader.batch_sampler) is BatchSampler)

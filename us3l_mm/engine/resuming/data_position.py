@@ -1,7 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """The position of a run in its data, for any number of processes."""
 from dataclasses import dataclass
-from typing import Any, Tuple
 
 from mmengine.dist import get_world_size
 from torch.utils.data import DataLoader
@@ -44,52 +43,3 @@ class Layout:
         each = -(-max(self.num_images - start, 0) // self.processes)
         return (each if self.drop_last else each + self.batch_size -
                 1) // self.batch_size
-
-
-class Passes:
-    """An endless iterator over a loader that knows its position.
-
-    It takes the place of the one in MMEngine's ``IterBasedTrainLoop``, which
-    on resuming begins to count passes, and so to shuffle, anew.
-
-    Args:
-        loader (DataLoader): A loader with a ``SeededSampler``.
-        epoch (int): Completed passes. Defaults to 0.
-        samples (int): Completed images of the current pass, over all
-            processes. Defaults to 0.
-    """
-
-    def __init__(self, loader: DataLoader, epoch: int = 0, samples: int = 0):
-        self.loader, self.step = loader, Layout.of(loader).step
-        self.epoch, self.samples = epoch, samples
-        self._iterator = None
-
-    @property
-    def position(self) -> Tuple[int, int]:
-        """Completed passes, and completed images of the current one."""
-        return self.epoch, self.samples
-
-    def __iter__(self) -> 'Passes':
-        return self
-
-    def __next__(self) -> Any:
-        if self._iterator is None:
-            self._iterator = self._begin()
-        try:
-            batch = next(self._iterator)
-        except StopIteration:
-            self.epoch, self.samples = self.epoch + 1, 0
-            self._iterator = self._begin()
-            batch = next(self._iterator)
-        self.samples += self.step
-        return batch
-
-    def _begin(self):
-        self.loader.sampler.set_epoch(self.epoch)
-        self.loader.sampler.start_at(self.samples)
-        if self.loader.generator is not None:
-            self.loader.generator.manual_seed(self.epoch)
-        return iter(self.loader)
-
-    def skip_iter(self, num_iters: int) -> None:
-        """Nothing to skip: MMEngine asks for it, and this one is in place."""
