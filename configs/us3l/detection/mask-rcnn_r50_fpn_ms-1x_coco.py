@@ -1,7 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 # Mask R-CNN on a slice, by MMDetection's own classes: the file that
 # tools/slice_checkpoint.py CKPT FILE --width 1.0 --format mmdet writes. With
-# another width that command prints the options to add; for 0.5 they are
+# another width that command prints what to set; for 0.5 that is
 # --cfg-options model.backbone.base_channels=32 model.backbone.stem_channels=32
 # model.neck.in_channels=[128,256,512,1024]
 _base_ = [
