@@ -59,7 +59,7 @@ class SlimmableProjector(NonLinearNeck):
             reads = slice_hidden if i else slice_in
             writes = slice_hidden and i < last
             old = getattr(self, f'fc{i}')
-            if i == 0 or reads or writes:
+            if reads or writes:
                 setattr(
                     self, f'fc{i}',
                     SlimmableLinear(old.in_features, old.out_features, old.bias
