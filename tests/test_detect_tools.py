@@ -10,7 +10,8 @@ import torch
 from detection_stack import need_detection
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from tiny_coco import CLASSES, SMALL, SMALL_MASKS, coco_options, write_coco
+from tiny_coco import (CLASSES, NARROW, SMALL, SMALL_MASKS, coco_options,
+                       write_coco)
 
 from us3l_mm.evaluation.parts import count_config
 from us3l_mm.registry import MODELS
@@ -18,7 +19,7 @@ from us3l_mm.registry import MODELS
 need_detection()
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / 'configs/us3l/detection'
-CONFIG = FOLDER / 'mask-rcnn_r50-w025_fpn_ms-1x_coco.py'
+CONFIG = FOLDER / 'mask-rcnn_r50_fpn_ms-1x_coco.py'
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def tool(monkeypatch):
 def detector(tmp_path_factory):
     """Images, a detector's checkpoint as training leaves it, its options."""
     folder = write_coco(tmp_path_factory.mktemp('coco'))
-    options = [*coco_options(folder), *SMALL, *SMALL_MASKS]
+    options = [*coco_options(folder), *SMALL, *SMALL_MASKS, *NARROW]
     from train import parse_args
 
     from us3l_mm.apis.launching import load_config
@@ -120,12 +121,12 @@ def test_what_is_detected_is_what_the_detector_predicts(detector):
 
 
 @pytest.mark.parametrize('config, checkpoint, extra, says', [
-    ('faster-rcnn_r50-w100', 'epoch_1.pth', [], 'is of another detector.*'
+    ('faster-rcnn_r50', 'epoch_1.pth', [], 'is of another detector.*'
      'another shape'),
-    ('mask-rcnn_r50-w025', 'gone.pth', [], 'There is no checkpoint .*gone'),
-    ('mask-rcnn_r50-w025', 'bare.pth', [], 'does not name the classes'),
-    ('mask-rcnn_r50-w025', 'code.pth', [], 'would execute code'),
-    ('mask-rcnn_r50-w025', 'epoch_1.pth', ['--width', '0.5'],
+    ('mask-rcnn_r50', 'gone.pth', [], 'There is no checkpoint .*gone'),
+    ('mask-rcnn_r50', 'bare.pth', [], 'does not name the classes'),
+    ('mask-rcnn_r50', 'code.pth', [], 'would execute code'),
+    ('mask-rcnn_r50', 'epoch_1.pth', ['--width', '0.5'],
      'has one width, so it cannot run at 0.5'),
 ])
 def test_what_cannot_be_used_is_refused(detector, tool, tmp_path, config,
@@ -174,9 +175,8 @@ def config_of(name) -> Config:
     return Config.fromfile(FOLDER / f'{name}_fpn_ms-1x_coco.py')
 
 
-@pytest.mark.parametrize('name, widths',
-                         [('mask-rcnn_r50-w050', [1.0, 0.75, 0.25]),
-                          ('mask-rcnn_r50-any-width', [0.5])])
+@pytest.mark.parametrize('name, widths', [('mask-rcnn_r50', [1.0, 0.75, 0.25]),
+                                          ('mask-rcnn_r50-any-width', [0.5])])
 def test_parts_of_a_detector_at_every_width(name, widths):
     counted = count_config(config_of(name), (224, 224), widths)
     assert [*counted] == widths
@@ -208,18 +208,21 @@ def test_parts_of_a_detector_at_every_width(name, widths):
 
 
 def test_widths_of_the_config_itself_and_those_it_cannot_have():
-    assert [*count_config(config_of('mask-rcnn_r50-w025'), (64, 64))] == [0.25]
+    narrow = config_of('mask-rcnn_r50')
+    narrow.model.backbone.update(base_channels=16, stem_channels=16)
+    narrow.model.neck.in_channels = [64, 128, 256, 512]
+    assert [*count_config(narrow, (64, 64))] == [0.25]
     with pytest.raises(ValueError, match=r'multiples of 1/8, got 0\.3; us3l'):
-        count_config(config_of('mask-rcnn_r50-w025'), (64, 64), [0.3])
+        count_config(narrow, (64, 64), [0.3])
     with pytest.raises(ValueError, match='0.1'):
         count_config(config_of('mask-rcnn_r50-any-width'), (64, 64), [0.1])
 
 
-@pytest.mark.parametrize(
-    'name, parts', [('us3l_resnet50_8xb60-coslr-100e_in1k',
-                     ['backbone', 'neck', 'head', 'distill head']),
-                    ('benchmarks/linear-w050_resnet50_8xb256-coslr-60e_in1k',
-                     ['backbone', 'head'])])
+@pytest.mark.parametrize('name, parts', [
+    ('us3l_resnet50_8xb60-coslr-100e_in1k',
+     ['backbone', 'neck', 'head', 'distill head']),
+    ('benchmarks/linear_resnet50_8xb256-coslr-60e_in1k', ['backbone', 'head'])
+])
 def test_other_kinds_of_config_have_parts_too(tool, capsys, name, parts):
     cfg = Config.fromfile(ROOT / f'configs/us3l/{name}.py')
     counted = count_config(cfg, (224, 224), [1.0, 0.5])

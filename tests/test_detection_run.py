@@ -15,7 +15,7 @@ import torch
 from detection_stack import need_detection
 from mmengine.registry import init_default_scope
 from mmpretrain.models import ResNet
-from tiny_coco import SMALL, SMALL_MASKS, coco_options, write_coco
+from tiny_coco import NARROW, SMALL, SMALL_MASKS, coco_options, write_coco
 
 from us3l_mm.engine.checks.annotations import (check_detection_data,
                                                read_categories)
@@ -28,8 +28,8 @@ from mmdet.visualization import DetLocalVisualizer  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / 'configs/us3l/detection'
-MASK, ANY = 'mask-rcnn_r50-w025', 'mask-rcnn_r50-any-width'
-FASTER = 'faster-rcnn_r50-w025'
+MASK, ANY = 'mask-rcnn_r50', 'mask-rcnn_r50-any-width'
+FASTER = 'faster-rcnn_r50'
 NO_VALIDATION = ['val_dataloader=None', 'val_cfg=None', 'val_evaluator=None']
 
 
@@ -66,7 +66,8 @@ def options(name, coco, file) -> list:
     masks = 'mask' in name
     return [
         *coco_options(coco, masks), *SMALL, *(SMALL_MASKS * masks),
-        'log_level=ERROR', f'model.backbone.init_cfg.checkpoint={file}'
+        *(NARROW * (name != ANY)), 'log_level=ERROR',
+        f'model.backbone.init_cfg.checkpoint={file}'
     ]
 
 

@@ -23,16 +23,20 @@ from us3l_mm.registry import MODELS
 
 need_detection()
 FOLDER = Path(__file__).parents[1] / 'configs/us3l/detection'
-SLICED = {
-    1.0: 'mask-rcnn_r50-w100', 0.75: 'mask-rcnn_r50-w075', 0.5:
-    'mask-rcnn_r50-w050', 0.25: 'mask-rcnn_r50-w025'
-}
+SLICED = (1.0, 0.75, 0.5, 0.25)
 ANY = 'mask-rcnn_r50-any-width'
 
 
-def config_of(name, **options) -> Config:
+def config_of(which, **options) -> Config:
+    """The config of a slice of the width ``which``, or of that name."""
     init_default_scope('mmdet')
+    name = which if which == ANY else 'mask-rcnn_r50'
     cfg = Config.fromfile(FOLDER / f'{name}_fpn_ms-1x_coco.py')
+    if which != ANY:
+        channels = int(64 * which)
+        cfg.model.backbone.update(base_channels=channels,
+                                  stem_channels=channels)
+        cfg.model.neck.in_channels = [channels * 4 * 2**i for i in range(4)]
     cfg.merge_from_dict(
         {f'model.backbone.{key}': value
          for key, value in options.items()})
@@ -106,7 +110,7 @@ def test_every_tensor_is_that_of_the_slice(full, slices, width, way):
     state, path = full
     if way == 'slice':
         file = slices / f'{width}.pth'
-        cfg = config_of(SLICED[width], **{'init_cfg.checkpoint': str(file)})
+        cfg = config_of(width, **{'init_cfg.checkpoint': str(file)})
     else:
         file = path
         cfg = config_of(ANY, width=width, **{'init_cfg.checkpoint': str(file)})
@@ -129,7 +133,7 @@ def test_every_tensor_is_that_of_the_slice(full, slices, width, way):
 
 def test_a_config_of_other_widths_takes_no_part_of_the_file(full, slices):
     # What MMEngine does by itself: no error, and nothing loaded.
-    cfg = config_of(SLICED[0.5], **{'init_cfg.checkpoint': str(full[1])})
+    cfg = config_of(0.5, **{'init_cfg.checkpoint': str(full[1])})
     backbone = initial_backbone(cfg)
     wide = full[0]
     assert not any(
@@ -143,15 +147,15 @@ def built(name, **options) -> nn.Module:
 
 
 @pytest.mark.parametrize('name, options, file, says', [
-    (SLICED[0.5], {}, 'full', r'159 have another shape.*conv1.weight is '
+    (0.5, {}, 'full', r'159 have another shape.*conv1.weight is '
      r'\(64, 3, 7, 7\) in the file, \(32, 3, 7, 7\) in the model.*'
      r'slice_checkpoint.py \S+ OUT --width 0.5'),
-    (SLICED[0.25], {}, 0.5, r'file has 32 channels .*\(width 0.5\).*model 16 '
+    (0.25, {}, 0.5, r'file has 32 channels .*\(width 0.5\).*model 16 '
      r'\(width 0.25\).*slice_checkpoint.py measured.pth OUT --width 0.25'),
-    (SLICED[0.75], {}, 0.25, 'base_channels=16, backbone.stem_channels=16'),
-    (SLICED[0.5], dict(depth=101), 0.5, r'153 are not in the file.*blocks '
+    (0.75, {}, 0.25, 'base_channels=16, backbone.stem_channels=16'),
+    (0.5, dict(depth=101), 0.5, r'153 are not in the file.*blocks '
      r'\(3, 4, 6, 3\).*model 32 .* \(3, 4, 23, 3\).*backbone.depth'),
-    (SLICED[0.5], dict(depth=34), 0.5, 'different depth'),
+    (0.5, dict(depth=34), 0.5, 'different depth'),
     (ANY, dict(width=0.25), 0.5, r'SlimmableResNet\(depth=50, width=0.25\).*'
      'have another shape'),
     (ANY, dict(width=0.3), 'full', 'no batch-norm statistics for width 0.3'),
@@ -175,7 +179,7 @@ def test_fewer_layers_than_the_file_has_are_refused(slices, tmp_path):
     with pytest.raises(
             ValueError, match=r'(?s)not in the model: backbone\.'
             r'layer3\.6\.conv1.*\(3, 4, 7, 3\).*\(3, 4, 6, 3\)'):
-        check_weights(built(SLICED[0.25]),
+        check_weights(built(0.25),
                       read_file(str(tmp_path / 'deeper.pth'), 'backbone.'))
 
 
@@ -184,8 +188,7 @@ def test_another_prefix_is_refused(slices, prefix):
     with pytest.raises(
             ValueError, match=r"(?s)159 are not in the file.*below "
             f"the prefix '{prefix}.*begins with ..backbone.bn1"):
-        check_weights(built(SLICED[0.5]),
-                      read_file(str(slices / '0.5.pth'), prefix))
+        check_weights(built(0.5), read_file(str(slices / '0.5.pth'), prefix))
 
 
 def edited(slices, tmp_path, edit) -> str:
@@ -205,7 +208,7 @@ def test_a_missing_tensor_is_named(slices, tmp_path, part, says):
         {key: value
          for key, value in state.items() if part not in key})
     with pytest.raises(ValueError, match=f'(?s){says}'):
-        check_weights(built(SLICED[0.25]), read_file(path, 'backbone.'))
+        check_weights(built(0.25), read_file(path, 'backbone.'))
 
 
 def test_files_of_elsewhere_may_have_a_classifier_and_lack_counters(
@@ -218,8 +221,7 @@ def test_files_of_elsewhere_may_have_a_classifier_and_lack_counters(
             }, 'fc.weight': torch.ones(10, 512)
         })
     cfg = config_of(
-        SLICED[0.25], init_cfg=dict(type='Pretrained', checkpoint=path,
-                                    _delete_=True))
+        0.25, init_cfg=dict(type='Pretrained', checkpoint=path, _delete_=True))
     check_weights(initial_backbone(cfg), read_file(path, None))
 
 
@@ -250,7 +252,7 @@ def test_files_of_a_model_zoo_are_compared_too(slices, monkeypatch):
     }
     monkeypatch.setattr(CheckpointLoader, 'load_checkpoint',
                         lambda path, map_location: {'zoo://a': bare}[path])
-    backbone = built(SLICED[0.25])
+    backbone = built(0.25)
     with pytest.raises(ValueError, match='of the 318 tensors'):
         check_weights(backbone, read_file('zoo://a', None))
     backbone.load_state_dict(bare)
@@ -266,8 +268,7 @@ def runner_of(backbone, resume=False, load_from=None):
 
 
 def test_the_hook_says_what_it_compared(slices):
-    cfg = config_of(SLICED[0.25],
-                    **{'init_cfg.checkpoint': str(slices / '0.25.pth')})
+    cfg = config_of(0.25, **{'init_cfg.checkpoint': str(slices / '0.25.pth')})
     backbone = initial_backbone(cfg)
     runner, log = runner_of(backbone)
     CheckPretrainedHook().before_train(runner)
@@ -278,7 +279,7 @@ def test_the_hook_says_what_it_compared(slices):
 
 
 def test_a_resumed_run_is_left_alone_once_it_found_its_checkpoint(slices):
-    backbone = built(SLICED[0.25])  # holds other weights than the file
+    backbone = built(0.25)  # holds other weights than the file
     backbone.init_cfg['checkpoint'] = str(slices / '0.25.pth')
     runner, _ = runner_of(backbone, resume=True)
     hook = CheckPretrainedHook()
@@ -289,7 +290,7 @@ def test_a_resumed_run_is_left_alone_once_it_found_its_checkpoint(slices):
 
 
 def test_weights_of_load_from_count_where_it_is_given(slices, tmp_path):
-    backbone = built(SLICED[0.25])
+    backbone = built(0.25)
     backbone.init_cfg['checkpoint'] = str(slices / '0.25.pth')
     torch.save(
         dict(

@@ -235,7 +235,7 @@ def test_a_linear_classifier_reads_the_token_of_its_width(
         saved, width, tmp_path):
     net, checkpoint = saved
     cfg = Config.fromfile(ROOT / 'configs/us3l/benchmarks/'
-                          'linear-w050_vit-tiny_4xb256-coslr-90e_cifar10.py')
+                          'linear_vit-tiny_4xb256-coslr-90e_cifar10.py')
     cfg.model.backbone.update(**BACKBONE, slice=net.slice, width=width,
                               frozen_stages=4)
     cfg.model.backbone.init_cfg.checkpoint = checkpoint

@@ -12,7 +12,7 @@ from us3l_mm import stack
 from us3l_mm.apis import launching
 
 ROOT = Path(__file__).parents[1]
-DETECTOR = ROOT / 'configs/us3l/detection/mask-rcnn_r50-w050_fpn_ms-1x_coco.py'
+DETECTOR = ROOT / 'configs/us3l/detection/mask-rcnn_r50_fpn_ms-1x_coco.py'
 DEMO = ROOT / 'configs/us3l/us3l_resnet18_demo_digits.py'
 # A None in sys.modules is how Python marks what cannot be imported.
 BLOCKED = """

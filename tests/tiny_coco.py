@@ -89,6 +89,11 @@ SMALL = [
     'model.train_cfg.rcnn.sampler.num=32',
     'model.test_cfg.rpn.max_per_img=50',
 ]
+# The channels of a slice of width 0.25.
+NARROW = [
+    'model.backbone.base_channels=16', 'model.backbone.stem_channels=16',
+    'model.neck.in_channels=[64,128,256,512]'
+]
 SMALL_MASKS = [
     'model.roi_head.mask_roi_extractor.out_channels=32',
     'model.roi_head.mask_head.in_channels=32',

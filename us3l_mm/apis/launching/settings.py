@@ -179,10 +179,16 @@ def drop_disabled_hooks(cfg: Config) -> None:
 
 def add_checks(cfg: Config) -> None:
     """Let a run check its weights and annotations; see the two hooks."""
-    wanted = ([CHECK_PRETRAINED] if is_pretrained(cfg) else
-              []) + ([CHECK_ANNOTATIONS] if is_detection(cfg) else [])
-    hooks = cfg.get('custom_hooks') or []
-    given = {hook.get('type') for hook in hooks}
-    cfg.custom_hooks = [
-        *hooks, *(dict(type=name) for name in wanted if name not in given)
-    ]
+    if not cfg.get('default_hooks'):
+        cfg.default_hooks = ConfigDict()
+    hooks = cfg.default_hooks
+    given = {
+        hook.get('type')
+        for hook in [*hooks.values(), *(cfg.get('custom_hooks') or [])] if hook
+    }
+    for name, kind, wanted in (('check_pretrained', CHECK_PRETRAINED,
+                                is_pretrained(cfg)), ('check_annotations',
+                                                      CHECK_ANNOTATIONS,
+                                                      is_detection(cfg))):
+        if wanted and kind not in given:
+            hooks.setdefault(name, ConfigDict(type=kind))
