@@ -194,7 +194,7 @@ def test_a_width_that_was_not_trained_is_calibrated_first(
 def test_calibration_does_not_touch_the_training(folder, monkeypatch):
     call(monkeypatch, 'train', DEMO,
          '--work-dir', folder / 'often', '--no-validate', '--cfg-options',
-         *options(folder), 'custom_hooks.1.interval=1')
+         *options(folder), 'default_hooks.calibration.interval=1')
     ours, theirs = (load_weights(str(folder / name /
                                      'iter_3.pth'))['state_dict']
                     for name in ('work', 'often'))
@@ -206,7 +206,7 @@ def test_calibration_does_not_touch_the_training(folder, monkeypatch):
 def test_training_without_calibration_is_refused(folder):
     init_default_scope('mmdet')
     cfg = Config.fromfile(next((folder / 'work').glob('*.py')))
-    del cfg.custom_hooks[1]
+    del cfg.default_hooks.calibration
     cfg.work_dir = str(folder / 'without')
     with pytest.raises(ValueError, match='us3l_mm.CalibrationHook'):
         Runner.from_cfg(cfg).train()
@@ -251,5 +251,6 @@ def test_the_coco_config_is_the_protocol_of_slimclr():
     }
     assert norms == {'backbone': True}  # nothing to measure in the heads
     assert not any('bn' in name for name, _ in model.neck.named_modules())
-    for hook in cfg.custom_hooks:
-        HOOKS.build(hook)
+    for hook in cfg.default_hooks.values():
+        if hook.type.startswith('us3l_mm.'):
+            HOOKS.build(hook)

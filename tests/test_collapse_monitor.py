@@ -28,8 +28,8 @@ def log_of(tmp_path, changes, **hook):
         })
     cfg.model.backbone.update(num_stages=2, strides=(1, 2), dilations=(1, 1),
                               out_indices=(1, ))
-    cfg.custom_hooks.append(
-        dict(type='us3l_mm.CollapseMonitorHook', begin=8, interval=4, **hook))
+    cfg.default_hooks.collapse = dict(type='us3l_mm.CollapseMonitorHook',
+                                      begin=8, interval=4, **hook)
     try:
         Runner.from_cfg(cfg).train()
     finally:

@@ -29,8 +29,8 @@ def train(folder, channels=64, **changes):
                               stem_channels=channels)
     cfg.train_dataloader.batch_size = 2
     cfg.train_dataloader.dataset.num_images = 6
-    cfg.custom_hooks.append(dict(type='us3l_mm.CompileHook'))
-    cfg.custom_hooks[1].update(num_stages=1, grid=1 / 8)
+    cfg.default_hooks.compile = dict(type='us3l_mm.CompileHook')
+    cfg.default_hooks.sampler.update(num_stages=1, grid=1 / 8)
     cfg.merge_from_dict(changes)
     runner = Runner.from_cfg(cfg)
     widths, graphs = [], []
@@ -62,8 +62,8 @@ def test_one_graph_for_each_width_and_no_more(tmp_path):
 
 def test_more_widths_than_pytorch_compiles_by_itself(tmp_path):
     changes = {
-        'custom_hooks.1.grid': 1 / 32, 'compile': EAGER,
-        'custom_hooks.1.num_samples': 6, 'train_cfg.max_epochs': 2
+        'default_hooks.sampler.grid': 1 / 32, 'compile': EAGER,
+        'default_hooks.sampler.num_samples': 6, 'train_cfg.max_epochs': 2
     }
     widths, graphs, _ = train(tmp_path, 128, **changes)
     met = {w for iteration in widths for w in iteration}
@@ -78,7 +78,8 @@ def test_compiling_any_width_is_refused(tmp_path):
     with pytest.raises(
             ValueError, match='DynamicSamplerHook.grid=None. draws '
             'new ones.*Set a grid, such as grid=1/32'):
-        train(tmp_path, **{'custom_hooks.1.grid': None, 'compile': True})
+        train(tmp_path,
+              **{'default_hooks.sampler.grid': None, 'compile': True})
 
 
 def test_compiling_without_the_hook_is_refused(tmp_path):

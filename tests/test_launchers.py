@@ -48,9 +48,8 @@ def two(tmp_path_factory):
 
 def write_config(two, name, **changes) -> Path:
     cfg = cfg_of(
-        'unused',
-        model_wrapper_cfg=dict(type='us3l_mm.MultiPassDistributedDataParallel'),
-        **changes)
+        'unused', model_wrapper_cfg=dict(
+            type='us3l_mm.MultiPassDistributedDataParallel'), **changes)
     cfg.dump(two / name)
     return two / name
 
@@ -136,8 +135,8 @@ def with_a_loss(two) -> Path:
     cfg = write_config(two, 'lossy.py')
     text = cfg.read_text() + (
         "custom_imports['imports'].append('lives')\n"
-        "custom_hooks.append(dict(type='mmengine.DieOnce', rank=1, "
-        'iteration=4))\n')
+        "custom_hooks = [dict(type='mmengine.DieOnce', rank=1, iteration=4)]"
+        '\n')
     cfg.write_text(text)
     return cfg
 

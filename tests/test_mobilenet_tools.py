@@ -40,9 +40,9 @@ def trained(tmp_path_factory):
         pipeline=cfg.train_dataloader.dataset.pipeline)
     cfg.knn_bank_dataloader = labelled('train', 24)
     cfg.knn_query_dataloader = labelled('test', 12)
-    cfg.custom_hooks[-1].update(bank_dataloader=cfg.knn_bank_dataloader,
-                                interval=1, k=3,
-                                query_dataloader=cfg.knn_query_dataloader)
+    cfg.default_hooks.knn.update(bank_dataloader=cfg.knn_bank_dataloader,
+                                 interval=1, k=3,
+                                 query_dataloader=cfg.knn_query_dataloader)
     runner = Runner.from_cfg(cfg)
     before = {
         name: p.detach().clone()

@@ -133,7 +133,7 @@ def cfg_of(folder, **changes):
                                         max_consecutive=4)
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1,
                                         max_keep_ckpts=1)
-    cfg.custom_hooks[1].widths = WIDTHS
+    cfg.default_hooks.sampler.widths = WIDTHS
     return cfg
 
 

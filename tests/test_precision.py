@@ -194,7 +194,7 @@ def test_bfloat16_on_a_cpu(tmp_path):
         cfg = small_cfg(
             tmp_path,
             **{'optim_wrapper.type': kind, 'optim_wrapper.optimizer.lr': 1e-4})
-        cfg.custom_hooks[1].widths = WIDTHS
+        cfg.default_hooks.sampler.widths = WIDTHS
         cfg.train_cfg.max_epochs = 1
         runner = Runner.from_cfg(cfg)
         model, dtypes, losses = runner.model, set(), []

@@ -18,24 +18,28 @@ BAD = {
     'sync_bn': (dict(sync_bn='torch'), "sync_bn='torch' would replace"),
     'accumulation': ({'optim_wrapper.accumulative_counts':
                       2}, 'got accumulative_counts=2'),
-    'low width': ({'custom_hooks.1.widths':
+    'low width': ({'default_hooks.sampler.widths':
                    [1.0,
                     0.1]}, r'Width 0.1 is outside the range \[0.25, 1.0\]'),
-    'no width': ({'custom_hooks.1.widths': [0]}, r'in \(0, 1\], got 0.0'),
-    'word': ({'custom_hooks.1.widths': ['half']}, "got 'half' of type str"),
-    'NaN': ({'custom_hooks.1.width_range': (float('nan'), 1.)}, 'got nan'),
-    'wide': ({'custom_hooks.1.width_range': (.25, 1.5)}, 'got 1.5'),
+    'no width': ({'default_hooks.sampler.widths':
+                  [0]}, r'in \(0, 1\], got 0.0'),
+    'word': ({'default_hooks.sampler.widths':
+              ['half']}, "got 'half' of type str"),
+    'NaN': ({'default_hooks.sampler.width_range':
+             (float('nan'), 1.)}, 'got nan'),
+    'wide': ({'default_hooks.sampler.width_range': (.25, 1.5)}, 'got 1.5'),
     'method': ({'model.base_method':
                 'mocov9'}, "one of .*'byol'.*, got 'mocov9'"),
     'frozen': ({'model.backbone.frozen_stages':
                 1}, 'backbone.frozen_stages=1 freezes batch norms'),
     'norm_eval': ({'model.backbone.norm_eval':
                    True}, 'backbone.norm_eval=True freezes batch norms'),
-    'range and list':
-    ({'custom_hooks.1.widths': [.5], 'custom_hooks.1.width_range':
-      (.25, 1.)}, 'give one of them'),
+    'range and list': ({
+        'default_hooks.sampler.widths': [.5],
+        'default_hooks.sampler.width_range': (.25, 1.)
+    }, 'give one of them'),
     'features of a narrow base':
-    ({'custom_hooks.1.widths': [.5], 'model.feature_distill':
+    ({'default_hooks.sampler.widths': [.5], 'model.feature_distill':
       {}}, 'widest sub-network in training is 0.5 of 1'),
     'two predictors': ({'model.share_head': True},
                        'share_head=True distils through the predictor'),

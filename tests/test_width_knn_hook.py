@@ -45,7 +45,7 @@ def run(work_dir, hook=None, **changes):
     # disturbed them would be seen.
     cfg.train_dataloader.dataset.pipeline.pop(0)
     if hook is not None:
-        cfg.custom_hooks.append(hook)
+        cfg.default_hooks.knn = hook
     runner = Runner.from_cfg(cfg)
     runner.train()
     return runner

@@ -68,8 +68,8 @@ def build_algorithm(args):
         config = Config.fromfile(args.config)
         config.merge_from_dict(args.cfg_options or {})
         model = config.model
-        for hook in config.custom_hooks:
-            group_dims = hook.get('group_dims', group_dims)
+        group_dims = config.default_hooks.group_reg.get(
+            'group_dims', group_dims)
     else:
         stem = '_CIFAR' if args.stem == 'cifar' else ''
         model = dict(
