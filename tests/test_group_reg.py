@@ -277,10 +277,10 @@ def test_a_real_run_decays_by_the_hook(tmp_path):
     norms = []
     for lam in (0.0, 0.05):
         runner = run(
-            tmp_path, f'{lam}', custom_hooks=[
-                dict(type='us3l_mm.DynamicSamplerHook', widths=[1.0, 0.5]),
-                dict(type='us3l_mm.GroupRegHook', lam=lam)
-            ])
+            tmp_path, f'{lam}', **{
+                'default_hooks.sampler.widths': [1.0, 0.5],
+                'default_hooks.group_reg.lam': lam
+            })
         norms.append(runner.model.backbone.layer4[1].conv1.weight.norm())
     assert norms[1] < 0.97 * norms[0]
 
