@@ -128,7 +128,8 @@ def test_one_pass_and_by_width_measure_the_same(tmp_path):
 def test_communication_counts_what_is_said(tmp_path):
     figures = figures_of(tmp_path, 'communication.py', '--base-channels', 16,
                          '--image-size', 8, '--batch-size', 2, '--rounds', 1,
-                         '--iterations', 200, '--modes', 'sequential', 'joint')
+                         '--iterations', 200, '--modes', 'sequential',
+                         'accumulate')
     modes = {row['update_mode']: row for row in figures['modes']}
     assert [row['optimizer_steps'] for row in modes.values()] == [3, 1]
     for row in modes.values():
