@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from mmengine.registry import init_default_scope
 from mmpretrain.models.backbones.resnet import BasicBlock
 from small_run import small_cfg
 from torch import nn
 
 from us3l_mm.evaluation import calibrate
-from us3l_mm.models import SlimmableResNet_CIFAR, at_width
-from us3l_mm.models.layers import (SlimmableBatchNorm1d, SlimmableBatchNorm2d,
-                                   SlimmableConv2d, SlimmableLinear,
+from us3l_mm.models import SlimmableResNet_CIFAR
+from us3l_mm.models.layers import (FULL, SlimmableBatchNorm1d,
+                                   SlimmableBatchNorm2d, SlimmableConv2d,
+                                   SlimmableLinear, Subnet, at,
                                    slimmable_layers)
 from us3l_mm.registry import MODELS
 
@@ -58,7 +60,7 @@ def norms_of(network):
 def assert_giant_batch(network, images, width):
     """Compare with the library's norm, in float64, on all images at once."""
     *before, norm = network.double()
-    with torch.no_grad(), at_width(network, width):
+    with torch.no_grad(), at(network, width):
         x = nn.Sequential(*before)(images.double())
     plain = nn.BatchNorm1d if x.ndim == 2 else nn.BatchNorm2d
     reference = plain(x.shape[1], momentum=1.0).double()
@@ -110,9 +112,10 @@ def test_nothing_else_changes():
         np.random.get_state()[1].tolist(),
         torch.get_rng_state().tolist()
     ]
-    with at_width(network, 0.75):
+    with at(network, 0.75):
         calibrate(network, uneven_batches(), [0.25])
-        assert {layer.width for layer in slimmable_layers(network)} == {0.75}
+        assert {layer.subnet
+                for layer in slimmable_layers(network)} == {Subnet(0.75)}
     assert [m.training for m in network.modules()] == modes
     assert states == [
         random.getstate(),
@@ -138,7 +141,7 @@ def test_a_loader_that_breaks_leaves_the_network_as_it_was():
     with pytest.raises(OSError, match='the disk has gone'):
         calibrate(network, broken(), [0.5, 0.75])
     assert all(m.training for m in network.modules())
-    assert {layer.width for layer in slimmable_layers(network)} == {1.0}
+    assert {layer.subnet for layer in slimmable_layers(network)} == {FULL}
     assert not any(m._forward_pre_hooks for m in network.modules())
     after = network.state_dict()
     assert after.keys() == before.keys()
@@ -162,10 +165,10 @@ def test_dropout_and_drop_path_are_off():
 def test_a_width_without_statistics_refuses():
     network = small_resnet().eval()
     calibrate(network, uneven_batches(), [0.5])
-    with torch.no_grad(), at_width(network, 0.5):
+    with torch.no_grad(), at(network, 0.5):
         assert network(torch.rand(1, 3, 8, 8))[-1].isfinite().all()
-    with at_width(network, 0.25), pytest.raises(
-            RuntimeError, match='width 0.25; measured are: 0.5.*calibrate'):
+    with at(network, 0.25), pytest.raises(
+            ValueError, match='for w0.25; measured are: w0.50.*calibrate'):
         network(torch.rand(1, 3, 8, 8))
 
 
@@ -175,17 +178,18 @@ def test_statistics_travel_in_the_state_dict():
     target.load_state_dict(source.state_dict())
     x = torch.rand(2, 3, 8, 8)
     for width in WIDTHS:
-        with torch.no_grad(), at_width([source, target], width):
+        with torch.no_grad(), at([source, target], width):
             assert torch.equal(source(x)[-1], target(x)[-1])
 
 
 def test_a_teacher_is_not_reached():
+    init_default_scope('mmpretrain')
     algorithm = MODELS.build(small_cfg('unused').model)
     calibrate(algorithm, uneven_batches(), [1.0])
-    assert all(norm.measured_widths == [1.0]
+    assert all(norm.measured_subnets() == [FULL]
                for norm in norms_of(algorithm.backbone))
     for part in (algorithm.teacher.backbone, algorithm.teacher.neck):
-        assert not any(norm.measured_widths for norm in norms_of(part))
+        assert not any(norm.measured_subnets() for norm in norms_of(part))
 
 
 def test_networks_with_statistics_of_their_own_need_no_images():
@@ -205,15 +209,15 @@ def test_networks_with_statistics_of_their_own_need_no_images():
     ([], {}, 'at least two images, got 0: is the loader empty'),
     ([1], {}, 'at least two images, got 0'),
     ([4], dict(num_images=1), 'at least two images, got num_images=1'),
-    ([4], dict(widths=[0.1]), 'Width 0.1 is outside the range'),
-    ([4], dict(widths=[0.5, 1.5]), r'multiplier in \(0, 1\], got 1.5'),
+    ([4], dict(subnets=[0.1]), 'Width 0.1 is outside the range'),
+    ([4], dict(subnets=[0.5, 1.5]), r'multiplier in \(0, 1\], got 1.5'),
 ])
 def test_what_cannot_be_measured_is_refused(images, arguments, message):
     network = small_resnet()
     with pytest.raises(ValueError, match=message):
         calibrate(network, uneven_batches(images),
-                  **{'widths': [0.5], **arguments})
-    assert not any(norm.measured_widths for norm in norms_of(network))
+                  **{'subnets': [0.5], **arguments})
+    assert not any(norm.measured_subnets() for norm in norms_of(network))
 
 
 def _calibrate_a_shard(rank, port, out):

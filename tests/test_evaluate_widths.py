@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from small_run import small_cfg
 
 from us3l_mm.evaluation import load_network, widths
@@ -44,6 +45,7 @@ def files(tmp_path_factory):
     cfg.knn_bank_dataloader = labelled('train', 48)
     cfg.knn_query_dataloader = labelled('test', 24)
     cfg.dump(folder / 'tiny.py')
+    init_default_scope('mmpretrain')
     torch.manual_seed(0)
     algorithm = MODELS.build(cfg.model)
     torch.save(dict(state_dict=algorithm.state_dict(), meta=dict(epoch=1)),
@@ -70,6 +72,7 @@ def test_a_table_json_csv_and_picture_of_every_width(files, tmp_path, capsys):
              str(saved))
     report = report_of(tmp_path)
     assert [row['width'] for row in report['rows']] == [1.0, 0.5]
+    assert [row['subnet'] for row in report['rows']] == ['w1.00', 'w0.50']
     assert [row['channels'] for row in report['rows']] == [128, 64]
     assert [row['params'] for row in report['rows']] == [700176, 175752]
     for row in report['rows']:
@@ -121,9 +124,9 @@ def test_an_interrupted_run_goes_on_width_by_width(files, tmp_path,
             raise KeyboardInterrupt
         return knn_accuracy(*data)
 
-    def watched(network, batches, of_widths, *arguments, **more):
-        calibrated.append(of_widths)
-        return calibrate(network, batches, of_widths, *arguments, **more)
+    def watched(network, batches, subnets, *arguments, **more):
+        calibrated.append([subnet.width for subnet in subnets])
+        return calibrate(network, batches, subnets, *arguments, **more)
 
     monkeypatch.setattr(widths, 'knn_accuracy', interrupted)
     monkeypatch.setattr(widths, 'calibrate', watched)
@@ -183,6 +186,7 @@ def write_bad_checkpoints(files):
                files / 'code.pth')
     with open(files / 'bare.pth', 'wb') as file:
         pickle.dump(Executed(str(files / 'executed')), file)
+    init_default_scope('mmpretrain')
     deeper = small_cfg('unused').model
     deeper.backbone.depth = 34
     torch.save(dict(state_dict=MODELS.build(deeper).state_dict()),
@@ -208,7 +212,6 @@ def test_bad_checkpoints_are_refused_and_not_executed(files, tmp_path,
 
 @pytest.mark.parametrize('flags, message', [
     (['--widths', '0.5', '0.1'], 'Width 0.1 is outside the range'),
-    (['--widths', '1.5'], r'multiplier in \(0, 1\], got 1.5'),
     (['--num-widths', '0'], 'at least 1, got 0'),
     (['--k', '49'], 'from 1 to the 48 images of knn_bank_dataloader, got '
      'k=49'),

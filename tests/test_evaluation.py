@@ -17,14 +17,14 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from us3l_mm.evaluation import (Report, WidthRow, calibrate, chance_accuracy,
-                                count_complexity, default_widths,
+                                count_complexity, default_subnets,
                                 extract_features, knn_accuracy, linear_probe,
                                 raw_pixels, width_latency)
 from us3l_mm.evaluation.features import encode
 from us3l_mm.evaluation.report import resume
 from us3l_mm.export import slice_network
-from us3l_mm.models import (SlimmableResNet, SlimmableResNet_CIFAR, at_width,
-                            set_width)
+from us3l_mm.models import SlimmableResNet, SlimmableResNet_CIFAR
+from us3l_mm.models.layers import Subnet, at, set_subnet
 from us3l_mm.visualization import plot_reports
 
 
@@ -61,14 +61,13 @@ def test_features_are_pooled_maps_of_each_width():
     assert labels.tolist() == torch.cat([b[1] for b in batches]).tolist()
     network.eval()
     for width, channels in ((1.0, 128), (0.5, 64)):
-        with torch.no_grad(), at_width(network, width):
+        with torch.no_grad(), at(network, width):
             expected = torch.cat([
                 network(images)[-1].mean(dim=(2, 3)) for images, _ in batches
             ])
-        assert features[width].shape == (8, channels)
-        assert features[width].dtype == np.float32
-        np.testing.assert_allclose(features[width], expected, rtol=1e-5,
-                                   atol=1e-6)
+        found = features[Subnet(width)]
+        assert found.shape == (8, channels) and found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_raw_pixels_are_pixels_and_large_images_are_averaged():
@@ -194,17 +193,17 @@ def test_sizes_equal_an_independent_count_of_the_plain_network(
         channels = int(64 * width)
         plain = theirs(depth, base_channels=channels, stem_channels=channels)
         plain.eval()
-        assert counted[width].params == sum(p.numel()
-                                            for p in plain.parameters())
+        found = counted[Subnet(width)]
+        assert found.params == sum(p.numel() for p in plain.parameters())
         flops = FlopCountAnalysis(plain, torch.zeros(1, 3, *size))
         flops.unsupported_ops_warnings(False)
-        assert counted[width].macs == flops.by_operator()['conv']
+        assert found.macs == flops.by_operator()['conv']
 
 
 def test_sizes_off_the_grid_equal_those_of_the_sliced_network():
     network = small_resnet()
-    set_width(network, 0.25)  # what it is set to does not matter
-    counted = count_complexity(network, [0.7], (32, 32))[0.7]
+    set_subnet(network, 0.25)  # what it is set to does not matter
+    counted = count_complexity(network, [0.7], (32, 32))[Subnet(0.7)]
     plain = slice_network(network, 0.7, without_statistics=True).eval()
     assert counted.params == sum(p.numel() for p in plain.parameters())
     flops = FlopCountAnalysis(plain, torch.zeros(1, 3, 32, 32))
@@ -219,7 +218,7 @@ def test_private_norms_are_counted_once_and_linear_layers_too():
     assert (count_complexity(switchable, [0.5], (32, 32)) == count_complexity(
         shared, [0.5], (32, 32)))
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    counted = count_complexity(classifier, [1.0], (2, 2))[1.0]
+    counted = count_complexity(classifier, [1.0], (2, 2))[Subnet(1.0)]
     assert (counted.params, counted.macs) == (65, 60)
 
 
@@ -229,7 +228,7 @@ def test_latency_is_that_of_a_cut_copy():
         name: value.clone()
         for name, value in network.state_dict().items()
     }
-    milliseconds = width_latency(network, 0.5, (8, 8), repeats=3, warmup=1)
+    milliseconds = width_latency(network, 0.5, (8, 8), min_run_time=0.05)
     assert 0 < milliseconds < 10000
     assert network.training
     after = network.state_dict()
@@ -237,14 +236,15 @@ def test_latency_is_that_of_a_cut_copy():
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_default_widths_are_even_or_those_of_the_norms():
-    assert default_widths(small_resnet(), 4) == [0.25, 0.5, 0.75, 1.0]
-    assert default_widths(small_resnet(), 1) == [1.0]
+def test_default_subnets_are_even_or_those_of_the_norms():
+    assert default_subnets(small_resnet(),
+                           4) == [*map(Subnet, (1.0, 0.75, 0.5, 0.25))]
+    assert default_subnets(small_resnet(), 1) == [Subnet(1.0)]
     switchable = small_resnet(
         norm_cfg=dict(type='SwitchableBN', widths=[0.5, 1.0]))
-    assert default_widths(switchable, 7) == [1.0, 0.5]
+    assert default_subnets(switchable, 7) == [Subnet(1.0), Subnet(0.5)]
     with pytest.raises(ValueError, match='at least 1, got 0'):
-        default_widths(small_resnet(), 0)
+        default_subnets(small_resnet(), 0)
 
 
 def a_report(**settings):
@@ -261,8 +261,27 @@ def test_a_report_is_read_back_as_it_was_written(tmp_path):
     assert [row.width for row in found.rows] == [1.0, 0.5]
     assert found.row(0.5) == WidthRow(0.5, 64, 10**6, 0.1, knn=70.0)
     lines = (tmp_path / 'widths.csv').read_text().splitlines()
-    assert lines[0].startswith('width,channels,params,gmacs')
-    assert lines[2].startswith('0.5,64,1000000,0.1,')
+    assert lines[0].startswith('subnet,width,channels,params,gmacs')
+    assert lines[2].startswith('w0.50,0.5,64,1000000,0.1,')
+
+
+def test_a_report_of_before_sub_networks_had_names_is_read(tmp_path):
+    rows = [
+        dict(width=width, channels=64, params=10, gmacs=0.1, knn=50.0)
+        for width in (1.0, 0.28125)
+    ]
+    path = tmp_path / 'widths.json'
+    path.write_text(json.dumps(dict(name='old', settings={}, rows=rows)))
+    report = Report.load(str(path))
+    assert report.rows == [
+        WidthRow(1.0, 64, 10, 0.1, knn=50.0),
+        WidthRow('w0.28125', 64, 10, 0.1, knn=50.0)
+    ]
+    report.save(str(tmp_path))
+    written = json.loads(path.read_text())['rows']
+    assert [(row['subnet'], row['width'])
+            for row in written] == [('w1.00', 1.0), ('w0.28125', 0.28125)]
+    assert Report.load(str(path)) == report
 
 
 def test_a_report_of_other_settings_is_kept_aside(tmp_path):
@@ -312,7 +331,7 @@ def _encode_a_shard(rank, port, out):
     features, labels = encode({'twice': lambda x: 2 * x.flatten(1)},
                               [(own[:3], own[:3].flatten().long()),
                                (own[3:], own[3:].flatten().long())], size=7)
-    np.savez(f'{out}/{rank}.npz', features=features['twice'], labels=labels)
+    np.savez(f'{out}/{rank}.npz', labels=labels, **features)
     torch.distributed.destroy_process_group()
 
 
@@ -322,7 +341,9 @@ def test_features_of_two_processes_come_in_the_order_of_the_data(tmp_path):
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     mp.spawn(_encode_a_shard, (port, str(tmp_path)), nprocs=2)
-    for rank in range(2):
-        found = np.load(tmp_path / f'{rank}.npz')
-        assert found['features'].tolist() == [[2.0 * i] for i in range(7)]
-        assert found['labels'].tolist() == list(range(7))
+    found = np.load(tmp_path / '0.npz')
+    assert found['twice'].tolist() == [[2.0 * i] for i in range(7)]
+    assert found['labels'].tolist() == list(range(7))
+    # Only the main process uses them, so only it has them.
+    other = np.load(tmp_path / '1.npz')
+    assert other.files == ['labels'] and not len(other['labels'])

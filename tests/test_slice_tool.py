@@ -391,7 +391,7 @@ def test_the_config_in_a_checkpoint_is_not_executed(small, tmp_path, cfg,
 
 def test_the_python_api_as_documented(checkpoint, small):
     network = load_backbone(checkpoint)
-    calibrate(network, [IMAGES], widths=[0.3, 0.5])
+    calibrate(network, [IMAGES], [0.3, 0.5])
     with at_width(network, 0.5), torch.no_grad():
         features = network(IMAGES)[-1].mean(dim=(2, 3))
     narrow = slice_network(network, 0.5)

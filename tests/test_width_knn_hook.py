@@ -13,6 +13,7 @@ from us3l_mm.engine import WidthKNNHook
 from us3l_mm.evaluation import calibrate, extract_features, knn_accuracy
 from us3l_mm.evaluation.data import (build_loader, image_batches,
                                      labelled_batches, shuffled)
+from us3l_mm.models.layers import Subnet
 
 WIDTHS = [1.0, 0.5, 0.3125]
 NAMES = ['knn/top1_w1.00', 'knn/top1_w0.50', 'knn/top1_w0.3125']
@@ -103,8 +104,9 @@ def test_reported_is_the_accuracy_of_the_weights_at_that_time(watched):
         algorithm.backbone, labelled_batches(loader, preprocessor),
         WIDTHS) for loader in (bank, queries))
     for width, name in zip(WIDTHS, NAMES):
+        subnet = Subnet(width)
         assert runner.message_hub.get_scalar(name).current() == knn_accuracy(
-            train[width], train_labels, test[width], test_labels, k=5)
+            train[subnet], train_labels, test[subnet], test_labels, k=5)
 
 
 def test_the_checkpoint_of_the_same_epoch_has_the_statistics(watched):
@@ -169,6 +171,7 @@ def report_of_one_model(folder, rank, world):
     hook = WidthKNNHook(**cfg)
     hook.before_train(runner)
     accuracies = hook.evaluate(runner.model)
+    accuracies = {f'knn/top1_{s}': value for s, value in accuracies.items()}
     torch.save((accuracies, runner.model.state_dict()),
                f'{folder}/{world}-{rank}.pth')
     torch.distributed.destroy_process_group()
@@ -188,7 +191,7 @@ def test_processes_together_report_what_one_would(tmp_path):
                                 0], '\n'.join(log.read_text() for log in logs)
     (expected, weights), *others = (torch.load(log.with_suffix('.pth'))
                                     for log in logs)
-    assert [*expected] == WIDTHS
+    assert [*expected] == NAMES
     for accuracies, theirs in others:
         assert accuracies == expected
         for name, value in weights.items():

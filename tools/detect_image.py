@@ -11,7 +11,8 @@ from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
-from us3l_mm.apis.inference import (check_runs_at, detect, draw, load_detector)
+from us3l_mm.apis.arguments import subnet_argument
+from us3l_mm.apis.inference import check_runs, detect, draw, load_detector
 from us3l_mm.apis.launching import load_config
 
 
@@ -19,7 +20,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog='Example: python tools/detect_image.py configs/us3l/detection/'
-        'mask-rcnn_r50-w050_fpn_ms-1x_coco.py epoch_12.pth photo.jpg '
+        'mask-rcnn_r50-any-width_fpn_ms-1x_coco.py epoch_12.pth photo.jpg '
         '--out-dir detections')
     parser.add_argument('config', help='config that the detector was trained '
                         'with')
@@ -32,8 +33,8 @@ def parse_args(argv=None):
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='S',
                         help='leave out what has a lower score; default: 0.3')
     parser.add_argument(
-        '--width', type=float, metavar='W',
-        help='for a detector that runs at several widths; '
+        '--width', type=subnet_argument, metavar='W',
+        help='sub-network of a detector that has several, such as 0.5; '
         'default: the full one')
     parser.add_argument('--device',
                         default='cuda' if torch.cuda.is_available() else 'cpu',
@@ -53,7 +54,7 @@ def parse_args(argv=None):
 
 
 def read_images(paths: list) -> list:
-    """The images, (H, W, 3), BGR; exits naming the file that is none."""
+    """The images, (H, W, 3), BGR; exits at a file that is not an image."""
     images = []
     for path in paths:
         if not osp.isfile(path):
@@ -66,7 +67,7 @@ def read_images(paths: list) -> list:
 
 
 def picture_names(paths: list, folder: str) -> list:
-    """Where the picture of each image goes; no two go to the same file."""
+    """The file for the picture of each image, all different."""
     names, taken = [], set()
     for path in paths:
         stem, ending = osp.splitext(osp.basename(path))
@@ -108,7 +109,7 @@ def main(argv=None):
         detector = load_detector(config, args.checkpoint, args.device,
                                  args.trust_pickle)
         if args.width is not None:
-            check_runs_at(detector, args.width)
+            check_runs(detector, args.width)
         samples = detect(detector, images, args.width)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f'detect_image: {error}')

@@ -1,10 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""What is each width of a checkpoint worth?
+"""Evaluate the sub-networks of a checkpoint.
 
-Calibrates the batch norms of every width, extracts features of all widths in
-one pass over the data, and reports accuracy, parameters and GMACs per width as
-a table, JSON, CSV and a plot. Interrupt it and run the same command again: it
-goes on where it was.
+Calibrates the batch norms of each of them, extracts features of all in one
+pass over the data, and reports accuracy, parameters and GMACs as a table, JSON,
+CSV and a plot. After an interruption, the same command continues.
 """
 import argparse
 import os.path as osp
@@ -15,9 +14,10 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import init_dist, is_main_process
 from rich.console import Console
 
+from us3l_mm.apis.arguments import subnet_argument
 from us3l_mm.apis.launching.processes import join_on_cpus
 from us3l_mm.evaluation import (Measures, Report, WidthEvaluation,
-                                default_widths)
+                                default_subnets)
 from us3l_mm.visualization import plot_measures
 
 
@@ -27,11 +27,12 @@ def parse_args(argv=None):
     parser.add_argument('config', help='config of the pre-training')
     parser.add_argument('checkpoint', help='file that the training wrote')
     widths = parser.add_mutually_exclusive_group()
-    widths.add_argument('--widths', type=float, nargs='+', metavar='W',
-                        help='for instance 0.25 0.5 0.75 1.0')
+    widths.add_argument('--widths', type=subnet_argument, nargs='+',
+                        metavar='W',
+                        help='for instance 0.25 0.5 0.75 1.0, or dense gated')
     widths.add_argument(
         '--num-widths', type=int, default=7, metavar='N',
-        help='so many widths, evenly from the lowest to the highest '
+        help='this number of widths, evenly from the lowest to the highest '
         '(default: 7)')
     parser.add_argument(
         '--knn', action='store_true',
@@ -116,8 +117,9 @@ def evaluate(args, out, console):
             batch_size=args.batch_size, device=args.device), args.trust_pickle,
         console)
     evaluation.name = args.name or evaluation.name
-    widths = args.widths or default_widths(evaluation.network, args.num_widths)
-    return [evaluation.run(widths, args.save_checkpoint), *others]
+    subnets = args.widths or default_subnets(evaluation.network,
+                                             args.num_widths)
+    return [evaluation.run(subnets, args.save_checkpoint), *others]
 
 
 def main(argv=None):

@@ -8,6 +8,7 @@ from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
+from us3l_mm.apis.arguments import subnet_argument
 from us3l_mm.apis.launching import load_config
 from us3l_mm.evaluation.parts import COUNTED, count_config
 
@@ -16,7 +17,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog='Example: python tools/get_flops.py configs/us3l/detection/'
-        'mask-rcnn_r50-w050_fpn_ms-1x_coco.py --shape 800 1333 --widths 1.0 '
+        'mask-rcnn_r50_fpn_ms-1x_coco.py --shape 800 1333 --widths 1.0 '
         '0.5 0.25')
     parser.add_argument(
         'config', help='config of a detector, a classifier or '
@@ -26,7 +27,7 @@ def parse_args(argv=None):
         help='height and width of the image, or its side; '
         'default: 800 1333 for a detector, else 224')
     parser.add_argument(
-        '--widths', type=float, nargs='+', metavar='W',
+        '--widths', type=subnet_argument, nargs='+', metavar='W',
         help='default: the width of the config, or both ends '
         'of the range of a slimmable network')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
@@ -38,7 +39,7 @@ def parse_args(argv=None):
 
 
 def table_of(parts_of: dict, shape: tuple, name: str) -> Table:
-    """Rows of widths; each part has its parameters and its cost."""
+    """A row for each sub-network, with the size of each part."""
     parts = next(iter(parts_of.values()))
     repeats = [
         f'{part.name} on {part.times} regions' for part in parts
@@ -47,15 +48,15 @@ def table_of(parts_of: dict, shape: tuple, name: str) -> Table:
     table = Table(
         title=f'{name}, {shape[0]} x {shape[1]} pixels', caption=' '.join(
             [COUNTED, ', '.join(repeats) + '.' if repeats else '']).strip())
-    table.add_column('width', justify='right')
+    table.add_column('subnet', justify='right')
     for title in [*(part.name for part in parts), 'total']:
         table.add_column(f'{title}\nparams (M)', justify='right')
         table.add_column(f'{title}\nGMACs', justify='right')
-    for width, parts in parts_of.items():
+    for subnet, parts in parts_of.items():
         sizes = [(part.params, part.macs) for part in parts]
         sizes.append(tuple(map(sum, zip(*sizes))))
         table.add_row(
-            f'{width:g}',
+            str(subnet),
             *(text for params, macs in sizes
               for text in (f'{params / 1e6:.3f}', f'{macs / 1e9:.3f}')))
     return table

@@ -4,7 +4,7 @@
 >>> from us3l_mm.apis import (at_width, calibrate, load_backbone,
 ...                           slice_network)
 >>> network = load_backbone('work_dirs/us3l/epoch_400.pth')
->>> calibrate(network, batches, widths=[0.25, 0.5])  # tensors (N, 3, H, W)
+>>> calibrate(network, batches, [0.25, 0.5])  # tensors (N, 3, H, W)
 >>> with at_width(network, 0.5):
 ...     features = network(images)[-1].mean(dim=(2, 3))  # (N, c)
 >>> narrow = slice_network(network, 0.5)  # an ordinary torch module

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Boxes and masks in images of one's own; needs MMDetection."""
+"""Boxes and masks in image files; needs MMDetection."""
 from contextlib import nullcontext
 from copy import deepcopy
 from typing import List, Optional, Union
@@ -14,7 +14,7 @@ from torch import nn
 
 from us3l_mm.evaluation.loading import set_scope
 from us3l_mm.fileio import load_weights
-from us3l_mm.models.layers import Subnet, at_width, slimmable_layers
+from us3l_mm.models.layers import Subnet, SubnetLike, at, slimmable_layers
 from us3l_mm.registry import MODELS
 from us3l_mm.stack import check_detection
 
@@ -25,18 +25,20 @@ def load_detector(config: Union[str,
     """A trained detector, with the names of its classes.
 
     Args:
-        config (str or Config): What it was trained with.
-        checkpoint (str): What the training wrote.
-        device (str): Defaults to 'cpu'.
-        trust_pickle (bool): Read a file that executes code when it is read.
-            Defaults to False.
+        config (str or Config): The config of its training.
+        checkpoint (str): A checkpoint of its training.
+        device (str): The device to run on. Defaults to 'cpu'.
+        trust_pickle (bool): Whether to read a file that executes code when it
+            is read. Defaults to False.
 
     Returns:
-        nn.Module: In evaluation mode; ``dataset_meta['classes']`` are names.
+        nn.Module: The detector in evaluation mode; its
+        ``dataset_meta['classes']`` are the names of the classes.
 
     Raises:
-        ImportError: where MMDetection cannot be used.
-        FileNotFoundError, ValueError: with what is wrong and what to do.
+        ImportError: If MMDetection cannot be used.
+        FileNotFoundError, ValueError: If the files do not fit, with what to
+            do.
     """
     check_detection()
     if isinstance(config, str):
@@ -82,14 +84,15 @@ def _load(detector: nn.Module, weights: dict, checkpoint: str) -> None:
 
 @torch.no_grad()
 def detect(detector: nn.Module, images: List[Union[str, np.ndarray]],
-           width: Optional[float] = None) -> list:
+           subnet: Optional[SubnetLike] = None) -> list:
     """Predict on image files, or on arrays (H, W, 3) in BGR order.
 
     Args:
-        detector (nn.Module): Of :func:`load_detector`.
-        images (list[str or np.ndarray]): At least one.
-        width (float, optional): For a detector that runs at several; it must
-            hold statistics of this one. Defaults to its full width.
+        detector (nn.Module): A detector from :func:`load_detector`.
+        images (list[str or np.ndarray]): The images.
+        subnet (Subnet, float or str, optional): The sub-network to run, of a
+            detector with several; its statistics must have been measured.
+            Defaults to the full network.
 
     Returns:
         list[DetDataSample]: ``pred_instances`` have ``bboxes`` (n, 4) in
@@ -98,9 +101,9 @@ def detect(detector: nn.Module, images: List[Union[str, np.ndarray]],
     """
     from mmdet.apis import inference_detector
     context = nullcontext()
-    if width is not None:
-        check_runs_at(detector, width)
-        context = at_width(detector, width)
+    if subnet is not None:
+        check_runs(detector, subnet)
+        context = at(detector, subnet)
     with context:
         return [
             inference_detector(detector, mmcv.imread(image))
@@ -108,24 +111,26 @@ def detect(detector: nn.Module, images: List[Union[str, np.ndarray]],
         ]
 
 
-def check_runs_at(detector: nn.Module, width: float) -> None:
-    """Refuse a width for a detector of another one."""
+def check_runs(detector: nn.Module, subnet: SubnetLike) -> None:
+    """Raise ValueError if ``detector`` does not have ``subnet``."""
+    subnet = Subnet.of(subnet)
     if not any(slimmable_layers(detector)):
         raise ValueError(
-            f'This detector has one width, so it cannot run at {width:g}. '
+            f'This detector has one width, so it cannot run at {subnet}. '
             'Leave out --width, or train one for several widths.')
-    Subnet.of(width).check(getattr(detector.backbone, 'width_range', (1e-6, 1.0)))
+    with at(detector, subnet):
+        pass
 
 
 def draw(detector: nn.Module, image: np.ndarray, sample, out: str,
          threshold: float = 0.3) -> None:
-    """Write ``image`` (H, W, 3), RGB, with what was found, to file ``out``.
+    """Write ``image`` with the detected boxes and masks to the file ``out``.
 
     Args:
-        detector (nn.Module): Whose config says how to draw.
-        image (np.ndarray): The image in RGB order.
-        sample (DetDataSample): Of :func:`detect`.
-        out (str): A picture file.
+        detector (nn.Module): The detector, which names the classes.
+        image (np.ndarray): The image (H, W, 3) in RGB order.
+        sample (DetDataSample): The result of :func:`detect` for it.
+        out (str): The picture file to write.
         threshold (float): Boxes with a lower score are left out. Defaults to
             0.3.
     """

@@ -21,7 +21,7 @@ from us3l_mm.export.formats import FORMATS, SlicedNetwork, verify
 from us3l_mm.export.select import (Choice, format_amount, format_seconds,
                                    parse_amount, parse_seconds,
                                    selectable_widths, widest_within)
-from us3l_mm.export.slicing import slice_network
+from us3l_mm.export import slice_network
 from us3l_mm.models.layers import Subnet, check_statistics, has_statistics
 from us3l_mm.version import __version__
 from .loading import Source, load_source
@@ -66,7 +66,7 @@ class Budget:
         def cost(width: float) -> float:
             if self.kind == 'latency':
                 return width_latency(network, width, size) / 1000
-            counted = count_complexity(network, [width], size)[width]
+            [counted] = count_complexity(network, [width], size).values()
             return counted.macs if self.kind == 'flops' else counted.params
 
         return widest_within(selectable_widths(network), cost, self.limit,
@@ -155,7 +155,8 @@ def slice_checkpoint(checkpoint: str, out: str, width: Union[float, Budget],
     network, artifact = _sub_network(backbone, width, input_size, out, meta,
                                      format)
     gap = verify(artifact, network)
-    size = count_complexity(backbone, [width], (input_size, input_size))[width]
+    [size] = count_complexity(backbone, [width],
+                              (input_size, input_size)).values()
     save_atomically(artifact.content, out)
     return SliceReport(out, width, choice, gap, size, meta, artifact.usage)
 
@@ -175,7 +176,7 @@ def _sub_network(backbone: nn.Module, width: float, input_size: int, out: str,
                  meta: dict, format: str) -> Tuple[SlicedNetwork, object]:
     plain = slice_network(backbone.cpu(), width, without_statistics=True)
     network = SlicedNetwork(backbone, plain.eval(), width, input_size, out,
-                         {**meta, 'channels': output_channels(plain)})
+                            {**meta, 'channels': output_channels(plain)})
     return network, FORMATS[format](network)
 
 

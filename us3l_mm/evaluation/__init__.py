@@ -1,19 +1,19 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from .calibration import batch_statistics, calibrate
 from .complexity import Complexity, count_complexity
-from .detection import calibrate_detector
+from .detector_calibration import calibrate_detector
 from .features import encode, encoder, extract_features, raw_pixels
 from .knn import chance_accuracy, knn_accuracy
 from .latency import width_latency
 from .linear_probe import linear_probe
 from .loading import load_network
 from .report import Report, WidthRow
-from .widths import Measures, WidthEvaluation, default_widths
+from .widths import Measures, WidthEvaluation, default_subnets
 
 __all__ = [
     'Complexity', 'Measures', 'Report', 'WidthEvaluation', 'WidthRow',
     'batch_statistics', 'calibrate', 'calibrate_detector', 'chance_accuracy',
-    'count_complexity', 'default_widths', 'encode', 'encoder',
+    'count_complexity', 'default_subnets', 'encode', 'encoder',
     'extract_features', 'knn_accuracy', 'linear_probe', 'load_network',
     'raw_pixels', 'width_latency'
 ]

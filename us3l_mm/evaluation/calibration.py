@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Batch-norm statistics of any set of widths, in one pass over the data."""
+"""Batch-norm statistics of any sub-networks, in one pass over the data."""
 from contextlib import contextmanager
 from typing import (Any, Callable, Dict, Iterable, Iterator, List, Optional,
                     Sequence)
@@ -8,71 +8,71 @@ import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import (SlimmableBatchNorm, at_width,
+from us3l_mm.models.layers import (SlimmableBatchNorm, Subnet, SubnetLike, at,
+                                   at_least_single, evaluation_mode,
                                    slimmable_layers)
 from .progress import count_images
 
 
 @torch.no_grad()
 def calibrate(network: nn.Module, batches: Iterable[Tensor],
-              widths: Sequence[float], num_images: Optional[int] = None,
+              subnets: Sequence[SubnetLike], num_images: Optional[int] = None,
               progress: Optional[str] = None, is_share: bool = False,
               forward: Optional[Callable[[Any], Any]] = None) -> int:
-    """Measure and store the batch-norm statistics of ``widths``.
+    """Measure and store the batch-norm statistics of ``subnets``.
 
-    One pass over the data serves all widths. The network runs as in training,
-    each norm on the statistics of its batch, but without dropout and drop
-    path; what enters a norm is pooled over all images of all processes: the
-    mean, and the unbiased variance that :class:`torch.nn.BatchNorm2d` would
-    store for the one giant batch of these inputs. Statistics are stored when
-    the pass is over, those of other widths stay; modes and the current width
-    of the network are restored, and a teacher inside it is not reached.
-    Source: US-Nets, arXiv 1903.05134, and US3L, 2303.06870, which average
-    variances per batch; pooling adds the spread between batches.
+    One pass over the data serves all sub-networks. The network runs as in
+    training, each norm on the statistics of its batch, but without dropout
+    and drop path. What enters a norm is pooled over all images of all
+    processes: the mean, and the unbiased variance that
+    :class:`torch.nn.BatchNorm2d` would store for one batch of all of them.
+    Statistics are stored at the end of the pass, and those of other
+    sub-networks stay; modes and the current sub-network of the network are
+    restored, and a teacher inside it is not reached. Sources: US-Nets, arXiv
+    1903.05134, and US3L, 2303.06870, which average the variances of the
+    batches; pooling adds the spread between batches.
 
     Args:
-        network (nn.Module): What the images go through, such as a backbone.
-            One without :class:`~us3l_mm.models.layers.SlimmableBatchNorm` has
-            nothing to measure: no image is read.
+        network (nn.Module): What the images pass through, such as a backbone.
+            If it has no :class:`~us3l_mm.models.layers.SlimmableBatchNorm`,
+            there is nothing to measure and no image is read.
         batches (iterable[Tensor]): Preprocessed images (N, 3, H, W) on the
-            device of the network, for this process; N may vary. As the
-            layers see batch statistics, batches are best as large as those
-            of the training, and not of one class each.
-        widths (sequence[float]): Within the ``width_range`` of the network.
-        num_images (int, optional): How many images to use, over all processes
-            together. Defaults to all.
-        progress (str, optional): What to write before a progress bar.
-            Defaults to None: no bar.
-        is_share (bool): Whether ``batches`` are this process's share of
-            ``num_images`` already, all to be used. Defaults to False: it
-            takes as many of them as other processes do.
-        forward (callable, optional): Takes a batch through the network, where
-            that is not a mere call of it. ``batches`` may be anything then
-            that has a length, slices and a sum, as lists have. Defaults to
-            None: the network itself.
+            device of the network, for this process; N may vary. Layers see
+            batch statistics, so batches should be as large as in training,
+            and not of one class each.
+        subnets (sequence): The sub-networks, or their widths.
+        num_images (int, optional): Number of images to use, over all
+            processes together. Defaults to all.
+        progress (str, optional): The text before a progress bar. Defaults to
+            None for no bar.
+        is_share (bool): Whether ``batches`` are already the share of this
+            process in ``num_images``, all of it to be used. Defaults to
+            False, where each process takes an equal number of its images.
+        forward (callable, optional): Passes a batch through the network where
+            a plain call does not do that. ``batches`` may then be anything
+            with a length, slices and a sum, as lists have. Defaults to the
+            network itself.
 
     Returns:
         int: The number of images used, over all processes.
 
     Raises:
-        TypeError, ValueError: for a width that is not allowed, for
-            ``num_images`` below 2, or where there are less than two images;
+        TypeError, ValueError: If the network does not have a sub-network,
+            ``num_images`` is below 2, or there are less than two images;
             nothing is stored then.
     """
     if num_images is not None and num_images < 2:
         raise ValueError('Batch statistics need at least two images, got '
                          f'num_images={num_images}.')
-    widths = list(dict.fromkeys(widths))
-    for width in widths:
-        with at_width(network, width):
-            pass  # refuses, before any long work, what is not allowed
+    subnets = list(dict.fromkeys(map(Subnet.of, subnets)))
+    check_subnets(network, subnets)
     norms = _norms(network)
-    if not norms or not widths:
+    if not norms or not subnets:
         return 0
     pools = {
-        width: {norm: _Pool(norm, width)
-                for norm in norms}
-        for width in widths
+        subnet: {norm: _Pool(norm, subnet)
+                 for norm in norms}
+        for subnet in subnets
     }
     seen = _fill(
         pools, network,
@@ -84,13 +84,19 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
     if seen < 2:
         raise ValueError(
             f'Batch statistics need at least two images, got {seen}: is the '
-            'loader empty? (An image that is alone in its process does not '
-            'count.)')
-    for width, by_norm in pools.items():
+            'loader empty? (A single image in a process is not counted.)')
+    for subnet, by_norm in pools.items():
         for norm, pool in by_norm.items():
-            if pool.count:  # the forward went through this norm
-                norm.set_statistics(width, *pool.statistics())
+            if pool.count:  # the images passed through this norm
+                norm.set_statistics(subnet, *pool.statistics())
     return seen
+
+
+def check_subnets(network: nn.Module, subnets: Iterable[SubnetLike]) -> None:
+    """Raise if ``network`` does not have one of ``subnets``."""
+    for subnet in subnets:
+        with at(network, subnet):
+            pass
 
 
 def has_norms(network: nn.Module) -> bool:
@@ -100,21 +106,19 @@ def has_norms(network: nn.Module) -> bool:
 
 @contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Run a block in evaluation mode, but norms on batch statistics.
+    """Run a block in evaluation mode, but with norms on batch statistics.
 
-    Those of the batch of this process: others may hold fewer batches.
+    These are the statistics of the batch of this process, since other
+    processes may have fewer batches.
     """
-    modes = [(module, module.training) for module in network.modules()]
     syncs = [(norm, norm.sync) for norm in _norms(network)]
-    network.eval()
-    for norm, _ in syncs:
-        norm.train()
-        norm.sync = False
     try:
-        yield
+        with evaluation_mode(network):
+            for norm, _ in syncs:
+                norm.train()
+                norm.sync = False
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for norm, sync in syncs:
             norm.sync = sync
 
@@ -122,18 +126,18 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
 class _Pool:
     """Mean and squared deviations of all that enters a norm, in float64."""
 
-    def __init__(self, norm: SlimmableBatchNorm, width: float):
+    def __init__(self, norm: SlimmableBatchNorm, subnet: Subnet):
         self.count = 0  # values per channel
-        self.mean = torch.zeros(norm.active(width), dtype=torch.float64,
+        self.mean = torch.zeros(norm.active(subnet.width), dtype=torch.float64,
                                 device=norm.running_mean.device)
         self.deviations = torch.zeros_like(self.mean)
 
     def add(self, x: Tensor) -> None:
         """Pool a batch (N, c, ...) by the formula of Chan et al., 1983."""
-        if not x.numel():  # regions of images without any
+        if not x.numel():  # no image of the batch has a region
             return
-        x = x if x.dtype == torch.float64 else x.float()
-        var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+        var, mean = torch.var_mean(at_least_single(x), [0, *range(2, x.ndim)],
+                                   correction=0)
         count = x.numel() // x.shape[1]
         total = self.count + count
         delta = mean.double() - self.mean
@@ -154,9 +158,9 @@ def _norms(network: nn.Module) -> List[SlimmableBatchNorm]:
     ]
 
 
-def _fill(pools: Dict[float, dict], network: nn.Module,
+def _fill(pools: Dict[Subnet, dict], network: nn.Module,
           batches: Iterable[Tensor], forward: Callable[[Any], Any]) -> int:
-    """Run all batches at all widths; returns the number of images."""
+    """Run all batches through all sub-networks; returns the image count."""
     current, seen = None, 0
 
     def enters(norm, args):
@@ -169,7 +173,7 @@ def _fill(pools: Dict[float, dict], network: nn.Module,
         with batch_statistics(network):
             for images in batches:
                 for current in pools:
-                    with at_width(network, current):
+                    with at(network, current):
                         forward(images)
                 seen += len(images)
     finally:
@@ -179,7 +183,7 @@ def _fill(pools: Dict[float, dict], network: nn.Module,
 
 
 def _share(num_images: Optional[int]) -> Optional[int]:
-    """This process's part of ``num_images``."""
+    """The part of ``num_images`` that this process takes."""
     if num_images is None:
         return None
     each, rest = divmod(num_images, get_world_size())
@@ -188,10 +192,10 @@ def _share(num_images: Optional[int]) -> Optional[int]:
 
 def _rebatch(batches: Iterable[Tensor],
              limit: Optional[int]) -> Iterator[Tensor]:
-    """At most ``limit`` images, none of them alone in its batch.
+    """At most ``limit`` images, in batches of at least two.
 
-    One image on a map of one pixel has no variance to be normalised by, so it
-    joins the batch beside it.
+    A single image on a map of one pixel has no variance, so it is added to
+    the batch before or after it.
     """
     held = None
     for images in batches:
@@ -213,7 +217,7 @@ def _rebatch(batches: Iterable[Tensor],
 
 
 def _reduce(pools: List[_Pool], seen: int) -> int:
-    """Pool over processes, in place; returns the images of all."""
+    """Pool over processes, in place; returns the total number of images."""
     if get_world_size() == 1:
         return seen
     sizes = [len(pool.mean) for pool in pools]

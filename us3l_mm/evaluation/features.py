@@ -1,41 +1,47 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Features at many widths, with one pass over the data."""
+"""Features of many sub-networks, in one pass over the data."""
 from typing import (Callable, Dict, Hashable, Iterable, List, Optional,
                     Sequence, Tuple)
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.dist import all_gather_object
+from mmengine.dist import gather_object, is_main_process
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import at_width
+from us3l_mm.models.layers import Subnet, SubnetLike, at, evaluation_mode
 from .progress import count_images
 
 RAW_PIXELS_SIZE = 32
 
 
 def extract_features(
-    network: nn.Module, batches: Iterable[tuple], widths: Sequence[float],
-    size: Optional[int] = None, progress: Optional[str] = None
-) -> Tuple[Dict[float, np.ndarray], np.ndarray]:
-    """Globally average-pooled features of ``network`` at all ``widths``.
+    network: nn.Module, batches: Iterable[tuple],
+    subnets: Sequence[SubnetLike], size: Optional[int] = None,
+    progress: Optional[str] = None
+) -> Tuple[Dict[Subnet, np.ndarray], np.ndarray]:
+    """Features of ``network`` at all ``subnets``, averaged over the image.
 
     Args:
-        network (nn.Module): A backbone; it runs in evaluation mode, so it has
-            statistics of these widths. Its last (or only) map is pooled.
+        network (nn.Module): A backbone with the statistics of these
+            sub-networks; it runs in evaluation mode. Its last or only map is
+            pooled.
         batches (iterable[tuple]): Preprocessed images (N, 3, H, W) and labels
             (N, ).
-        widths (sequence[float]): The widths.
-        size (int, optional): Images of the data set, see :func:`encode`.
-        progress (str, optional): What to write before a progress bar.
-            Defaults to None: no bar.
+        subnets (sequence): The sub-networks, or their widths.
+        size (int, optional): Number of images in the data set, see
+            :func:`encode`.
+        progress (str, optional): The text before a progress bar. Defaults to
+            None for no bar.
 
     Returns:
-        tuple: ``{width: float32 array (images, c)}`` and the labels, an
-        integer array (images, ).
+        tuple: ``{subnet: float32 array (images, c)}`` and the labels, an
+        integer array (images, ); see :func:`encode`.
     """
-    encoders = {width: encoder(network, width) for width in widths}
+    encoders = {
+        subnet: encoder(network, subnet)
+        for subnet in map(Subnet.of, subnets)
+    }
     return encode(encoders, batches, size, progress)
 
 
@@ -44,23 +50,25 @@ def encode(
                                       Tensor]], batches: Iterable[tuple],
     size: Optional[int] = None, progress: Optional[str] = None
 ) -> Tuple[Dict[Hashable, np.ndarray], np.ndarray]:
-    """What each of ``encoders`` makes of all images, in one pass.
+    """The outputs of each of ``encoders`` for all images, in one pass.
 
-    Every process gets the result of all. Process r is expected to have read
-    the samples r, r + processes, ... as MMEngine's ``DefaultSampler`` deals
-    them; what it deals twice to even out the processes is cut off.
+    Process r is expected to have read the samples r, r + processes, ..., as
+    MMEngine's ``DefaultSampler`` distributes them; samples that it repeats to
+    fill up the last round are cut off.
 
     Args:
         encoders (dict): By name, functions of images (N, 3, H, W) to features
             (N, c).
         batches (iterable[tuple]): Images and labels.
-        size (int, optional): How many images there are over all processes;
-            None for as many as come.
-        progress (str, optional): What to write before a progress bar.
-            Defaults to None: no bar.
+        size (int, optional): Number of images over all processes. Defaults to
+            None for all that come.
+        progress (str, optional): The text before a progress bar. Defaults to
+            None for no bar.
 
     Returns:
-        tuple: ``{name: float32 array (images, c)}`` and labels (images, ).
+        tuple: ``{name: float32 array (images, c)}`` and labels (images, ), in
+        the order of the data set. The main process has those of all images;
+        in the other processes both are empty.
     """
     parts, labels = {name: [] for name in encoders}, []
     with torch.no_grad():
@@ -72,25 +80,18 @@ def encode(
     if not labels:
         raise ValueError('No images to extract features from: the loader is '
                          'empty.')
-    features = {
-        name: _deal_back(np.concatenate(part), size)
-        for name, part in parts.items()
-    }
-    return features, _deal_back(np.concatenate(labels), size)
+    gathered = {name: _gather(parts.pop(name), size) for name in encoders}
+    labels = _gather(labels, size)
+    return gathered if is_main_process() else {}, labels
 
 
-def encoder(network: nn.Module, width: float) -> Callable[[Tensor], Tensor]:
-    """The pooled features of ``network`` at ``width``, as a function."""
+def encoder(network: nn.Module,
+            subnet: SubnetLike) -> Callable[[Tensor], Tensor]:
+    """The pooled features of ``network`` at ``subnet``, as a function."""
 
     def pooled(images: Tensor) -> Tensor:
-        modes = [(module, module.training) for module in network.modules()]
-        network.eval()
-        try:
-            with at_width(network, width):
-                maps = network(images)
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with evaluation_mode(network), at(network, subnet):
+            maps = network(images)
         last = maps[-1] if isinstance(maps, (tuple, list)) else maps
         return last.flatten(2).mean(dim=2) if last.ndim > 2 else last
 
@@ -100,17 +101,20 @@ def encoder(network: nn.Module, width: float) -> Callable[[Tensor], Tensor]:
 def raw_pixels(images: Tensor) -> Tensor:
     """The pixels themselves as features, (N, 3, H, W) to (N, c).
 
-    Larger images are averaged down to 32 pixels, where nearest neighbours
-    among all pixels would neither fit into memory nor mean more.
+    Larger images are averaged to 32 pixels: nearest neighbours among more
+    pixels would not fit into memory, and would not be more meaningful.
     """
     size = [min(side, RAW_PIXELS_SIZE) for side in images.shape[-2:]]
     return F.adaptive_avg_pool2d(images, size).flatten(1)
 
 
-def _deal_back(part: np.ndarray, size: Optional[int]) -> np.ndarray:
-    """Rows of all processes in the order of the data set."""
-    parts: List[np.ndarray] = all_gather_object(part)
-    rows = np.empty((sum(map(len, parts)), *part.shape[1:]), part.dtype)
-    for rank, own in enumerate(parts):
-        rows[rank::len(parts)] = own
+def _gather(batches: List[np.ndarray], size: Optional[int]) -> np.ndarray:
+    """Rows of all processes in the order of the data set, in the main one."""
+    own = np.concatenate(batches)
+    parts = gather_object(own)
+    if parts is None:
+        return own[:0]
+    rows = np.empty((sum(map(len, parts)), *own.shape[1:]), own.dtype)
+    for rank, part in enumerate(parts):
+        rows[rank::len(parts)] = part
     return rows[:size]

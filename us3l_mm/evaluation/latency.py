@@ -1,44 +1,38 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from statistics import median
-from time import perf_counter
 from typing import Tuple
 
 import torch
 from torch import nn
+from torch.utils.benchmark import Timer
 
 from us3l_mm.export import slice_network
+from us3l_mm.models.layers import SubnetLike
 
 
 @torch.no_grad()
-def width_latency(network: nn.Module, width: float,
+def width_latency(network: nn.Module, subnet: SubnetLike,
                   input_size: Tuple[int, int], batch_size: int = 1,
-                  repeats: int = 30, warmup: int = 5) -> float:
-    """Milliseconds that ``network`` takes for a batch, cut to ``width``.
+                  min_run_time: float = 0.5) -> float:
+    """Milliseconds that ``network`` takes for a batch, sliced to ``subnet``.
 
-    What is timed is the ordinary network that one would deploy, a copy with
-    plain layers of that width, on the device of ``network``: the median over
-    ``repeats`` batches, after ``warmup`` untimed ones. The clock is read when
-    the device has finished.
+    The ordinary network to be deployed is timed, a copy with plain layers, on
+    the device of ``network``: the median that
+    :meth:`torch.utils.benchmark.Timer.blocked_autorange` measures, after a
+    warm-up.
 
     Args:
-        network (nn.Module): A slimmable network; it stays as it is.
-        width (float): The width.
+        network (nn.Module): A slimmable network, which is not changed.
+        subnet (Subnet, float or str): The sub-network, or its width.
         input_size (tuple[int, int]): Height and width in pixels.
-        batch_size (int): Images in a batch. Defaults to 1.
-        repeats (int): Timed batches. Defaults to 30.
-        warmup (int): Batches before. Defaults to 5.
+        batch_size (int): Number of images in a batch. Defaults to 1.
+        min_run_time (float): Seconds to measure for. Defaults to 0.5.
     """
-    plain = slice_network(network, width, without_statistics=True).eval()
+    plain = slice_network(network, subnet, without_statistics=True).eval()
     device = next(plain.parameters()).device
     images = torch.zeros(batch_size, 3, *input_size, device=device)
-    seconds = []
-    for _ in range(warmup + repeats):
-        _wait_for(device)
-        start = perf_counter()
-        plain(images)
-        _wait_for(device)
-        seconds.append(perf_counter() - start)
-    return 1000 * median(seconds[warmup:])
+    timer = Timer('plain(images)', globals=dict(plain=plain, images=images),
+                  num_threads=torch.get_num_threads())
+    return 1000 * timer.blocked_autorange(min_run_time=min_run_time).median
 
 
 def check_device(device: str) -> None:
@@ -51,13 +45,8 @@ def check_device(device: str) -> None:
 
 
 def device_name(device: str) -> str:
-    """What to call ``device`` in a report."""
+    """The name of ``device`` in a report."""
     if torch.device(device).type == 'cuda':
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f'{device}, {threads} thread{"s" if threads > 1 else ""}'
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)

@@ -157,7 +157,7 @@ def _sliced(model: nn.Module, subnet: Subnet) -> nn.Module:
     with at(model.backbone, subnet):
         pass  # refuses what the backbone does not have
     model = deepcopy(model)
-    cut_layers(model, subnet)
+    slice_layers(model, subnet)
     return model
 
 

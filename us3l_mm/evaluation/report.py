@@ -1,38 +1,42 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""What is known about each width: the rows, their files, their table."""
+"""The report on the sub-networks of a checkpoint: rows, files, table."""
 import csv
 import json
 import os
 import os.path as osp
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import List, Optional
 
 from rich.table import Table
 
 from us3l_mm.fileio import write_atomically
+from us3l_mm.models.layers import Subnet, SubnetLike
 
 JSON, CSV = 'widths.json', 'widths.csv'
 
 
 @dataclass
 class WidthRow:
-    """One width. Accuracies are in percent; None is not measured (yet).
+    """One sub-network. Accuracies are in percent; None is not measured yet.
 
     Attributes:
-        width (float): The multiplier.
-        channels (int): Features of the backbone.
-        params (int): Parameters of the backbone.
-        gmacs (float): 1e9 multiply-accumulates of the backbone per image.
-        reference_gmacs (float, optional): What the reference computes for the
-            same result; more, where it computes what no layer reads.
-        latency_ms (float, optional): Of one batch, median, on this device.
+        subnet (Subnet): The sub-network; also given by its width or its name.
+        channels (int): Number of features of the backbone.
+        params (int): Number of parameters of the backbone.
+        gmacs (float): Multiply-accumulates of the backbone for one image, in
+            1e9.
+        reference_gmacs (float, optional): Multiply-accumulates of the
+            reference implementation for the same result; more, where it
+            computes what no layer reads.
+        latency_ms (float, optional): Median latency of one image on the
+            device of the report.
         knn (float, optional): Accuracy of nearest neighbours.
         linear (float, optional): Accuracy of a linear classifier.
         linear_decay (float, optional): The weight decay chosen for it.
         untrained_knn (float, optional): kNN with initial weights.
     """
 
-    width: float
+    subnet: SubnetLike
     channels: int
     params: int
     gmacs: float
@@ -43,18 +47,38 @@ class WidthRow:
     linear_decay: Optional[float] = None
     untrained_knn: Optional[float] = None
 
+    def __post_init__(self):
+        self.subnet = Subnet.of(self.subnet)
+
+    @property
+    def width(self) -> float:
+        """The width of the sub-network."""
+        return self.subnet.width
+
+    def as_dict(self) -> dict:
+        """The row in a file: name and width of the sub-network, figures."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)[1:]}
+        return dict(subnet=str(self.subnet), width=self.width, **values)
+
+    @classmethod
+    def from_dict(cls, row: dict) -> 'WidthRow':
+        """The row of a file; those of older versions name the width alone."""
+        row = dict(row)
+        width = row.pop('width')
+        return cls(**{'subnet': width, **row})
+
 
 @dataclass
 class Report:
-    """All widths of a checkpoint.
+    """All sub-networks of a checkpoint.
 
     Attributes:
-        name (str): Of the run, for the legend of a plot.
+        name (str): Name of the run, for the legend of a plot.
         settings (dict): Everything that the figures depend on.
-        rows (list[WidthRow]): From wide to narrow.
+        rows (list[WidthRow]): The rows, widest first.
         chance (float, optional): Accuracy of the most frequent class.
         raw_pixels (float, optional): kNN on the pixels themselves.
-        device (str): On which latency was measured.
+        device (str): The device that latency was measured on.
     """
 
     name: str
@@ -64,14 +88,14 @@ class Report:
     raw_pixels: Optional[float] = None
     device: str = ''
 
-    def row(self, width: float) -> Optional[WidthRow]:
-        """The row of ``width``, if there is one."""
-        return next((r for r in self.rows if abs(r.width - width) < 1e-6),
-                    None)
+    def row(self, subnet: SubnetLike) -> Optional[WidthRow]:
+        """The row of ``subnet``, if there is one."""
+        subnet = Subnet.of(subnet)
+        return next((row for row in self.rows if row.subnet == subnet), None)
 
     def save(self, folder: str) -> None:
         """Write ``widths.json`` and ``widths.csv``, each atomically."""
-        self.rows.sort(key=lambda row: -row.width)
+        self.rows.sort(key=lambda row: (-row.width, row.subnet.gated))
         for path, write in zip(self.paths(folder),
                                (self._write_json, self._write_csv)):
             write_atomically(path, write)
@@ -82,13 +106,16 @@ class Report:
 
     def _write_json(self, path: str) -> None:
         with open(path, 'w') as file:
-            json.dump(asdict(self), file, indent=2)
+            json.dump(
+                dict(vars(self), rows=[row.as_dict() for row in self.rows]),
+                file, indent=2)
 
     def _write_csv(self, path: str) -> None:
         with open(path, 'w', newline='') as file:
-            writer = csv.DictWriter(file, [f.name for f in fields(WidthRow)])
+            names = [f.name for f in fields(WidthRow)]
+            writer = csv.DictWriter(file, ['subnet', 'width', *names[1:]])
             writer.writeheader()
-            writer.writerows(map(asdict, self.rows))
+            writer.writerows(row.as_dict() for row in self.rows)
 
     @classmethod
     def load(cls, path: str) -> 'Report':
@@ -96,7 +123,7 @@ class Report:
         try:
             with open(path) as file:
                 content = json.load(file)
-            rows = [WidthRow(**row) for row in content.pop('rows')]
+            rows = [WidthRow.from_dict(row) for row in content.pop('rows')]
             return cls(**content, rows=rows)
         except FileNotFoundError:
             raise FileNotFoundError(
@@ -108,11 +135,10 @@ class Report:
                 f'({error}).') from None
 
     def table(self) -> Table:
-        """For the terminal; only what was measured."""
+        """A table of what was measured, for the terminal."""
         small = all(row.gmacs < 1 for row in self.rows)
         gmacs = '{:.5f}' if small else '{:.3f}'
-        columns = [('width', 'width', '{:.4g}'),
-                   ('channels', 'channels', '{}'),
+        columns = [('subnet', 'subnet', '{}'), ('channels', 'channels', '{}'),
                    ('params', 'params', '{:,}'), ('GMACs', 'gmacs', gmacs),
                    ('reference\nGMACs', 'reference_gmacs', gmacs),
                    ('latency\n(ms)', 'latency_ms', '{:.2f}'),
@@ -145,10 +171,10 @@ class Report:
 
 
 def resume(folder: str, name: str, settings: dict) -> tuple:
-    """What an earlier run left in ``folder``, if it had the same settings.
+    """The report of an earlier run in ``folder``, if its settings are these.
 
     Returns:
-        tuple: The report to go on with, and a sentence about it.
+        tuple: The report to continue with, and a message about it.
     """
     path = osp.join(folder, JSON)
     if not osp.exists(path):

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""The whole evaluation of a checkpoint: every width, every measure."""
+"""The whole evaluation of a checkpoint: all sub-networks, all measures."""
 import hashlib
 import json
 import os.path as osp
@@ -15,8 +15,8 @@ from torch import nn
 
 from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
                             sha256)
-from us3l_mm.models.layers import at_width, subnets_of
-from .calibration import calibrate, has_norms
+from us3l_mm.models.layers import Subnet, SubnetLike, subnet_list, subnets_of
+from .calibration import calibrate, check_subnets, has_norms
 from .complexity import count_complexity
 from .data import (BANK, QUERY, TRAIN, build_loader, dealt, image_batches,
                    image_size, labelled_batches, loader_cfg, shuffled)
@@ -37,16 +37,18 @@ class Measures:
     """What to measure, and how.
 
     Attributes:
-        knn (bool): Accuracy of nearest neighbours.
-        linear (bool): Accuracy of a linear classifier.
-        latency (bool): Milliseconds per batch on this device.
-        baselines (bool): kNN of raw pixels and of the untrained network.
-        k (int): Neighbours that vote.
-        calibrate_on (str): 'plain', the images of the bank, or 'augmented',
-            those of the training loader.
-        num_images (int): Images to measure batch-norm statistics with.
-        batch_size (int, optional): Instead of those in the config.
-        device (str): Where to run.
+        knn (bool): Whether to measure the accuracy of nearest neighbours.
+        linear (bool): Whether to measure the accuracy of a linear classifier.
+        latency (bool): Whether to measure milliseconds per image on this
+            device.
+        baselines (bool): Whether to measure kNN of raw pixels and of the
+            untrained network.
+        k (int): Number of neighbours that vote.
+        calibrate_on (str): 'plain' for the images of the bank, or 'augmented'
+            for those of the training loader.
+        num_images (int): Number of images to calibrate with.
+        batch_size (int, optional): Replaces the batch sizes of the config.
+        device (str): The device to run on.
     """
 
     knn: bool = True
@@ -61,19 +63,19 @@ class Measures:
 
 
 class WidthEvaluation:
-    """Measures widths of a checkpoint, going on where an earlier run ended.
+    """Measures sub-networks of a checkpoint; an interrupted run is continued.
 
-    What can be refused is refused in the constructor, before any long work.
+    Arguments are checked in the constructor, before any long work.
 
     Args:
-        config (Config): Of the pre-training, with ``knn_bank_dataloader`` and
-            ``knn_query_dataloader``.
+        config (Config): The config of the pre-training, with
+            ``knn_bank_dataloader`` and ``knn_query_dataloader``.
         checkpoint (str): The file to evaluate.
-        out (str): Folder of the report.
+        out (str): The folder of the report.
         measures (Measures): What to measure.
-        trust_pickle (bool): Read a file that executes code when it is read.
-            Defaults to False.
-        console (Console, optional): Where to say what is going on.
+        trust_pickle (bool): Whether to read a file that executes code when it
+            is read. Defaults to False.
+        console (Console, optional): The console for messages and progress.
     """
 
     def __init__(self, config: Config, checkpoint: str, out: str,
@@ -122,53 +124,48 @@ class WidthEvaluation:
                 f'k is a number of neighbours from 1 to the {bank_size} '
                 f'images of {BANK}, got k={measures.k}.')
 
-    def check(self, widths: Sequence[float]) -> List[float]:
-        """``widths`` from wide to narrow, or an error."""
-        for width in widths:
-            with at_width(self.network, width):
-                pass
-        return sorted(set(map(float, widths)), reverse=True)
-
-    def run(self, widths: Sequence[float],
+    def run(self, subnets: Sequence[SubnetLike],
             save_checkpoint: Optional[str] = None) -> Report:
-        """Measure what is not yet measured; every finished width is saved.
+        """Measure what is missing, saving the report after each sub-network.
 
         Args:
-            widths (sequence[float]): The widths.
-            save_checkpoint (str, optional): Also write the checkpoint with
-                the statistics of all these widths to this file.
+            subnets (sequence): The sub-networks, or their widths.
+            save_checkpoint (str, optional): The file to write the checkpoint
+                to with the statistics of all these sub-networks. Defaults to
+                None for no file.
         """
-        widths = self.check(widths)
+        subnets = subnet_list(set(map(Subnet.of, subnets)))
+        check_subnets(self.network, subnets)
         if save_checkpoint is not None:
             check_writable(save_checkpoint, self.path)
-        report = self._report(widths)
-        trained = [w for w in widths if self._lacks(report.row(w))]
+        report = self._report(subnets)
+        trained = [s for s in subnets if self._lacks(report.row(s))]
         untrained = [
-            w for w in widths
-            if self.measures.baselines and report.row(w).untrained_knn is None
+            s for s in subnets
+            if self.measures.baselines and report.row(s).untrained_knn is None
         ]
-        to_calibrate = trained if save_checkpoint is None else widths
+        to_calibrate = trained if save_checkpoint is None else subnets
         if to_calibrate:
             self.calibrate(self.network, to_calibrate)
         if save_checkpoint is not None:
             self._save_checkpoint(save_checkpoint)
         if self.measures.latency and is_main_process():
-            self._latencies(report, widths)
+            self._latencies(report, subnets)
         if trained or untrained:
             self._accuracies(report, trained, untrained)
         self._save(report)
         return report
 
-    def calibrate(self, network: nn.Module, widths: Sequence[float],
+    def calibrate(self, network: nn.Module, subnets: Sequence[Subnet],
                   progress: str = 'Calibrating') -> int:
-        """Measure the statistics of ``widths``; the same in every run."""
+        """Measure the statistics of ``subnets``; the same in every run."""
         if not has_norms(network):
             self.console.print('There are no batch norms to calibrate.')
             return 0
         set_random_seed(0)  # of the augmentation
         return calibrate(
             network, image_batches(self.calibration_loader, self.preprocessor),
-            widths,
+            subnets,
             min(self.measures.num_images,
                 len(self.calibration_loader.dataset)), progress, is_share=True)
 
@@ -188,8 +185,8 @@ class WidthEvaluation:
         return ((self.measures.knn and row.knn is None)
                 or (self.measures.linear and row.linear is None))
 
-    def _report(self, widths: Sequence[float]) -> Report:
-        """The report of an earlier run or a new one, with a row per width."""
+    def _report(self, subnets: Sequence[Subnet]) -> Report:
+        """The report of an earlier run or a new one, with rows for all."""
         shared = [None]
         if is_main_process():
             shared[0], notice = resume(self.out, self.name, self.settings)
@@ -198,38 +195,39 @@ class WidthEvaluation:
         broadcast_object_list(shared)
         report = shared[0]
         report.name = self.name
-        new = [w for w in widths if report.row(w) is None]
+        new = [subnet for subnet in subnets if report.row(subnet) is None]
         sizes = count_complexity(self.network, new, self.input_size)
-        for width, size in sizes.items():
+        for subnet, size in sizes.items():
             report.rows.append(
-                WidthRow(width,
-                         self.network.feature_channels(width)[-1], size.params,
-                         size.macs / 1e9, (size.reference or size).macs / 1e9))
+                WidthRow(subnet,
+                         self.network.feature_channels(subnet.width)[-1],
+                         size.params, size.macs / 1e9,
+                         (size.reference or size).macs / 1e9))
         return report
 
-    def _latencies(self, report: Report, widths: Sequence[float]) -> None:
+    def _latencies(self, report: Report, subnets: Sequence[Subnet]) -> None:
         device = device_name(self.measures.device)
         if report.device != device:  # figures of another are not comparable
             report.device = device
             for row in report.rows:
                 row.latency_ms = None
-        for width in widths:
-            row = report.row(width)
+        for subnet in subnets:
+            row = report.row(subnet)
             if row.latency_ms is None:
-                with self.console.status(f'Timing width {width:g}'):
-                    row.latency_ms = width_latency(self.network, width,
+                with self.console.status(f'Timing {subnet}'):
+                    row.latency_ms = width_latency(self.network, subnet,
                                                    self.input_size)
                 self._save(report)
 
-    def _accuracies(self, report: Report, trained: Sequence[float],
-                    untrained: Sequence[float]) -> None:
-        """One pass over bank and queries for all; then width by width."""
-        encoders = {(TRAINED, w): encoder(self.network, w) for w in trained}
+    def _accuracies(self, report: Report, trained: Sequence[Subnet],
+                    untrained: Sequence[Subnet]) -> None:
+        """One pass over bank and queries, then one sub-network at a time."""
+        encoders = {(TRAINED, s): encoder(self.network, s) for s in trained}
         if untrained:
             initial = untrained_network(self.config).to(self.measures.device)
             self.calibrate(initial, untrained, 'Calibrating (untrained)')
-            encoders.update({(UNTRAINED, w): encoder(initial, w)
-                             for w in untrained})
+            encoders.update({(UNTRAINED, s): encoder(initial, s)
+                             for s in untrained})
         if self.measures.baselines and report.raw_pixels is None:
             encoders[PIXELS] = raw_pixels
         bank, bank_labels = self._encode(encoders, BANK)
@@ -245,9 +243,9 @@ class WidthEvaluation:
     def _classify(self, report: Report, name: tuple, *data:
                   np.ndarray) -> None:
         """Enter the accuracies of one set of features into ``report``."""
-        kind, width = name
-        row = None if width is None else report.row(width)
-        title = kind if width is None else f'{kind}, width {width:g}'
+        kind, subnet = name
+        row = None if subnet is None else report.row(subnet)
+        title = kind if subnet is None else f'{kind}, {subnet}'
         if kind != TRAINED or (self.measures.knn and row.knn is None):
             with self.console.status(f'Nearest neighbours ({title})'):
                 accuracy = knn_accuracy(*data, self.measures.k)
@@ -273,7 +271,7 @@ class WidthEvaluation:
             report.save(self.out)
 
     def _settings(self) -> dict:
-        """Everything that accuracies depend on, to compare two runs by."""
+        """Everything that accuracies depend on, to compare two runs."""
         measures = self.measures
         return dict(
             checkpoint_sha256=sha256(self.path), k=measures.k,
@@ -285,20 +283,21 @@ class WidthEvaluation:
             ]))
 
 
-def default_widths(network: nn.Module, count: int) -> List[float]:
-    """``count`` widths from the lowest to the highest that ``network`` has.
+def default_subnets(network: nn.Module, count: int) -> List[Subnet]:
+    """``count`` widths of ``network``, evenly from its highest to its lowest.
 
-    A network with switchable norms has those of its list.
+    A network with a fixed list of sub-networks has those of its list.
     """
     if count < 1:
         raise ValueError(f'The number of widths is at least 1, got {count}.')
     subnets = subnets_of(network)
     if subnets is not None:
-        return [subnet.width for subnet in subnets]
+        return subnets
     low, high = network.width_range
-    return sorted(
-        {high - (high - low) * i / max(count - 1, 1)
-         for i in range(count)})
+    return subnet_list({
+        Subnet(high - (high - low) * i / max(count - 1, 1))
+        for i in range(count)
+    })
 
 
 def _digest(config) -> str:

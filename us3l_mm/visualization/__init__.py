@@ -1,7 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from .curve import Line, draw_curve
 from .instances import Instances, draw_grid, draw_instances
-from .report import plot_measures, plot_reports
+from .report_plots import plot_measures, plot_reports
 from .width_table import width_table
 
 __all__ = [

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Accuracy against compute, a line per run."""
+"""Accuracy against compute, with a line for each run."""
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -7,6 +7,8 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
+
+from us3l_mm.models.layers import Subnet
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
@@ -18,13 +20,15 @@ class Line:
     """One run to draw.
 
     Attributes:
-        name (str): For the legend.
-        points (sequence[tuple]): Width, compute, accuracy in percent.
-        muted (bool): Whether it is a baseline, drawn grey and unlabelled.
+        name (str): The name in the legend.
+        points (sequence[tuple]): Sub-networks, each with its compute and its
+            accuracy in percent.
+        muted (bool): Whether the run is a baseline, drawn grey and without
+            labels.
     """
 
     name: str
-    points: Sequence[Tuple[float, float, float]]
+    points: Sequence[Tuple[Subnet, float, float]]
     muted: bool = False
 
 
@@ -38,9 +42,9 @@ def draw_curve(path: str, lines: Sequence[Line],
         path (str): The file to write.
         lines (sequence[Line]): The runs.
         levels (dict, optional): Horizontal lines by name, in percent.
-        x_label (str): What compute is; its axis is logarithmic.
-        y_label (str): What accuracy is.
-        title (str): Above the picture.
+        x_label (str): Label of the axis of compute, which is logarithmic.
+        y_label (str): Label of the axis of accuracy.
+        title (str): Title of the picture.
     """
     figure = Figure(figsize=(7.2, 4.6), dpi=150, layout='constrained')
     FigureCanvasAgg(figure)
@@ -66,23 +70,21 @@ def draw_curve(path: str, lines: Sequence[Line],
 def _draw_lines(axes, lines: Sequence[Line]) -> None:
     colours, labelled = cycle(COLOURS), set()
     for line in lines:
-        points = sorted(line.points)
+        points = sorted(line.points, key=lambda point: point[1])
         _, xs, ys = zip(*points)
         colour = MUTED if line.muted else next(colours)
         axes.plot(xs, ys, marker='o', color=colour, label=line.name,
                   markersize=4 if line.muted else 6,
                   linewidth=1.2 if line.muted else 2.2,
                   linestyle=':' if line.muted else '-', zorder=3)
-        for width, x, y in points:
-            # Runs of one architecture have the same widths at the same
-            # compute; to say so once is enough.
-            if line.muted or (width, x) in labelled:
+        for subnet, x, y in points:
+            # Runs of one architecture share their labels.
+            if line.muted or (subnet, x) in labelled:
                 continue
-            axes.annotate(f'{width:.3g}' if labelled else f'width {width:.3g}',
-                          (x, y), (0, 7), fontsize=8,
+            axes.annotate(str(subnet), (x, y), (0, 7), fontsize=8,
                           textcoords='offset points', ha='center',
                           color=colour)
-            labelled.add((width, x))
+            labelled.add((subnet, x))
 
 
 def _draw_levels(axes, levels: Dict[str, float]) -> None:
@@ -94,9 +96,9 @@ def _draw_levels(axes, levels: Dict[str, float]) -> None:
 
 
 def _apart(xs: Sequence[float], share: float = 0.075) -> List[float]:
-    """Those of ``xs`` between which there is room for a label.
+    """Values of ``xs`` with room for a label between them, from the largest.
 
-    From the largest down, at least a ``share`` of the logarithmic axis apart.
+    Neighbours are at least a ``share`` of the logarithmic axis apart.
     """
     xs = sorted(set(xs), reverse=True)
     least = (xs[0] / xs[-1])**share

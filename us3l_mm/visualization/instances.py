@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Images with the masks of what was found in them."""
+"""Images with the masks of the objects in them."""
 from dataclasses import dataclass
 from typing import Sequence, Tuple
 
@@ -13,13 +13,14 @@ PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 @dataclass(frozen=True)
 class Instances:
-    """What is, or was found, in an image of (H, W) pixels.
+    """The annotated or detected objects in an image of (H, W) pixels.
 
     Attributes:
-        masks (np.ndarray): bool, (N, H, W).
-        labels (np.ndarray): int, (N, ): class of each.
-        names (tuple[str, ...]): Of the classes.
-        scores (np.ndarray, optional): (N, ); None for the truth.
+        masks (np.ndarray): Their masks, bool, (N, H, W).
+        labels (np.ndarray): Their classes, int, (N, ).
+        names (tuple[str, ...]): The names of the classes.
+        scores (np.ndarray, optional): Their scores, (N, ); None for
+            annotations.
     """
 
     masks: np.ndarray
@@ -29,7 +30,7 @@ class Instances:
 
 
 def colour_of(label: int) -> Tuple[int, int, int]:
-    """BGR, the same for a class in every picture."""
+    """The BGR colour of a class, the same in every picture."""
     red, green, blue, _ = colormaps['tab10'](label % 10)
     return tuple(int(255 * part) for part in (blue, green, red))
 
@@ -38,8 +39,8 @@ def draw_instances(image: np.ndarray, instances: Instances,
                    scale: int = 4) -> np.ndarray:
     """``image``, (H, W, 3) BGR, enlarged, with tinted and outlined masks.
 
-    Each mask has the name of its class beside it, and its score in per cent
-    where there is one.
+    Beside each mask stands the name of its class, and its score in percent if
+    there is one.
 
     Returns:
         np.ndarray: uint8, (scale * H, scale * W, 3).
@@ -84,7 +85,7 @@ def _draw_tag(canvas: np.ndarray, text: str, x: int, y: int,
 
 def draw_grid(rows: Sequence[Tuple[str, Sequence[np.ndarray]]],
               gap: int = 8) -> np.ndarray:
-    """Rows of pictures of one size, each row with its name above it."""
+    """A grid of pictures of one size, with the name of each row above it."""
     height, width = rows[0][1][0].shape[:2]
     columns = max(len(pictures) for _, pictures in rows)
     head = 24

@@ -1,4 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -53,6 +55,16 @@ class CompileHook(Hook):
                         'grid=1/32, or leave out compile.')
                 return count
         return len(algorithm.default_plan.passes)
+
+
+def uncompiled(runner: Runner) -> AbstractContextManager:
+    """A block that runs compiled networks as they are, for evaluation.
+
+    They would be compiled anew for evaluation mode and for each sub-network.
+    """
+    if not runner.cfg.get('compile'):
+        return nullcontext()
+    return torch.compiler.set_stance('force_eager')
 
 
 def _raise_limits(graphs: int) -> None:

@@ -1,51 +1,53 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-import random
-from contextlib import contextmanager
 from time import perf_counter
-from typing import Dict, Iterator, Optional, Sequence
+from typing import Dict, Optional, Sequence
 
-import numpy as np
 import torch
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 
+from us3l_mm.engine.resuming.random_states import seeded
 from us3l_mm.evaluation import calibrate, extract_features, knn_accuracy
+from us3l_mm.evaluation.calibration import check_subnets
 from us3l_mm.evaluation.data import (build_loader, image_batches,
                                      labelled_batches, shuffled)
-from us3l_mm.models.layers import Subnet
+from us3l_mm.models.layers import Subnet, SubnetLike
 from us3l_mm.registry import HOOKS
+from .compile_hook import uncompiled
 
 
 @HOOKS.register_module()
 class WidthKNNHook(Hook):
-    """Report the kNN accuracy of several widths during training.
+    """Report the kNN accuracy of several sub-networks during training.
 
-    Calibrates these widths on images of the bank, classifies the queries by
-    their nearest neighbours in it, and writes ``knn/top1_w1.00`` and its like,
-    in percent, to the log, the visualizer and the message hub. Training goes
-    on as if nothing had happened: random states, modes and widths are
+    Calibrates them on images of the bank, classifies the queries by their
+    nearest neighbours in it, and writes the accuracies in percent to the log,
+    the visualizer and the message hub, as ``knn/top1_w0.50``. Training is not
+    affected: random states, modes and the sub-network of each layer are
     restored. The measured statistics stay until the next training step, so a
     checkpoint of the same epoch has them.
 
     Args:
-        bank_dataloader (dict): Of labelled training images, not augmented.
-        query_dataloader (dict): Of the labelled images to classify.
-        widths (sequence[float]): The widths. Defaults to
+        bank_dataloader (dict): The loader of labelled training images, not
+            augmented.
+        query_dataloader (dict): The loader of the labelled images to
+            classify.
+        widths (sequence): The widths, or other sub-networks. Defaults to
             (1.0, 0.75, 0.5, 0.25).
-        interval (int): Epochs, or iterations, from one report to the next;
+        interval (int): Number of epochs, or iterations, between two reports;
             there is always one at the end of training. Defaults to 1.
         by_epoch (bool): Whether the interval counts epochs. Defaults to True.
-        k (int): Neighbours that vote. Defaults to 20.
-        num_images (int): Images to calibrate with, over all processes; never
-            more than there are in the bank. Defaults to 2000.
+        k (int): Number of neighbours that vote. Defaults to 20.
+        num_images (int): Number of images to calibrate with, over all
+            processes, at most all of the bank. Defaults to 2000.
     """
 
     priority = 'LOW'  # before a checkpoint is saved
 
     def __init__(self, bank_dataloader: dict, query_dataloader: dict,
-                 widths: Sequence[float] = (1.0, 0.75, 0.5, 0.25),
+                 widths: Sequence[SubnetLike] = (1.0, 0.75, 0.5, 0.25),
                  interval: int = 1, by_epoch: bool = True, k: int = 20,
                  num_images: int = 2000):
         if not isinstance(interval, int) or interval < 1:
@@ -53,17 +55,15 @@ class WidthKNNHook(Hook):
                              f'of at least 1, got {interval!r}.')
         if not widths:
             raise ValueError('widths is a list of at least one width.')
-        self.widths = [Subnet.of(width).width for width in widths]
+        self.subnets = [Subnet.of(width) for width in widths]
         self.interval, self.by_epoch = interval, by_epoch
         self.k, self.num_images = k, num_images
         self.cfgs = bank_dataloader, query_dataloader
 
     def before_train(self, runner: Runner) -> None:
-        """Build the loaders; refuse what could not be evaluated later."""
-        width_range = get_ori_model(runner.model).backbone.width_range
-        for width in self.widths:
-            Subnet.of(width).check(width_range)
-        with _random_state_kept():
+        """Build the loaders; raise if something could not be evaluated."""
+        check_subnets(get_ori_model(runner.model).backbone, self.subnets)
+        with seeded(0):
             self.bank, self.queries = map(build_loader, self.cfgs)
             self.calibration = shuffled(self.bank, self.num_images)
         size = len(self.bank.dataset)
@@ -88,9 +88,9 @@ class WidthKNNHook(Hook):
 
     def _report(self, runner: Runner, step: int) -> None:
         start = perf_counter()
-        with _random_state_kept():
+        with seeded(0), uncompiled(runner):
             accuracies = self.evaluate(get_ori_model(runner.model))
-        scalars = {scalar_name(w): value for w, value in accuracies.items()}
+        scalars = {f'knn/top1_{s}': value for s, value in accuracies.items()}
         for name, value in scalars.items():
             runner.message_hub.update_scalar(name, value)
         if is_main_process():
@@ -99,39 +99,23 @@ class WidthKNNHook(Hook):
         runner.logger.info(f'kNN after iteration {step}: {values}  '
                            f'({perf_counter() - start:.1f} s)')
 
-    def evaluate(self, algorithm: torch.nn.Module) -> Dict[float, float]:
-        """Accuracy by nearest neighbours, in percent, of each width."""
+    def evaluate(self, algorithm: torch.nn.Module) -> Dict[Subnet, float]:
+        """kNN accuracy of each sub-network, in percent."""
         backbone = algorithm.backbone
         preprocessor = algorithm.data_preprocessor
         calibrate(backbone, image_batches(self.calibration,
-                                          preprocessor), self.widths,
+                                          preprocessor), self.subnets,
                   min(self.num_images, len(self.bank.dataset)), is_share=True)
         (bank, bank_labels), (queries, query_labels) = (extract_features(
-            backbone, labelled_batches(loader, preprocessor), self.widths,
+            backbone, labelled_batches(loader, preprocessor), self.subnets,
             len(loader.dataset)) for loader in (self.bank, self.queries))
         accuracies = [None]
         if is_main_process():
             accuracies = [{
-                width:
-                knn_accuracy(bank[width], bank_labels, queries[width],
+                subnet:
+                knn_accuracy(bank[subnet], bank_labels, queries[subnet],
                              query_labels, self.k)
-                for width in self.widths
+                for subnet in self.subnets
             }]
         broadcast_object_list(accuracies)
         return accuracies[0]
-
-
-def scalar_name(width: float) -> str:
-    """``knn/top1_w0.50``, with more digits only where the width has them."""
-    return f'knn/top1_{Subnet.of(width)}'
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

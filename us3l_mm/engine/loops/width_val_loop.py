@@ -10,29 +10,30 @@ from mmpretrain.utils import get_ori_model
 from torch.utils.data import DataLoader
 
 from us3l_mm.engine.hooks import CalibrationHook
+from us3l_mm.engine.hooks.compile_hook import uncompiled
 from us3l_mm.engine.mmengine_internals import built_loop
-from us3l_mm.models.layers import Subnet
-from us3l_mm.models.layers import at_width
+from us3l_mm.evaluation.calibration import check_subnets
+from us3l_mm.models.layers import Subnet, SubnetLike, at
 from us3l_mm.registry import LOOPS
 
 
 @LOOPS.register_module()
 class WidthValLoop(ValLoop):
-    """Validate several widths in one pass over the data.
+    """Validate several sub-networks in one pass over the data.
 
-    Each batch is loaded once and predicted at every width, and each width has
-    metrics of its own, named after it: ``accuracy/top1_w0.50``. Those names
-    are in the log and the visualizer, and
-    ``CheckpointHook(save_best='accuracy/top1_w0.50')`` knows them. Hooks are
-    called once a batch, with the predictions of the first width.
+    Each batch is loaded once and predicted by every sub-network. Each has
+    metrics of its own, named after it, such as ``accuracy/top1_w0.50``, in
+    the log and the visualizer and for
+    ``CheckpointHook(save_best='accuracy/top1_w0.50')``. Hooks are called once
+    a batch, with the predictions of the first sub-network.
 
     Args:
         runner (Runner): The runner.
-        dataloader (DataLoader or dict): Of the images.
-        evaluator (Evaluator, dict or list): Copied for each width.
-        widths (sequence[float], optional): Defaults to the widths of the
-            detector or of the classifier's head, else to the one width of
-            its backbone.
+        dataloader (DataLoader or dict): The loader of the images.
+        evaluator (Evaluator, dict or list): Copied for each sub-network.
+        widths (sequence, optional): The widths, or other sub-networks.
+            Defaults to those of the detector or of the classifier's head, or
+            to the width of a backbone that has only one.
         fp16 (bool): Whether to predict in mixed precision. Defaults to False.
     """
 
@@ -40,37 +41,36 @@ class WidthValLoop(ValLoop):
 
     def __init__(self, runner: Runner, dataloader: Union[DataLoader, dict],
                  evaluator: Union[Evaluator, dict, List],
-                 widths: Optional[Sequence[float]] = None, fp16: bool = False):
+                 widths: Optional[Sequence[SubnetLike]] = None,
+                 fp16: bool = False):
         super().__init__(runner, dataloader, evaluator, fp16)
-        widths = self._default_widths() if widths is None else widths
-        if not widths:
+        subnets = self._default_subnets() if widths is None else [
+            Subnet.of(width) for width in widths
+        ]
+        if not subnets:
             raise ValueError('widths is a list of at least one width.')
-        for width in widths:  # refuse now what cannot run later
-            with at_width(runner.model, width):
-                pass
-        self.evaluators: Dict[float, Evaluator] = {
-            width: self._evaluator_at(width)
-            for width in widths
+        check_subnets(runner.model, subnets)
+        self.evaluators: Dict[Subnet, Evaluator] = {
+            subnet: self._evaluator_of(subnet)
+            for subnet in subnets
         }
         self._check_save_best()
         self._check_calibration()
 
-    def _default_widths(self) -> List[float]:
+    def _default_subnets(self) -> List[Subnet]:
         model = get_ori_model(self.runner.model)
-        # Those of a detector, or of a classifier's head
-        widths = getattr(model, 'widths', None) or getattr(
-            getattr(model, 'head', None), 'widths', None)
-        if widths is None and model.backbone.width is not None:
-            widths = [model.backbone.width]
-        if widths is None:
+        for owner in (model, getattr(model, 'head', None)):
+            if getattr(owner, 'subnets', None):
+                return owner.subnets
+        if getattr(model.backbone, 'width', None) is None:
             raise ValueError(
                 f'{type(self).__name__} needs to know the widths: the model '
                 f'has no list of them. Set {self.stage}_cfg.widths=[...].')
-        return widths
+        return [Subnet.of(model.backbone.width)]
 
-    def _evaluator_at(self, width: float) -> Evaluator:
-        """A copy of the evaluator for one width."""
-        # The truth in COCO format is read only, and large.
+    def _evaluator_of(self, subnet: Subnet) -> Evaluator:
+        """A copy of the evaluator for one sub-network."""
+        # Annotations in COCO format are large, and are only read.
         shared = {
             id(truth): truth
             for truth in (getattr(metric, '_coco_api', None)
@@ -80,23 +80,23 @@ class WidthValLoop(ValLoop):
         evaluator = deepcopy(self.evaluator, shared)
         for metric in evaluator.metrics:
             if getattr(metric, 'outfile_prefix', None):
-                metric.outfile_prefix = f'{metric.outfile_prefix}_{Subnet.of(width)}'
+                metric.outfile_prefix = f'{metric.outfile_prefix}_{subnet}'
         return evaluator
 
     def _check_save_best(self) -> None:
-        """Refuse a metric that would be looked for after the first epochs."""
-        endings = tuple(f'_{Subnet.of(width)}' for width in self.evaluators)
+        """Raise if ``save_best`` names a metric that there will not be."""
+        endings = tuple(f'_{subnet}' for subnet in self.evaluators)
         for hook in self.runner.hooks:
             for name in getattr(hook, 'save_best', None) or ():
                 if name != 'auto' and not name.endswith(endings):
                     raise ValueError(
-                        f'save_best={name!r} names no metric of this '
-                        'validation: their names end in one of '
-                        f'{list(endings)}, such as '
-                        f'accuracy/top1{endings[0]}.')
+                        'The metrics of this validation have names that end '
+                        f'in one of {list(endings)}, such as '
+                        f'accuracy/top1{endings[0]}; got '
+                        f'save_best={name!r}.')
 
     def _check_calibration(self) -> None:
-        """Refuse a training after which no width could be validated."""
+        """Raise if training would leave no statistics to validate with."""
         runner = self.runner
         if (built_loop(runner, 'train')
                 and hasattr(get_ori_model(runner.model), 'run_norms')
@@ -109,17 +109,18 @@ class WidthValLoop(ValLoop):
                 "dict(type='us3l_mm.CalibrationHook').")
 
     def run(self) -> dict:
-        """Predict everything, and return the metrics of all widths."""
+        """Predict all images, and return the metrics of all sub-networks."""
         call = self.runner.call_hook
         call(f'before_{self.stage}')
         call(f'before_{self.stage}_epoch')
         self.runner.model.eval()
-        for index, data_batch in enumerate(self.dataloader):
-            self.run_iter(index, data_batch)
+        with uncompiled(self.runner):
+            for index, data_batch in enumerate(self.dataloader):
+                self.run_iter(index, data_batch)
         size = len(self.dataloader.dataset)
         metrics = {
-            f'{name}_{Subnet.of(width)}': value
-            for width, evaluator in self.evaluators.items()
+            f'{name}_{subnet}': value
+            for subnet, evaluator in self.evaluators.items()
             for name, value in evaluator.evaluate(size).items()
         }
         call(f'after_{self.stage}_epoch', metrics=metrics)
@@ -128,16 +129,15 @@ class WidthValLoop(ValLoop):
 
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch: dict) -> None:
-        """Predict one batch at every width."""
+        """Predict one batch by every sub-network."""
         batch = dict(batch_idx=idx, data_batch=data_batch)
         self.runner.call_hook(f'before_{self.stage}_iter', **batch)
         first = None
-        for width, evaluator in self.evaluators.items():
-            with at_width(self.runner.model,
-                          width), autocast(enabled=self.fp16):
+        for subnet, evaluator in self.evaluators.items():
+            with at(self.runner.model, subnet), autocast(enabled=self.fp16):
                 outputs = getattr(self.runner.model,
                                   f'{self.stage}_step')(data_batch)
-            # Kept as they are: the next width writes new ones.
+            # A copy, as the next sub-network overwrites the predictions.
             first = [sample.clone()
                      for sample in outputs] if first is None else first
             evaluator.process(data_samples=outputs, data_batch=data_batch)
@@ -147,6 +147,6 @@ class WidthValLoop(ValLoop):
 
 @LOOPS.register_module()
 class WidthTestLoop(WidthValLoop):
-    """:class:`WidthValLoop` for testing: calls the hooks of a test."""
+    """:class:`WidthValLoop` for testing, which calls the hooks of a test."""
 
     stage = 'test'

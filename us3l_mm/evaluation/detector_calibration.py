@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Batch-norm statistics of a detector that runs at many widths."""
+"""Batch-norm statistics of a detector that runs many sub-networks."""
 from functools import cached_property
 from typing import Iterator, List, Optional, Sequence
 
@@ -8,39 +8,40 @@ from mmengine.dist import get_rank, get_world_size
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
+from us3l_mm.models.layers import SubnetLike
 from .calibration import calibrate
 
 
 def calibrate_detector(detector: nn.Module, loader: DataLoader,
-                       widths: Optional[Sequence[float]] = None,
+                       subnets: Optional[Sequence[SubnetLike]] = None,
                        num_images: Optional[int] = None,
                        progress: Optional[str] = None) -> int:
-    """Measure and store the statistics of ``widths``; see :func:`calibrate`.
+    """Measure and store the statistics of ``subnets``; see :func:`calibrate`.
 
-    Images come in batches as in training, augmented and padded like there, in
-    a fixed random order, dealt out to the processes; so their number does not
-    matter. They go as far as there are norms: through the
-    backbone, the neck too, or, on annotated images, to the heads, which see
-    the regions of training.
+    Images come in batches as in training, augmented and padded in the same
+    way, in a fixed random order that is shared out over the processes, so the
+    number of processes does not matter. They pass through the modules that
+    have norms: the backbone, also the neck, or, if the images are annotated,
+    also the heads, which see the regions of training.
 
     Args:
         detector (nn.Module): An ``AllWidthsDetector``.
-        loader (DataLoader): Of the training. The order of its images is not
-            touched; random states are, by its transforms.
-        widths (sequence[float], optional): Defaults to those that the
-            detector was built for.
-        num_images (int, optional): How many images to use, over all processes
-            together. Defaults to all.
-        progress (str, optional): What to write before a progress bar.
-            Defaults to None: no bar.
+        loader (DataLoader): The loader of the training. The order of its
+            images is not changed; its transforms change the random states.
+        subnets (sequence, optional): The sub-networks, or their widths.
+            Defaults to those that the detector was built for.
+        num_images (int, optional): Number of images to use, over all
+            processes together. Defaults to all.
+        progress (str, optional): The text before a progress bar. Defaults to
+            None for no bar.
 
     Returns:
         int: The number of images used, over all processes.
     """
-    widths = detector.widths if widths is None else widths
     return calibrate(
         detector, _batches(loader, num_images, detector.data_preprocessor),
-        widths, num_images, progress, is_share=True,
+        detector.subnets if subnets is None else subnets, num_images, progress,
+        is_share=True,
         forward=lambda batch: detector.run_norms(**batch.preprocessed))
 
 
@@ -60,20 +61,21 @@ class _Shuffled(Sampler):
 
 def batches_of(loader: DataLoader,
                num_images: Optional[int] = None) -> List[List[int]]:
-    """The images of each batch of this process.
+    """The indices of the images in each batch of this process.
 
-    Made in the way of ``loader``, such as by aspect ratio: how much padding
-    there is enters the statistics.
+    Batches are made as in ``loader``, for instance by aspect ratio, because
+    the amount of padding influences the statistics.
 
     Raises:
-        ValueError: if its way cannot be repeated in another order.
+        ValueError: If the batch sampler has no fixed batch size.
     """
     maker = loader.batch_sampler
     if not isinstance(getattr(maker, 'batch_size', None), int):
         raise ValueError(
-            f'{type(maker).__name__} makes batches of no one size, which '
-            'statistics cannot be measured with. Use AspectRatioBatchSampler '
-            'as train_dataloader.batch_sampler, or none.')
+            f'Statistics are measured in batches of a fixed size, which '
+            f'{type(maker).__name__} does not make. Use '
+            'AspectRatioBatchSampler as train_dataloader.batch_sampler, or '
+            'none.')
     batches, left = [], num_images or len(loader.dataset)
     for batch in type(maker)(_Shuffled(loader.dataset), maker.batch_size,
                              False):
@@ -91,9 +93,9 @@ class _Batch:
     """Images of several sizes with their annotations, not yet padded.
 
     Args:
-        images (list[Tensor]): Each (3, H, W).
-        samples (list): As many, with annotations.
-        preprocess (callable): Makes of them what the network takes.
+        images (list[Tensor]): The images, each (3, H, W).
+        samples (list): Their samples, with annotations.
+        preprocess (callable): Makes the inputs of the network from them.
     """
 
     def __init__(self, images: list, samples: list, preprocess):
@@ -112,7 +114,7 @@ class _Batch:
 
     @cached_property
     def preprocessed(self) -> dict:
-        """Once, for all widths."""
+        """The inputs of the network, computed once for all sub-networks."""
         return self.preprocess(
             dict(inputs=self.images, data_samples=self.samples), training=True)
 

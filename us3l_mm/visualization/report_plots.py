@@ -8,7 +8,7 @@ from us3l_mm.evaluation.report import Report
 from us3l_mm.fileio import write_atomically
 from .curve import Line, draw_curve
 
-# Of each kind of compute: from where on to use a unit, its factor, its name.
+# For each kind of compute: the least value for a unit, its factor, its name.
 COMPUTE = {
     'gmacs': ((0.1, 1.0, 'GMACs per image'), (0, 1e3, 'MMACs per image')),
     'params':
@@ -23,9 +23,9 @@ def plot_reports(path: str, reports: Sequence[Report], measure: str = 'knn',
 
     Args:
         path (str): The file to write.
-        reports (sequence[Report]): The first one brings the baselines. Those
-            with the same name are one line, such as networks that were
-            trained individually, each for a width of its own.
+        reports (sequence[Report]): The reports; the baselines are those of
+            the first one. Reports with the same name are one line, for
+            instance networks that were each trained for one width.
         measure (str): 'knn' or 'linear'.
         compute (str): 'gmacs' or 'params'.
     """
@@ -51,7 +51,7 @@ def plot_reports(path: str, reports: Sequence[Report], measure: str = 'knn',
     draw_curve(
         path, lines, levels, unit, MEASURES[measure],
         'Accuracy against compute' +
-        (': all widths of one checkpoint' if len(reports) == 1 else ''))
+        (': sub-networks of one checkpoint' if len(reports) == 1 else ''))
 
 
 def plot_measures(folder: str, reports: Sequence[Report]) -> List[str]:
@@ -71,17 +71,17 @@ def plot_measures(folder: str, reports: Sequence[Report]) -> List[str]:
 
 
 def _points(report: Report, measure: str, compute: str) -> List[tuple]:
-    return [(row.width, getattr(row, compute), getattr(row, measure))
+    return [(row.subnet, getattr(row, compute), getattr(row, measure))
             for row in report.rows if getattr(row, measure) is not None]
 
 
 def _with_unit(lines: Sequence[Line], compute: str) -> Tuple[List[Line], str]:
-    """The lines in a unit that needs few zeros, and its name."""
+    """The lines in a unit without many zeros, and the name of the unit."""
     most = max(x for line in lines for _, x, _ in line.points)
     factor, unit = next((factor, unit)
                         for least, factor, unit in COMPUTE[compute]
                         if most >= least)
     return [
-        replace(line, points=[(w, x * factor, y) for w, x, y in line.points])
+        replace(line, points=[(s, x * factor, y) for s, x, y in line.points])
         for line in lines
     ], unit
