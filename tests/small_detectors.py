@@ -53,7 +53,7 @@ def stock_detector(width: float):
     return MODELS.build(cfg.model)
 
 
-def cut_by_hand(detector, width: float):
+def sliced_by_hand(detector, width: float):
     """A stock detector with the leading channels of all weights."""
     stock, full = stock_detector(width), dict(detector.named_parameters())
     assert full.keys() == dict(stock.named_parameters()).keys()

@@ -7,26 +7,27 @@ import pytest
 import torch
 from detection_stack import need_detection
 from mmengine.dataset import pseudo_collate
-from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from processes import run_processes
 from torch import nn
 
+from us3l_mm.engine import (MultiPassDistributedDataParallel,
+                            MultiPassOptimWrapper)
 from us3l_mm.evaluation import calibrate_detector
 from us3l_mm.export import slice_network
 from us3l_mm.models import Plan, SlimmableResNet
 from us3l_mm.models.detectors.neck_inputs import measure_norms, slice_inputs
-from us3l_mm.models.layers import SlimmableBatchNorm, at_width
+from us3l_mm.models.layers import SlimmableBatchNorm, Subnet, at
 from us3l_mm.registry import MODELS
 
 need_detection()
 from small_detectors import (  # noqa: E402
-    all_widths, cut_by_hand, loader_of, scenes, stock_detector)
+    all_widths, sliced_by_hand, loader_of, scenes, stock_detector)
 
 WIDTHS = [1.0, 0.75, 0.5, 0.25]
 
 
-class KeepsGradients(OptimWrapper):
+class KeepsGradients(MultiPassOptimWrapper):
     steps = 0
 
     def step(self, **kwargs):
@@ -39,7 +40,7 @@ class KeepsGradients(OptimWrapper):
 
 
 def wrapper_of(model, lr=0.01):
-    return KeepsGradients(torch.optim.SGD(model.parameters(), lr=lr))
+    return KeepsGradients(optimizer=torch.optim.SGD(model.parameters(), lr=lr))
 
 
 def prepared(model, images, training=True):
@@ -49,7 +50,7 @@ def prepared(model, images, training=True):
 
 def test_a_step_is_the_sum_of_the_steps_of_stock_detectors():
     detector = all_widths().train()
-    stocks = {w: cut_by_hand(detector, w).train() for w in WIDTHS}
+    stocks = {w: sliced_by_hand(detector, w).train() for w in WIDTHS}
     batch, wrapper = pseudo_collate(scenes()), wrapper_of(detector)
     torch.manual_seed(1)  # regions are drawn at random
     log = detector.train_step(copy.deepcopy(batch), wrapper)
@@ -65,7 +66,7 @@ def test_a_step_is_the_sum_of_the_steps_of_stock_detectors():
         losses[width] = parts
         for name, p in stock.named_parameters():
             sums[name][tuple(slice(n) for n in p.shape)] += p.grad
-    names = ['loss_max', 'loss_rand0', 'loss_rand1', 'loss_min']
+    names = [f'loss_w{width:.2f}' for width in WIDTHS]
     for name, width in zip(names, WIDTHS):
         torch.testing.assert_close(log[name], losses[width]['loss'].detach())
     torch.testing.assert_close(
@@ -85,11 +86,11 @@ def test_a_step_is_the_sum_of_the_steps_of_stock_detectors():
 
 def test_widths_of_a_plan_are_those_that_train():
     detector = all_widths().train()
-    detector.plan = Plan.of([1.0, 0.3])  # by DynamicSamplerHook
+    batch = dict(pseudo_collate(scenes()), plan=Plan.sampled([1.0, 0.3]))
     seen = []
     detector.backbone.layer3[1].conv2.register_forward_pre_hook(
         lambda conv, args: seen.append(args[0].shape[1]))
-    log = detector.train_step(pseudo_collate(scenes()), wrapper_of(detector))
+    log = detector.train_step(batch, wrapper_of(detector))
     assert seen == [64, 20]  # 64 * 0.3, rounded to multiples of 4
     assert {key
             for key in log
@@ -123,9 +124,10 @@ def test_activation_checkpoints_change_nothing():
     for with_cp in (False, True):
         torch.manual_seed(2)
         detector = all_widths(**{'backbone.with_cp': with_cp}).train()
-        detector.plan = Plan.of([1.0, 0.3])
         wrapper = wrapper_of(detector)
-        detector.train_step(pseudo_collate(scenes()), wrapper)
+        detector.train_step(
+            dict(pseudo_collate(scenes()), plan=Plan.sampled([1.0, 0.3])),
+            wrapper)
         gradients.append(wrapper.gradients)
     for plain, again in zip(*gradients):
         torch.testing.assert_close(again, plain)
@@ -170,7 +172,7 @@ def test_reading_fewer_channels_is_padding_with_zeros(name):
         padded = [m.clone() for m in whole]
         for each, channels in zip(padded, active):
             each[:, channels:] = 0
-        with at_width(neck, width):
+        with at(neck, width):
             found = neck([m[:, :c] for m, c in zip(whole, active)])
         for a, b in zip(found, stock(padded)):
             torch.testing.assert_close(a, b)
@@ -188,7 +190,7 @@ def test_a_slice_is_a_stock_detector_with_the_same_predictions():
         assert type(cut) is type(stock)
         assert cut.neck.in_channels == stock.neck.in_channels
         stock.load_state_dict(cut.state_dict(), strict=True)
-        with torch.no_grad(), at_width(detector, width):
+        with torch.no_grad(), at(detector, width):
             ours = detector(**prepared(detector, images, False),
                             mode='predict')
             theirs = stock(**prepared(stock, images, False), mode='predict')
@@ -197,7 +199,8 @@ def test_a_slice_is_a_stock_detector_with_the_same_predictions():
             assert len(a) == len(b) > 0
             for key in ('bboxes', 'scores', 'labels', 'masks'):
                 torch.testing.assert_close(a[key], b[key])
-    assert detector.widths == WIDTHS  # what was cut from is as before
+    assert detector.subnets == [*map(Subnet, WIDTHS)
+                                ]  # what was cut from is as before
 
 
 @pytest.mark.parametrize('width', [1.0, 0.5])
@@ -213,7 +216,7 @@ def test_statistics_are_those_of_a_stock_detector_in_training(width):
     }
     parts = {name.split('.')[0] for name in norms}
     assert parts == {'backbone', 'neck', 'roi_head'}
-    stock = cut_by_hand(detector, width).train()
+    stock = sliced_by_hand(detector, width).train()
     for norm in stock.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = 1.0
@@ -227,7 +230,7 @@ def test_statistics_are_those_of_a_stock_detector_in_training(width):
     assert seen == 2
     plain = dict(stock.named_modules())
     for name, norm in norms.items():
-        assert norm.measured_widths == [width]
+        assert norm.measured_subnets() == [Subnet(width)]
         mean, var = norm.statistics(width)
         torch.testing.assert_close(mean, plain[name].running_mean)
         torch.testing.assert_close(var, plain[name].running_var,
@@ -266,8 +269,7 @@ def train_fcos(forward_of, world_size, rank):
     init_default_scope('mmdet')
     torch.manual_seed(0)
     detector = MODELS.build(copy.deepcopy(FCOS)).double()
-    model, wrapper = forward_of(detector), OptimWrapper(
-        torch.optim.SGD(detector.parameters(), lr=0.01))
+    model, wrapper = forward_of(detector), wrapper_of(detector)
     images = scenes(4)[rank::world_size]
     for sample in (image['data_samples'] for image in images):
         sample.gt_instances.bboxes = sample.gt_instances.bboxes.double()
@@ -280,8 +282,7 @@ def train_fcos(forward_of, world_size, rank):
 
 
 def worker(rank, folder):
-    from us3l_mm.engine import US3LDistributedDataParallel
-    state = train_fcos(US3LDistributedDataParallel, 2, rank)
+    state = train_fcos(MultiPassDistributedDataParallel, 2, rank)
     torch.save(state, os.path.join(folder, f'{rank}.pth'))
 
 
@@ -330,8 +331,8 @@ def test_necks_that_cannot_take_fewer_channels_are_refused(neck, message):
 
 @pytest.mark.parametrize('changes, message', [
     ({'backbone.width': 0.5}, 'any width; .* has the width 0.5'),
-    ({'widths': [1.0, 0.1]}, r'0.1 is outside the range \[0.25, 1.0\]'),
-    ({'widths': []}, 'at least one width'),
+    ({'widths': [1.0, 0.1]}, r'0.1 is outside the range \[0.25, 1\]'),
+    ({'widths': []}, 'has at least one, each named once, got'),
     ({'widths': [0.5, 0.5]}, 'named once'),
     ({'detector': 'MaskCNN'}, "no detector 'MaskCNN'"),
     ({'neck': None}, 'needs a neck'),
@@ -351,7 +352,7 @@ def test_norms_over_all_widths_are_refused():
 def test_a_loss_without_a_sub_network_is_refused():
     detector = all_widths()
     batch = prepared(detector, scenes())
-    with pytest.raises(RuntimeError, match='US3LDistributedDataParallel'):
+    with pytest.raises(RuntimeError, match='MultiPassDistributedDataParallel'):
         detector(**batch, mode='loss')
 
 
@@ -359,6 +360,6 @@ def test_an_unmeasured_width_does_not_predict():
     detector = all_widths()
     calibrate_detector(detector, loader_of(scenes()), [1.0])
     detector.eval()
-    with pytest.raises(RuntimeError, match='width 0.5; measured are: 1'), \
-            at_width(detector, 0.5):
+    with pytest.raises(ValueError, match='for w0.50; measured are: w1.00'), \
+            at(detector, 0.5):
         detector(**prepared(detector, scenes(), False), mode='predict')

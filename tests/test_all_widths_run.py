@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from us3l_mm.apis import slice_network
 from us3l_mm.engine import CalibrationHook
 from us3l_mm.fileio import load_weights
-from us3l_mm.models.layers import SlimmableBatchNorm
+from us3l_mm.models.layers import SlimmableBatchNorm, Subnet
 from us3l_mm.models.layers.norm import statistics_suffix
 from us3l_mm.registry import HOOKS, MODELS
 
@@ -86,9 +86,7 @@ def test_log_and_checkpoint_of_a_training(folder):
     *steps, metrics = scalars(folder / 'work')
     assert len(steps) == 3
     for step in steps:
-        parts = [
-            step[f'loss_{name}'] for name in ('max', 'rand0', 'rand1', 'min')
-        ]
+        parts = [step[f'loss_w{width:.2f}'] for width in WIDTHS]
         assert step['loss'] == pytest.approx(sum(parts), rel=1e-5)
         assert np.isfinite(parts).all()
     assert {
@@ -104,8 +102,8 @@ def test_log_and_checkpoint_of_a_training(folder):
     assert {name.split('.')[0]
             for name in norms} == {'backbone', 'neck', 'roi_head'}
     for name in norms:
-        for width in WIDTHS:
-            assert f'{name}running_var{statistics_suffix(width)}' in state
+        for subnet in map(Subnet, WIDTHS):
+            assert f'{name}running_var{statistics_suffix(subnet)}' in state
 
 
 def ap_by_hand(predictions, folder) -> float:
@@ -143,7 +141,7 @@ def test_a_test_prints_the_ap_of_every_width(folder, monkeypatch, capsys):
         for path in (folder / 'test').glob('*/*.json')
     ]
     validated = scalars(folder / 'work')[-1]
-    assert [float(row[0]) for row in table] == WIDTHS
+    assert [row[0].strip() for row in table] == [f'w{w:.2f}' for w in WIDTHS]
     config = Config.fromfile(next((folder / 'work').glob('*.py')))
     detector = load_detector(config, str(folder / 'work/iter_3.pth'))
     ap50 = []
@@ -182,7 +180,7 @@ def test_a_width_that_was_not_trained_is_calibrated_first(
          folder / 'other', '--out',
          folder / 'other.json', '--out-item', 'metrics', '--cfg-options',
          *options(folder), 'log_level=INFO', 'test_cfg.widths=[1.0,0.4]')
-    assert ('statistics of the widths 0.4 measured on 4 images'
+    assert ('statistics of w0.40 measured on 4 images'
             in capsys.readouterr().out)
     metrics = json.loads((folder / 'other.json').read_text())
     validated = scalars(folder / 'work')[-1]
@@ -241,7 +239,7 @@ def test_the_coco_config_is_the_protocol_of_slimclr():
     assert (warm_up.end, warm_up.by_epoch) == (500, False)
     assert steps.milestones == [8, 11] and cfg.train_cfg.max_epochs == 12
     model = MODELS.build(cfg.model)
-    assert model.widths == [1.0, 0.75, 0.5, 0.25]
+    assert model.subnets == [*map(Subnet, WIDTHS)]
     assert all(p.requires_grad for p in model.parameters())
     model.train()
     norms = {

@@ -14,7 +14,8 @@ from torch import nn
 
 from us3l_mm.evaluation.loading import set_scope
 from us3l_mm.fileio import load_weights
-from us3l_mm.models.layers import Subnet, SubnetLike, at, slimmable_layers
+from us3l_mm.models.layers import (Subnet, SubnetLike, at, check_subnets,
+                                   slimmable_layers)
 from us3l_mm.registry import MODELS
 from us3l_mm.stack import check_detection
 
@@ -118,8 +119,7 @@ def check_runs(detector: nn.Module, subnet: SubnetLike) -> None:
         raise ValueError(
             f'This detector has one width, so it cannot run at {subnet}. '
             'Leave out --width, or train one for several widths.')
-    with at(detector, subnet):
-        pass
+    check_subnets(detector, [subnet])
 
 
 def draw(detector: nn.Module, image: np.ndarray, sample, out: str,

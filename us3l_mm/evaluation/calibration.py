@@ -9,8 +9,8 @@ from mmengine.dist import all_reduce, get_rank, get_world_size
 from torch import Tensor, nn
 
 from us3l_mm.models.layers import (SlimmableBatchNorm, Subnet, SubnetLike, at,
-                                   at_least_single, evaluation_mode,
-                                   slimmable_layers)
+                                   at_least_single, check_subnets,
+                                   evaluation_mode, slimmable_layers)
 from .progress import count_images
 
 
@@ -90,13 +90,6 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
             if pool.count:  # the images passed through this norm
                 norm.set_statistics(subnet, *pool.statistics())
     return seen
-
-
-def check_subnets(network: nn.Module, subnets: Iterable[SubnetLike]) -> None:
-    """Raise if ``network`` does not have one of ``subnets``."""
-    for subnet in subnets:
-        with at(network, subnet):
-            pass
 
 
 def has_norms(network: nn.Module) -> bool:

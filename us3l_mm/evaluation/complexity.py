@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from us3l_mm.export import slice_network
-from us3l_mm.models.layers import Subnet, SubnetLike, slimmable_layers
+from us3l_mm.models.layers import (Subnet, SubnetLike, check_subnets,
+                                   slimmable_layers)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def count_complexity(network: nn.Module, subnets: Sequence[SubnetLike],
         subnets (sequence): The sub-networks, or their widths.
         input_size (tuple[int, int]): Height and width in pixels.
     """
-    network = deepcopy(network).to('meta')
+    network, subnets = deepcopy(network).to('meta'), list(subnets)
+    check_subnets(network, subnets)
     images = image_on_meta(input_size)
     slimmable = any(slimmable_layers(network))
 

@@ -1,51 +1,105 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""The network of a config, with weights of a checkpoint or initial ones."""
-from typing import Tuple
+"""The slimmable backbone of a checkpoint or of a config."""
+from dataclasses import dataclass
+from typing import Dict, Optional, Tuple, Union
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 from mmengine.utils import import_modules_from_strings
-from torch import nn
+from torch import Tensor, nn
 
-from us3l_mm.export.architecture import parts_of
+from us3l_mm.export.architecture import build_stored_backbone, stored_model
+from us3l_mm.fileio import load_weights
 from us3l_mm.models.layers import slimmable_layers
 from us3l_mm.registry import MODELS
 
 
-def load_network(config: Config,
-                 checkpoint: dict) -> Tuple[nn.Module, nn.Module]:
-    """The backbone with the weights of ``checkpoint``, and its preprocessor.
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint and the network in it.
+
+    Attributes:
+        backbone (nn.Module): On the CPU, in evaluation mode.
+        preprocessing (dict): The preprocessing of its images, as in a config.
+        preprocessor (nn.Module, optional): The module that performs it; None
+            without a config.
+    """
+
+    backbone: nn.Module
+    preprocessing: dict
+    preprocessor: Optional[nn.Module] = None
+
+
+def load_backbone(checkpoint: Union[str, dict], config: Union[str, Config,
+                                                              None] = None,
+                  trust_pickle: bool = False) -> nn.Module:
+    """The slimmable backbone of a checkpoint, with its statistics.
 
     Args:
-        config (Config): Of the pre-training; its ``model`` is built.
-        checkpoint (dict): With a ``state_dict``, the algorithm's or the
-            backbone's.
+        checkpoint (str or dict): A file that a training, a converter or
+            ``tools/evaluate_widths.py --save-checkpoint`` wrote, or its
+            content.
+        config (str or Config, optional): The config of the training; a file
+            is executed. Defaults to the config that MMEngine stores in the
+            checkpoint, of which only the model is parsed.
+        trust_pickle (bool): Whether to read a file that executes code when it
+            is read. Defaults to False.
 
     Returns:
-        tuple: Backbone and data preprocessor, on the CPU, in evaluation mode.
+        nn.Module: The backbone at full width, in evaluation mode, on the CPU.
 
     Raises:
-        ValueError: if the checkpoint is of another network.
+        FileNotFoundError, ValueError: If there is no such file, it cannot be
+            read, or its weights are those of another network.
     """
-    algorithm = build_algorithm(config)
-    backbone, weights = algorithm.backbone, checkpoint['state_dict']
-    parts, prefix = parts_of(backbone), backbone_prefix(weights)
-    weights = {
-        key[len(prefix):]: value
-        for key, value in weights.items() if key.startswith(prefix)
-    }
+    return load_source(checkpoint, config, trust_pickle).backbone
+
+
+def load_source(checkpoint: Union[str, dict], config: Union[str, Config,
+                                                            None] = None,
+                trust_pickle: bool = False) -> Source:
+    """:func:`load_backbone`, with the preprocessing of the images."""
+    content = (load_weights(checkpoint, trust_pickle) if isinstance(
+        checkpoint, str) else checkpoint)
+    if config is None:
+        model = stored_model(content)
+        backbone, preprocessor = build_stored_backbone(model), None
+    else:
+        config = (Config.fromfile(config)
+                  if isinstance(config, str) else config)
+        algorithm = build_algorithm(config)
+        model = model_cfg(config)
+        backbone = algorithm.backbone.eval()
+        preprocessor = algorithm.data_preprocessor
     try:
-        # Bare networks of elsewhere have a classifier, which is not needed.
-        backbone.load_state_dict({
-            key: value
-            for key, value in weights.items() if key.split('.')[0] in parts
-        })
-    except RuntimeError as error:
-        raise ValueError(
-            f'The checkpoint does not fit the config: {error}') from None
-    return backbone.eval(), algorithm.data_preprocessor
+        backbone.load_state_dict(
+            _backbone_weights(backbone, content['state_dict']))
+    except RuntimeError as error:  # statistics; the backbone checks the rest
+        raise ValueError('The weights do not fit the network: '
+                         f'{error}') from None
+    return Source(backbone, model.get('data_preprocessor') or {}, preprocessor)
+
+
+def _backbone_weights(backbone: nn.Module,
+                      state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """The weights of a backbone in those of a model, or among bare ones."""
+    prefix = backbone_prefix(state_dict)
+    # Bare networks from elsewhere have a classifier, which is not needed.
+    parts = {name.split('.')[0] for name in backbone.state_dict()}
+    return {
+        key[len(prefix):]: value
+        for key, value in state_dict.items() if key.startswith(prefix)
+        and key[len(prefix):].split('.')[0] in parts
+    }
+
+
+def load_network(config: Config,
+                 checkpoint: dict) -> Tuple[nn.Module, nn.Module]:
+    """Backbone and preprocessor of ``config``; see :func:`load_backbone`."""
+    source = load_source(checkpoint, config)
+    return source.backbone, source.preprocessor
 
 
 def untrained_network(config: Config, seed: int = 0) -> nn.Module:

@@ -10,8 +10,9 @@ from mmengine.model import revert_sync_batchnorm
 from mmpretrain.models import BaseSelfSupervisor
 from torch import nn
 
-from us3l_mm.models.backbones.slicing import slice_layers
-from us3l_mm.models.layers import Subnet, SubnetLike, at, slimmable_layers
+from us3l_mm.export import slice_network
+from us3l_mm.models.layers import (Subnet, SubnetLike, check_subnets,
+                                   slimmable_layers)
 from us3l_mm.registry import MODELS
 from .complexity import count_size, image_on_meta
 from .loading import model_cfg, set_scope
@@ -154,11 +155,8 @@ def count_config(
 
 
 def _sliced(model: nn.Module, subnet: Subnet) -> nn.Module:
-    with at(model.backbone, subnet):
-        pass  # refuses what the backbone does not have
-    model = deepcopy(model)
-    slice_layers(model, subnet)
-    return model
+    check_subnets(model.backbone, [subnet])
+    return slice_network(model, subnet, without_statistics=True)
 
 
 def _own_subnet(config: Config) -> Subnet:

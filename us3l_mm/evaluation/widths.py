@@ -15,8 +15,9 @@ from torch import nn
 
 from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
                             sha256)
-from us3l_mm.models.layers import Subnet, SubnetLike, subnet_list, subnets_of
-from .calibration import calibrate, check_subnets, has_norms
+from us3l_mm.models.layers import (Subnet, SubnetLike, check_subnets,
+                                   subnet_list, subnets_of)
+from .calibration import calibrate, has_norms
 from .complexity import count_complexity
 from .data import (BANK, QUERY, TRAIN, build_loader, dealt, image_batches,
                    image_size, labelled_batches, loader_cfg, shuffled)

@@ -8,10 +8,10 @@ from mmpretrain.utils import get_ori_model
 
 from us3l_mm.engine.mmengine_internals import built_loop
 from us3l_mm.engine.resuming.random_states import seeded
-from us3l_mm.evaluation.calibration import check_subnets
 from us3l_mm.evaluation.detector_calibration import (batches_of,
                                                      calibrate_detector)
-from us3l_mm.models.layers import FULL, Subnet, SubnetLike, has_statistics
+from us3l_mm.models.layers import (FULL, Subnet, SubnetLike, check_subnets,
+                                   has_statistics)
 from us3l_mm.registry import HOOKS
 from .compile_hook import uncompiled
 

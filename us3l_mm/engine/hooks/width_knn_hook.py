@@ -10,10 +10,9 @@ from mmpretrain.utils import get_ori_model
 
 from us3l_mm.engine.resuming.random_states import seeded
 from us3l_mm.evaluation import calibrate, extract_features, knn_accuracy
-from us3l_mm.evaluation.calibration import check_subnets
 from us3l_mm.evaluation.data import (build_loader, image_batches,
                                      labelled_batches, shuffled)
-from us3l_mm.models.layers import Subnet, SubnetLike
+from us3l_mm.models.layers import Subnet, SubnetLike, check_subnets
 from us3l_mm.registry import HOOKS
 from .compile_hook import uncompiled
 
@@ -100,7 +99,7 @@ class WidthKNNHook(Hook):
                            f'({perf_counter() - start:.1f} s)')
 
     def evaluate(self, algorithm: torch.nn.Module) -> Dict[Subnet, float]:
-        """kNN accuracy of each sub-network, in percent."""
+        """Accuracy of each sub-network by kNN, in percent."""
         backbone = algorithm.backbone
         preprocessor = algorithm.data_preprocessor
         calibrate(backbone, image_batches(self.calibration,

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 from us3l_mm.engine.hooks import CalibrationHook
 from us3l_mm.engine.hooks.compile_hook import uncompiled
 from us3l_mm.engine.mmengine_internals import built_loop
-from us3l_mm.evaluation.calibration import check_subnets
-from us3l_mm.models.layers import Subnet, SubnetLike, at
+from us3l_mm.models.layers import Subnet, SubnetLike, at, check_subnets
 from us3l_mm.registry import LOOPS
 
 

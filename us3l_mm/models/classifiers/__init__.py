@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""A pre-trained backbone, at one width or at several, learns labels."""
+"""Classifiers over a pre-trained backbone of one or of several widths."""
 from .all_widths_classifier import AllWidthsClassifier
 from .subnet_classifier import SubnetClassifier
 

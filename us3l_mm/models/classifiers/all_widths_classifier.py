@@ -6,29 +6,29 @@ from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import at, check_statistics
+from us3l_mm.models.layers import Subnet, at, check_statistics
 from us3l_mm.registry import MODELS
 from .subnet_classifier import check_checkpoint
 
 
 @MODELS.register_module()
 class AllWidthsClassifier(ImageClassifier):
-    """Linear classifiers of several widths of one frozen network, at once.
+    """Linear classifiers of several sub-networks of one frozen network.
 
-    The backbone is frozen and always in evaluation mode, each width
-    normalises by its measured statistics, and only the head learns: the loss
-    is the sum over widths. Prediction is at the width that is set
-    (:func:`~us3l_mm.models.layers.at_width`), which
-    :class:`~us3l_mm.engine.WidthValLoop` does for all of them.
+    The backbone is frozen and always in evaluation mode, each sub-network
+    uses its measured statistics, and only the head learns, by the sum of the
+    losses of all sub-networks. Predictions are those of the sub-network that
+    is set (:func:`~us3l_mm.models.layers.at`);
+    :class:`~us3l_mm.engine.WidthValLoop` sets one after the other.
 
     Args:
-        backbone (dict or nn.Module): A slimmable one, such as
+        backbone (dict or nn.Module): A slimmable backbone, such as
             ``SlimmableResNet(init_cfg=dict(type='Pretrained', ...))``.
-        neck (dict or nn.Module): Pools; it keeps the channels.
-        head (dict): Of a
-            :class:`~us3l_mm.models.heads.SwitchableLinearHead`, without
+        neck (dict or nn.Module): A neck that pools and keeps the channels.
+        head (dict): The arguments of a
+            :class:`~us3l_mm.models.heads.SwitchableLinearHead` without
             ``in_channels``, which follow the widths.
-        **kwargs: Those of MMPretrain's ``ImageClassifier``.
+        **kwargs: The other arguments of MMPretrain's ``ImageClassifier``.
     """
 
     def __init__(self, backbone: Union[dict, nn.Module],
@@ -37,8 +37,8 @@ class AllWidthsClassifier(ImageClassifier):
             backbone = MODELS.build(backbone)
         head = dict(
             head, in_channels=[
-                backbone.feature_channels(width)[-1]
-                for width in head.get('widths', ())
+                backbone.feature_channels(subnet.width)[-1]
+                for subnet in map(Subnet.of, head.get('widths', ()))
             ])
         super().__init__(backbone, neck, head, **kwargs)
         self.backbone.requires_grad_(False)
@@ -49,7 +49,7 @@ class AllWidthsClassifier(ImageClassifier):
         return self
 
     def init_weights(self) -> None:
-        """Load the backbone's checkpoint; refuse one without statistics."""
+        """Load the backbone's checkpoint, which must have the statistics."""
         check_checkpoint(self.backbone)
         super().init_weights()
         for subnet in self.head.subnets:
@@ -57,7 +57,7 @@ class AllWidthsClassifier(ImageClassifier):
 
     def loss(self, inputs: Tensor,
              data_samples: List[DataSample]) -> Dict[str, Tensor]:
-        """The loss of every width, see ``SwitchableLinearHead``."""
+        """The losses of all sub-networks, see ``SwitchableLinearHead``."""
         feats = {}
         with torch.no_grad():
             for subnet in self.head.subnets:

@@ -11,17 +11,17 @@ from us3l_mm.registry import MODELS
 class SubnetClassifier(ImageClassifier):
     """MMPretrain's classifier over a network of one width.
 
-    It differs in two points: the head's ``in_channels`` follow the width of
-    the backbone, and a frozen backbone without a checkpoint is an error
-    instead of a classifier of random features.
+    There are two differences: ``in_channels`` of the head follow the width of
+    the backbone, and a frozen backbone without a checkpoint is an error.
 
     Args:
-        backbone (dict or nn.Module): With ``out_channels``, such as
-            ``SlimmableResNet(width=0.5, init_cfg=dict(type='Pretrained',
+        backbone (dict or nn.Module): A backbone with ``out_channels``, such
+            as ``SlimmableResNet(width=0.5, init_cfg=dict(type='Pretrained',
             ...))``.
-        neck (dict or nn.Module): Pools; it keeps the channels.
-        head (dict or nn.Module): A dict need not name ``in_channels``.
-        **kwargs: Those of MMPretrain's ``ImageClassifier``.
+        neck (dict or nn.Module): A neck that pools and keeps the channels.
+        head (dict or nn.Module): The head; a dict can leave out
+            ``in_channels``.
+        **kwargs: The other arguments of MMPretrain's ``ImageClassifier``.
     """
 
     def __init__(self, backbone: Union[dict, nn.Module],
@@ -31,9 +31,9 @@ class SubnetClassifier(ImageClassifier):
             backbone = MODELS.build(backbone)
         if getattr(backbone, 'width', 1.0) is None:
             raise ValueError(
-                'A SubnetClassifier has a backbone of one width; this one '
-                'runs at any. Say which: model.backbone.width=0.5, or use '
-                'us3l_mm.AllWidthsClassifier.')
+                'A SubnetClassifier has a backbone of one width, but this one '
+                'runs at any width. Set one, as in model.backbone.width=0.5, '
+                'or use us3l_mm.AllWidthsClassifier.')
         channels = backbone.out_channels[-1]
         if isinstance(head, dict):
             head = dict(dict(in_channels=channels), **head)
@@ -54,14 +54,14 @@ class SubnetClassifier(ImageClassifier):
 
 
 def check_checkpoint(backbone: nn.Module) -> None:
-    """Refuse an empty checkpoint, and a frozen backbone without any."""
+    """Raise ValueError if a frozen backbone or ``init_cfg`` has no file."""
     cfg = getattr(backbone, 'init_cfg', None)
     pretrained = isinstance(cfg, dict) and cfg.get('type') == 'Pretrained'
     frozen = not any(p.requires_grad for p in backbone.parameters())
     if (frozen and not pretrained) or (pretrained and not cfg['checkpoint']):
         raise ValueError(
-            'The weights of the backbone are missing, and it would stay '
-            'random. Name the checkpoint of the pre-training, with '
-            'statistics in it: --cfg-options '
-            'model.backbone.init_cfg.checkpoint=FILE, where FILE comes from '
-            'tools/evaluate_widths.py CONFIG CKPT --save-checkpoint FILE.')
+            'The weights of the backbone are missing, so it would stay '
+            'random. Give a checkpoint of the pre-training with statistics, '
+            'by --cfg-options model.backbone.init_cfg.checkpoint=FILE, where '
+            'FILE is from tools/evaluate_widths.py CONFIG CKPT '
+            '--save-checkpoint FILE.')

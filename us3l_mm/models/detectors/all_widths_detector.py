@@ -6,8 +6,8 @@ from typing import Dict, List, Optional, Sequence, Union
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import (SlimmableBatchNorm, Subnet, SubnetLike,
-                                   set_sync, slimmable_layers, subnet_list)
+from us3l_mm.models.layers import (Subnet, SubnetLike, check_subnets, set_sync,
+                                   slimmable_layers, subnet_list)
 from us3l_mm.models.selfsup import Batch, Pass, Plan, check_pass, run_passes
 from us3l_mm.models.selfsup.checkpointing import use_plain_checkpoints
 from us3l_mm.registry import MODELS
@@ -15,26 +15,26 @@ from .neck_inputs import measure_norms, slice_inputs
 
 
 class AllWidths:
-    """Mix-in of a detector of MMDetection over a backbone of any width.
+    """Mix-in for a detector of MMDetection over a backbone of any width.
 
-    What :func:`all_widths_detector` builds is such a detector with this mix-in
-    before it: its modules, its keys, its arguments. Neck and heads are those
-    of the full width and shared; at a width, the backbone gives narrower maps
-    and the neck reads these.
+    :func:`all_widths_detector` puts it before the class of the detector,
+    whose modules, keys and arguments stay. Neck and heads have the full width
+    and are shared by all sub-networks; at a narrow width, the backbone
+    returns maps of fewer channels and the neck reads these.
 
-    A training step runs the sub-networks of ``plan`` one after the other,
+    A training step runs the sub-networks of the plan one after the other,
     forward and backward, and makes one optimizer step with the sum of their
     gradients. Source: the COCO protocol of SlimCLR, arXiv 2209.15525.
 
     Batch norms, also those of neck and heads, use the statistics of the batch
-    in training and measured ones, per width, in tests; see
-    :class:`~us3l_mm.engine.CalibrationHook`.
+    in training, and in tests those that were measured for the sub-network;
+    see :class:`~us3l_mm.engine.CalibrationHook`.
     """
 
-    stock: type  # the class of MMDetection
+    stock: type  # the class of the detector in MMDetection
     update_mode = 'accumulate'
 
-    def __init__(self, widths: List[Subnet], sync_norms: bool, **kwargs):
+    def __init__(self, subnets: List[Subnet], sync_norms: bool, **kwargs):
         super().__init__(**kwargs)
         use_plain_checkpoints(self.backbone)
         slice_inputs(self.neck, self.backbone)
@@ -42,30 +42,32 @@ class AllWidths:
             if part is not self.backbone:
                 measure_norms(part)
         set_sync(self, sync_norms)
-        self.subnets = widths
-        self.default_plan = Plan.fixed(widths)
+        self.subnets, self.default_plan = subnets, Plan.fixed(subnets)
 
     def train_step(self, data: dict, optim_wrapper) -> Dict[str, Tensor]:
         """Train on one batch; see :func:`~us3l_mm.models.run_passes`."""
         return run_passes(self, self, data, optim_wrapper)
 
     def views(self, data: dict) -> dict:
-        """The preprocessed batch: ``inputs`` (N, 3, H, W), ``data_samples``.
-        """
+        """The preprocessed ``inputs`` (N, 3, H, W) and ``data_samples``."""
         return self.data_preprocessor(data, training=True)
 
     def begin(self, batch: Batch) -> None:
-        """Nothing: all widths learn from the annotations alone."""
+        """Do nothing, since all widths learn from the annotations alone."""
 
     def end(self, batch: Batch) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def forward(self, inputs: Union[Tensor, Batch], data_samples=None,
                 mode: str = 'tensor', pass_: Optional[Pass] = None):
         """MMDetection's three modes, where ``loss`` is one pass over a batch.
 
         Args:
-            inputs (Tensor or Batch): Images; in mode 'loss' the batch.
+            inputs (Tensor or Batch): Images (N, 3, H, W); in mode 'loss' the
+                batch.
+            data_samples (list, optional): The samples of the images.
+            mode (str): 'tensor', 'predict' or 'loss'. Defaults to 'tensor'.
+            pass_ (Pass, optional): The pass to compute the loss of.
         """
         if mode != 'loss':
             return super().forward(inputs, data_samples, mode)
@@ -75,8 +77,9 @@ class AllWidths:
         """The losses of one pass, at the width that the layers are set to.
 
         Returns:
-            dict: In ``losses`` their sum, such as ``loss_w0.50``; in ``log``
-            the parts of the widest network, under MMDetection's names.
+            dict: ``losses`` with their sum, named like ``loss_w0.50``, and
+            ``log`` with the parts of the loss of the widest sub-network,
+            under MMDetection's names.
         """
         samples = [_copy(sample) for sample in batch.views['data_samples']]
         total, parts = self.parse_losses(
@@ -89,19 +92,19 @@ class AllWidths:
             if pass_.role == 'base' else {})
 
     def run_norms(self, inputs: Tensor, data_samples: list) -> None:
-        """Let images pass all batch norms, as in training.
+        """Pass images through all batch norms that are measured.
 
         Args:
             inputs (Tensor): Preprocessed images (N, 3, H, W).
-            data_samples (list): With annotations, by which regions for the
-                heads are sampled; read only if heads have norms.
+            data_samples (list): Samples with annotations, which the regions
+                for the heads are sampled by; used only if heads have norms.
         """
         within = {
             'backbone' if part is self.backbone else
             'neck' if part is self.neck else 'heads'
             for part in self.children()
             for layer in slimmable_layers(part)
-            if isinstance(layer, SlimmableBatchNorm)
+            if layer.measured_subnets() is not None
         }
         if 'heads' in within:
             self.loss(inputs, [_copy(sample) for sample in data_samples])
@@ -110,8 +113,8 @@ class AllWidths:
         else:
             self.backbone(inputs)
 
-    def on_slice(self, width: float) -> None:
-        """Become MMDetection's own detector, now that all layers are plain."""
+    def on_slice(self, subnet: Subnet) -> None:
+        """Become a stock detector, since all layers are plain now."""
         first = self.neck[0] if isinstance(self.neck,
                                            nn.Sequential) else self.neck
         if hasattr(first, 'in_channels'):
@@ -128,22 +131,23 @@ def all_widths_detector(detector: str, backbone: dict, neck: Union[dict,
     """A detector of MMDetection that runs at any width: :class:`AllWidths`.
 
     Args:
-        detector (str): A type such as 'MaskRCNN', 'FasterRCNN', 'RetinaNet'.
-        backbone (dict): A slimmable one, such as
-            ``SlimmableResNet(norm_eval=False)``, without a width.
-        neck (dict or list[dict]): With convolutions that take the maps of the
-            backbone, such as FPN; ``in_channels`` follow the backbone.
-        widths (sequence[float]): What to train and to evaluate. Others can be
-            trained by :class:`~us3l_mm.engine.DynamicSamplerHook`, and every
-            one in the range of the backbone can be run. Defaults to SlimCLR's
-            (1.0, 0.75, 0.5, 0.25).
+        detector (str): A type of MMDetection such as 'MaskRCNN', 'FasterRCNN'
+            or 'RetinaNet'.
+        backbone (dict): A slimmable backbone without a width, such as
+            ``SlimmableResNet(norm_eval=False)``.
+        neck (dict or list[dict]): A neck with convolutions that take the maps
+            of the backbone, such as FPN; ``in_channels`` follow the backbone.
+        widths (sequence): The widths, or other sub-networks, to train and to
+            evaluate. :class:`~us3l_mm.engine.DynamicSamplerHook` can train
+            others, and all in the range of the backbone can be run. Defaults
+            to SlimCLR's (1.0, 0.75, 0.5, 0.25).
         sync_norms (bool): Whether batch norms use the statistics of all
             processes together. Defaults to False.
         **kwargs: The other arguments of the detector.
 
     Raises:
-        ValueError: for a backbone of one width, a neck that cannot take
-            narrower maps, widths that the backbone does not have.
+        ValueError: If the backbone has one width, the neck cannot take
+            narrower maps, or the backbone does not have one of ``widths``.
     """
     with MODELS.switch_scope_and_registry(None) as registry:
         stock = registry.get(detector)
@@ -153,19 +157,20 @@ def all_widths_detector(detector: str, backbone: dict, neck: Union[dict,
                          "'mmdet').")
     outline = MODELS.build(backbone)  # for its channels, as in SubnetDetector
     check_backbone(outline)
-    subnets = [s.check(outline.width_range) for s in subnet_list(widths)]
+    subnets = subnet_list(widths)
+    check_subnets(outline, subnets)
     if not neck:
         raise ValueError('An AllWidthsDetector needs a neck, as FPN, that '
                          'brings the maps of all widths to the same channels.')
     first, *rest = neck if isinstance(neck, (list, tuple)) else [neck]
     first = dict(first, in_channels=list(outline.out_channels))
-    return _over(stock)(widths=subnets, sync_norms=sync_norms,
+    return _over(stock)(subnets=subnets, sync_norms=sync_norms,
                         backbone=backbone,
                         neck=[first, *rest] if rest else first, **kwargs)
 
 
 def check_backbone(backbone: nn.Module) -> None:
-    """Refuse a backbone that has one width only."""
+    """Raise ValueError if ``backbone`` has one width only."""
     if any(slimmable_layers(backbone)):
         return
     width = getattr(backbone, 'width', None)
@@ -179,14 +184,17 @@ def check_backbone(backbone: nn.Module) -> None:
 
 @lru_cache(maxsize=None)
 def _over(stock: type) -> type:
-    """``stock`` that runs at any width; the same class each time."""
+    """The class ``stock`` with the mix-in, created once."""
     return type(
         f'AllWidths{stock.__name__}', (AllWidths, stock),
         dict(stock=stock, __module__=__name__, __doc__=AllWidths.__doc__))
 
 
 def _copy(sample: BaseDataElement) -> BaseDataElement:
-    """Of the containers, not of the tensors: a pass may take out its parts."""
+    """A copy of the containers, not of the tensors.
+
+    A loss may take parts out of its samples.
+    """
     copy = sample.clone()
     for name, value in list(copy.items()):
         if isinstance(value, BaseDataElement):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from us3l_mm.models.layers import (SlimmableBatchNorm, SlimmableBatchNorm1d,
-                                   SlimmableBatchNorm2d, SlimmableConv2d,
-                                   at, evaluation_mode)
+                                   SlimmableBatchNorm2d, SlimmableConv2d, at,
+                                   evaluation_mode)
 
 NORMS = {
     nn.BatchNorm1d: SlimmableBatchNorm1d, nn.BatchNorm2d: SlimmableBatchNorm2d
@@ -19,15 +19,14 @@ def slice_inputs(neck: nn.Module, backbone: nn.Module) -> None:
     """Let ``neck`` take the maps of ``backbone`` at any width, in place.
 
     The convolutions that read a map of the backbone read its active channels;
-    their outputs, and all behind them, stay as wide as they are. That is what
-    zeros in the place of the absent channels would give (SlimCLR, arXiv
-    2209.15525, pads its maps so), without computing with zeros, and it can
-    be cut. Parameters and their names stay. Which convolutions these are is
-    seen by running the neck on small maps.
+    their outputs keep all channels. The result is the same as with maps that
+    are padded with zeros (SlimCLR, arXiv 2209.15525), without computing with
+    zeros, and can be sliced. Parameters and their names stay. These
+    convolutions are found by running the neck on small maps.
 
     Raises:
-        ValueError: if the neck does something else with a map than giving it
-            to an ordinary convolution.
+        ValueError: If the neck passes a map to anything but an ordinary
+            convolution.
     """
     channels = backbone.feature_channels()
     maps = _small_maps(channels)
@@ -62,7 +61,7 @@ def _run(neck: nn.Module, maps: Sequence[Tensor]) -> tuple:
 
 
 def _readers(neck: nn.Module, maps: List[Tensor]) -> Dict[nn.Module, int]:
-    """By convolution that is given a map as it is, the index of that map."""
+    """The convolutions that read a map, with the index of the map."""
     found = {}
 
     def enters(conv, args):
@@ -83,7 +82,7 @@ def _readers(neck: nn.Module, maps: List[Tensor]) -> Dict[nn.Module, int]:
 
 
 def _reads_active(conv: nn.Conv2d, rounding: dict) -> SlimmableConv2d:
-    """``conv`` over the leading channels of its input; same parameters."""
+    """``conv`` over the leading channels of its input, with its parameters."""
     sliced = SlimmableConv2d(conv.in_channels, conv.out_channels,
                              conv.kernel_size, conv.stride, conv.padding,
                              conv.dilation, conv.groups, conv.bias is not None,
@@ -93,7 +92,7 @@ def _reads_active(conv: nn.Conv2d, rounding: dict) -> SlimmableConv2d:
 
 
 def _check(neck: nn.Module, backbone: nn.Module, maps: List[Tensor]) -> None:
-    """Compare narrow maps with maps that are padded with zeros."""
+    """Raise unless narrow maps give the result of maps padded with zeros."""
     lowest = backbone.width_range[0]
     active = backbone.feature_channels(lowest)
     narrow = [m[:, :c] for m, c in zip(maps, active)]
@@ -116,13 +115,13 @@ def _check(neck: nn.Module, backbone: nn.Module, maps: List[Tensor]) -> None:
 
 
 def measure_norms(part: nn.Module) -> None:
-    """Give the batch norms under ``part`` statistics per width, in place.
+    """Give batch norms under ``part`` statistics per sub-network, in place.
 
-    The channels behind a neck do not narrow, but what is in them differs
-    between widths. Parameters and their names stay.
+    The channels after a neck do not narrow, but their statistics differ
+    between sub-networks. Parameters and their names stay.
 
     Raises:
-        ValueError: for norms of another kind, such as SyncBN.
+        ValueError: If there are other batch norms, such as SyncBN.
     """
     norms = {}
     for norm in part.modules():
@@ -132,8 +131,8 @@ def measure_norms(part: nn.Module) -> None:
         if type(norm) not in NORMS:
             raise ValueError(
                 f'{type(norm).__name__} averages statistics over all widths '
-                "that train. Say norm_cfg=dict(type='BN') in neck and heads, "
-                'whose statistics are measured per width, and '
+                "in training. Set norm_cfg=dict(type='BN') in neck and heads, "
+                'whose statistics are measured for each width, and '
                 'model.sync_norms=True for those of all processes.')
         norms[norm] = NORMS[type(norm)](norm.num_features, norm.eps,
                                         affine=norm.affine,

@@ -7,18 +7,19 @@ from mmpretrain.models.heads import ClsHead, LinearClsHead
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import SlimmableLayer, Subnet, SubnetLike, subnet_list
+from us3l_mm.models.layers import (SlimmableLayer, Subnet, SubnetLike,
+                                   subnet_list)
 from us3l_mm.registry import MODELS
 
 
 @MODELS.register_module()
 class SwitchableLinearHead(SlimmableLayer, ClsHead):
-    """One independent linear classifier per width of a fixed list.
+    """An independent linear classifier for each of a list of sub-networks.
 
-    At a width it is the :class:`~mmpretrain.models.LinearClsHead` of that
-    width. The best classifier of the leading features is no part of the best
-    one of all features, hence no shared weights. Source: SlimCLR, arXiv
-    2209.15525 (switchable linear probe).
+    It computes what the :class:`~mmpretrain.models.LinearClsHead` of the
+    current sub-network does. Weights are not shared, since the best classifier
+    of the leading features is not a part of the best one of all features.
+    Source: SlimCLR, arXiv 2209.15525 (switchable linear probe).
 
     Args:
         num_classes (int): Number of classes.
@@ -27,13 +28,14 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
         in_channels (sequence[int]): Channels of the features at each of them;
             :class:`~us3l_mm.models.classifiers.AllWidthsClassifier` fills
             them in.
-        distill_weight (float): How much of the loss of the narrower widths is
-            the cross entropy to the prediction of the widest, which gets no
-            gradient from it; the labels keep the rest. SlimCLR has 0.5.
-            Defaults to 0.0, as in US3L.
-        init_cfg (dict, optional): Defaults to N(0, 0.01) and biases of 0.
-        **kwargs: Those of MMPretrain's ``ClsHead`` (``loss``, ``topk``,
-            ``cal_acc``).
+        distill_weight (float): The share of the cross entropy to the
+            prediction of the widest sub-network, which gets no gradient from
+            it, in the loss of the others; the labels have the remaining
+            share. SlimCLR has 0.5. Defaults to 0.0, as in US3L.
+        init_cfg (dict, optional): Defaults to weights from N(0, 0.01) and
+            biases of 0.
+        **kwargs: The other arguments of MMPretrain's ``ClsHead`` (``loss``,
+            ``topk``, ``cal_acc``).
     """
 
     def __init__(self, num_classes: int, widths: Sequence[SubnetLike],
@@ -75,15 +77,15 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
             self.linear(self.subnet)
 
     def forward(self, feats: Tuple[Tensor, ...]) -> Tensor:
-        """Scores (N, classes) of features (N, c) of the sub-network set."""
+        """Scores (N, classes) of features (N, c) of this sub-network."""
         return self.linear(self.subnet)(self.pre_logits(feats))
 
     def loss_of_subnets(self, feats: Dict[Subnet, Tuple[Tensor, ...]],
                         data_samples: List[DataSample]) -> Dict[str, Tensor]:
-        """``loss_w1.00`` and so on, which MMEngine adds up.
+        """The losses of all sub-networks, named like ``loss_w0.50``.
 
         Args:
-            feats (dict): By sub-network, features as for :meth:`forward`.
+            feats (dict): Features of each sub-network as for :meth:`forward`.
             data_samples (list[DataSample]): The labels.
         """
         losses, target = {}, None
@@ -102,7 +104,7 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
         return losses
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """Load; MMEngine would only log that a classifier stays random."""
+        """Load; MMEngine would only log that a classifier is missing."""
         missing = [
             str(subnet) for subnet in self.subnets
             if f'{prefix}linears.{_key(subnet)}.weight' not in state_dict
@@ -127,6 +129,5 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
 
 
 def _key(subnet: Subnet) -> str:
-    """The name of its layer, which no :class:`torch.nn.ModuleDict` may lack.
-    """
+    """The name of its layer; :class:`torch.nn.ModuleDict` allows no ''."""
     return subnet.key or 'w1000000'

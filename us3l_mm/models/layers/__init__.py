@@ -9,9 +9,9 @@ from .norm import (SlimmableBatchNorm, SlimmableBatchNorm1d,
                    SlimmableBatchNorm2d)
 from .precision import at_least_single
 from .subnet import (FULL, KeepsOwnSubnet, SlimmableLayer, Subnet, SubnetLike,
-                     at, at_width, check_statistics, check_width_range,
-                     has_statistics, set_subnet, slimmable_layers, subnet_list,
-                     subnets_of)
+                     at, at_width, check_statistics, check_subnets,
+                     check_width_range, has_statistics, set_subnet,
+                     slimmable_layers, subnet_list, subnets_of)
 from .sync_norm import set_sync
 from .switchable_norm import (SwitchableBatchNorm, SwitchableBatchNorm1d,
                               SwitchableBatchNorm2d)
@@ -23,8 +23,7 @@ __all__ = [
     'SlimmableLinear', 'SlimmableQKV', 'Subnet', 'SubnetLike',
     'SwitchableBatchNorm', 'SwitchableBatchNorm1d', 'SwitchableBatchNorm2d',
     'active_channels', 'active_steps', 'at', 'at_least_single', 'at_width',
-    'check_statistics', 'check_width_range', 'evaluation_mode',
-    'has_statistics',
-    'make_divisible', 'set_subnet', 'set_sync', 'slimmable_layers',
-    'subnet_list', 'subnets_of'
+    'check_statistics', 'check_subnets', 'check_width_range',
+    'evaluation_mode', 'has_statistics', 'make_divisible', 'set_subnet',
+    'set_sync', 'slimmable_layers', 'subnet_list', 'subnets_of'
 ]

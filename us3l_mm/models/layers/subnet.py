@@ -224,6 +224,13 @@ def subnets_of(network: nn.Module) -> Optional[List[Subnet]]:
     ] if lists else None
 
 
+def check_subnets(network: nn.Module, subnets: Iterable[SubnetLike]) -> None:
+    """Raise the errors of :func:`set_subnet` if it has not all ``subnets``."""
+    for subnet in subnets:
+        with at(network, subnet):
+            pass
+
+
 def check_statistics(network: nn.Module, subnet: SubnetLike) -> None:
     """Raise unless all batch norms have the statistics of ``subnet``.
 
@@ -249,12 +256,13 @@ def has_statistics(network: nn.Module, subnet: SubnetLike) -> bool:
 
 def missing_statistics(subnet: Subnet, measured: List[Subnet]) -> ValueError:
     """The error for a sub-network whose statistics were never measured."""
+    name = str(subnet) if subnet.gated else subnet.width
     return ValueError(
         f'There are no batch-norm statistics for {subnet}; measured are: '
         f'{", ".join(map(str, measured)) or "none"}. Training tracks none. '
         'Measure them with us3l_mm.evaluation.calibrate(network, batches, '
-        f'[{subnet.width:g}]), or with tools/evaluate_widths.py CONFIG CKPT '
-        f'--widths {subnet.width:g} --save-checkpoint FILE and use that file.')
+        f'[{name!r}]), or with tools/evaluate_widths.py CONFIG CKPT '
+        f'--widths {name} --save-checkpoint FILE and use that file.')
 
 
 def _as_list(modules: Union[nn.Module, List[nn.Module]]) -> List[nn.Module]:
