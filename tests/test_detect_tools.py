@@ -14,6 +14,7 @@ from tiny_coco import (CLASSES, NARROW, SMALL, SMALL_MASKS, coco_options,
                        write_coco)
 
 from us3l_mm.evaluation.parts import count_config
+from us3l_mm.models.layers import Subnet
 from us3l_mm.registry import MODELS
 
 need_detection()
@@ -127,7 +128,7 @@ def test_what_is_detected_is_what_the_detector_predicts(detector):
     ('mask-rcnn_r50', 'bare.pth', [], 'does not name the classes'),
     ('mask-rcnn_r50', 'code.pth', [], 'would execute code'),
     ('mask-rcnn_r50', 'epoch_1.pth', ['--width', '0.5'],
-     'has one width, so it cannot run at 0.5'),
+     'has one width, so it cannot run at w0.50'),
 ])
 def test_what_cannot_be_used_is_refused(detector, tool, tmp_path, config,
                                         checkpoint, extra, says):
@@ -179,8 +180,9 @@ def config_of(name) -> Config:
                                           ('mask-rcnn_r50-any-width', [0.5])])
 def test_parts_of_a_detector_at_every_width(name, widths):
     counted = count_config(config_of(name), (224, 224), widths)
-    assert [*counted] == widths
-    for width, parts in counted.items():
+    assert [*counted] == [Subnet(width) for width in widths]
+    for subnet, parts in counted.items():
+        width = subnet.width
         parts = {part.name: part for part in parts}
         params, macs = BACKBONE[width]
         assert parts['backbone'].params == params
@@ -211,7 +213,7 @@ def test_widths_of_the_config_itself_and_those_it_cannot_have():
     narrow = config_of('mask-rcnn_r50')
     narrow.model.backbone.update(base_channels=16, stem_channels=16)
     narrow.model.neck.in_channels = [64, 128, 256, 512]
-    assert [*count_config(narrow, (64, 64))] == [0.25]
+    assert [*count_config(narrow, (64, 64))] == [Subnet(0.25)]
     with pytest.raises(ValueError, match=r'multiples of 1/8, got 0\.3; us3l'):
         count_config(narrow, (64, 64), [0.3])
     with pytest.raises(ValueError, match='0.1'):
@@ -226,13 +228,14 @@ def test_widths_of_the_config_itself_and_those_it_cannot_have():
 def test_other_kinds_of_config_have_parts_too(tool, capsys, name, parts):
     cfg = Config.fromfile(ROOT / f'configs/us3l/{name}.py')
     counted = count_config(cfg, (224, 224), [1.0, 0.5])
-    for width, found in counted.items():
+    for subnet, found in counted.items():
+        width = subnet.width
         assert [part.name for part in found] == parts
         assert found[0].params == BACKBONE[width][0]
         assert found[0].macs == pytest.approx(BACKBONE[width][1], rel=1e-4)
     if 'linear' in name:
-        assert counted[0.5][1].params == 1024 * 1000 + 1000
-        assert counted[0.5][1].macs == 1024 * 1000
+        assert counted[Subnet(0.5)][1].params == 1024 * 1000 + 1000
+        assert counted[Subnet(0.5)][1].macs == 1024 * 1000
         tool('get_flops', ROOT / f'configs/us3l/{name}.py', '--widths', '0.5')
         text = capsys.readouterr().out
         assert '5.893' in text and '1.051' in text and '6.918' in text
