@@ -107,6 +107,7 @@ class GroupDecay:
             c.sqrt().to(p) for c, p in zip(coefficients, self.parameters)
         ]
         self._of = dict(zip(self.parameters, self._slopes))
+        self._value: Optional[Tuple[Tensor, Tensor]] = None
         # Those that decay in all passes, then those that rest in base passes.
         self._terms = [([self.parameters[i]
                          for i in part], [self._slopes[i] for i in part])
@@ -119,7 +120,8 @@ class GroupDecay:
         The norms are those of the weights at most ``value_interval``
         iterations ago.
         """
-        if self._iterations % self.value_interval == 0:
+        if (self._value is None
+                or self._iterations % self.value_interval == 0):
             norms = torch.stack(
                 torch._foreach_norm(
                     torch._foreach_mul(self.parameters,
