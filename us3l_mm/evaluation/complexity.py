@@ -77,8 +77,9 @@ def image_on_meta(size: Tuple[int, int]) -> torch.Tensor:
 
 def count_size(module: nn.Module, inputs: Any) -> Tuple[Complexity, Any]:
     """The size of ``module`` in evaluation mode, and its outputs."""
+    module.eval()  # that of MMDetection's backbones returns None
     with FlopCounterMode(display=False) as counter:
-        outputs = module.eval()(inputs)
+        outputs = module(inputs)
     # FlopCounterMode counts a multiply-accumulate as two operations.
     return Complexity(sum(p.numel() for p in module.parameters()),
                       counter.get_total_flops() // 2), outputs
