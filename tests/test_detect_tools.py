@@ -214,7 +214,8 @@ def test_widths_of_the_config_itself_and_those_it_cannot_have():
     narrow.model.backbone.update(base_channels=16, stem_channels=16)
     narrow.model.neck.in_channels = [64, 128, 256, 512]
     assert [*count_config(narrow, (64, 64))] == [Subnet(0.25)]
-    with pytest.raises(ValueError, match=r'multiples of 1/8, got 0\.3\. Use us3l'):
+    with pytest.raises(ValueError,
+                       match=r'multiples of 1/8, got 0\.3\. Use us3l'):
         count_config(narrow, (64, 64), [0.3])
     with pytest.raises(ValueError, match='0.1'):
         count_config(config_of('mask-rcnn_r50-any-width'), (64, 64), [0.1])
