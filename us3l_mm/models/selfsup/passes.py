@@ -60,8 +60,8 @@ def run_passes(algorithm: nn.Module, forward: nn.Module, data: dict,
     with optim_wrapper.optim_context(algorithm):
         algorithm.begin(batch)
     optim_wrapper.begin_batch(plan, algorithm.update_mode)
-    for pass_ in plan.passes:
-        optim_wrapper.begin_pass(pass_, is_last=pass_ is plan.passes[-1])
+    for index, pass_ in enumerate(plan.passes):
+        optim_wrapper.begin_pass(pass_, is_last=index + 1 == len(plan.passes))
         # The width stays until the backward pass is over, as activation
         # checkpointing runs the layers again.
         with at(algorithm, pass_.subnet):

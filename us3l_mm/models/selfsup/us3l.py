@@ -59,10 +59,12 @@ class US3LAlgorithm(MultiPassSSL):
         if distill_head is not None and share_predictor:
             distill_head = dict(distill_head, predictor=self.head.predictor)
         self.distill_head: Any = distill_head and MODELS.build(distill_head)
-        self.feature_distiller: Any = feature_distiller and MODELS.build(
-            dict(feature_distiller, type='us3l_mm.FeatureDistiller',
-                 channels=self.backbone.feature_channels(),
-                 rounding=self.backbone.feature_rounding))
+        self.feature_distiller: Any = None
+        if feature_distiller is not None:  # it may have no arguments
+            self.feature_distiller = MODELS.build(
+                dict(feature_distiller, type='us3l_mm.FeatureDistiller',
+                     channels=self.backbone.feature_channels(),
+                     rounding=self.backbone.feature_rounding))
         self.teacher: Optional[Teacher] = None
         if TEACHER in (base_from, distill_from):
             self.teacher = Teacher(self.backbone, self.neck, **teacher or {})
