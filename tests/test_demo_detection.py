@@ -19,6 +19,7 @@ from us3l_mm.apis import launching
 from us3l_mm.datasets import (SceneSettings, coco_folder, digit_scenes,
                               write_digit_scenes)
 from us3l_mm.datasets.digit_scenes import render_scenes
+from us3l_mm.models.layers import Subnet
 from us3l_mm.registry import DATASETS, MODELS
 from us3l_mm.visualization import Instances, draw_instances
 
@@ -64,14 +65,14 @@ def test_two_iterations_from_end_to_end(tmp_path, tools, checkpoint, capsys,
     assert 'after 2 iterations on 8 scenes, on 3 scenes' in ' '.join(
         first.split())
     report = json.loads((tmp_path / 'out/report.json').read_text())
-    assert [(run['width'], run['start'])
-            for run in report['runs']] == [(0.5, 'pre-trained'),
-                                           (0.5, 'random'),
-                                           (0.25, 'pre-trained'),
-                                           (0.25, 'random')]
+    assert [(run['subnet'], run['width'], run['start'])
+            for run in report['runs']] == [('w0.50', 0.5, 'pre-trained'),
+                                           ('w0.50', 0.5, 'random'),
+                                           ('w0.25', 0.25, 'pre-trained'),
+                                           ('w0.25', 0.25, 'random')]
     assert all(0 <= run[f'{kind}_mAP'] <= run[f'{kind}_mAP_50'] <= 1
                for run in report['runs'] for kind in ('bbox', 'segm'))
-    for name, channels in (('w050', 16), ('w025', 8)):
+    for name, channels in (('w0.50', 16), ('w0.25', 8)):
         weights = torch.load(tmp_path / f'out/{name}-random/iter_2.pth',
                              weights_only=False)['state_dict']
         assert weights['backbone.conv1.weight'].shape == (channels, 3, 7, 7)
@@ -93,7 +94,7 @@ def test_two_iterations_from_end_to_end(tmp_path, tools, checkpoint, capsys,
 def test_the_two_starts_differ_in_the_backbone_only(tmp_path, tools,
                                                     checkpoint):
     init_default_scope('mmpretrain')
-    sliced = tools.demo.cut(str(checkpoint), 0.5, str(tmp_path))
+    sliced = tools.demo.sliced(str(checkpoint), Subnet(0.5), str(tmp_path))
     init_default_scope('mmdet')
     args = tools.demo.parse_args(['--work-dir', str(tmp_path)])
     states = {}

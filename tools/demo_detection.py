@@ -1,11 +1,11 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """From one checkpoint to object detectors of several widths, in minutes.
 
-Slices the demo's checkpoint (pre-training it first where there is none),
-fine-tunes Mask R-CNN on few scenes of handwritten digits with each slice, and
-from random weights for comparison; prints box and mask AP on scenes of other
-digits, and draws what was found. What is finished is kept: run the same
-command again after an interruption.
+Slices the checkpoint of the demo, which is pre-trained first if it does not
+exist, and fine-tunes Mask R-CNN on a few scenes of handwritten digits with
+each slice, and from random weights for comparison. Prints box and mask AP on
+scenes of other digits, and draws the detections. After an interruption, the
+same command continues.
 """
 import argparse
 import contextlib
@@ -29,7 +29,9 @@ from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
 from rich.table import Table
 
 from us3l_mm.apis import slice_checkpoint
+from us3l_mm.apis.arguments import subnet_argument
 from us3l_mm.fileio import load_weights, sha256, write_atomically
+from us3l_mm.models.layers import Subnet
 from us3l_mm.stack import check_detection
 from us3l_mm.visualization import Instances, draw_grid, draw_instances
 
@@ -38,7 +40,7 @@ PRETRAIN = ROOT / 'configs/us3l/us3l_resnet18_demo_digits.py'
 DETECTOR = ROOT / 'configs/us3l/detection/mask-rcnn_demo_digit-scenes.py'
 STARTS = ('pre-trained', 'random')
 METRICS = ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50')
-DRAWN = 0.5  # the least score of what is drawn
+DRAWN = 0.5  # the lowest score that is drawn
 
 
 def parse_args(argv=None):
@@ -55,15 +57,16 @@ def parse_args(argv=None):
     parser.add_argument('--work-dir', default='work_dirs/demo_detection',
                         metavar='DIR', help='default: '
                         'work_dirs/demo_detection')
-    parser.add_argument('--widths', type=float, nargs='+', default=[1.0, 0.5],
-                        metavar='W', help='default: 1.0 0.5')
+    parser.add_argument('--widths', type=subnet_argument, nargs='+',
+                        default=[Subnet(1.0), Subnet(0.5)], metavar='W',
+                        help='default: 1.0 0.5')
     parser.add_argument('--iterations', type=int, metavar='N',
                         help='of each detector (default: as the config says)')
     parser.add_argument(
         '--scenes', type=int, metavar='N', help='labelled '
-        'ones to train on (default: as the config says)')
+        'scenes to train on (default: as the config says)')
     parser.add_argument('--pictures', type=int, default=8, metavar='N',
-                        help='scenes to draw with what was found (default: 8)')
+                        help='scenes to draw detections in (default: 8)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE',
                         help=f'changes to {DETECTOR.name}')
@@ -76,7 +79,7 @@ def parse_args(argv=None):
 
 
 def find_checkpoint(args, console: Console) -> str:
-    """The pre-trained network, trained to its end if need be."""
+    """The checkpoint of the pre-trained network, which may train it first."""
     if args.checkpoint is not None:
         if not osp.isfile(args.checkpoint):
             raise FileNotFoundError(f'--checkpoint {args.checkpoint}: there '
@@ -99,18 +102,18 @@ def find_checkpoint(args, console: Console) -> str:
     return last
 
 
-def cut(checkpoint: str, width: float, work_dir: str) -> str:
-    """A file with one width for MMDetection, made where it is not there."""
-    out = osp.join(work_dir, f'w{round(100 * width):03d}.pth')
+def sliced(checkpoint: str, subnet: Subnet, work_dir: str) -> str:
+    """A file of ``subnet`` for MMDetection, written if it does not exist."""
+    out = osp.join(work_dir, f'{subnet}.pth')
     if not (osp.isfile(out) and load_weights(out).get('meta', {}).get(
             'source', {}).get('sha256') == sha256(checkpoint)):
-        slice_checkpoint(checkpoint, out, width, 'mmdet', str(PRETRAIN),
+        slice_checkpoint(checkpoint, out, subnet, 'mmdet', str(PRETRAIN),
                          num_images=1438, input_size=32)
     return out
 
 
 def detector_config(args, slice_file: str, start: str, name: str) -> Config:
-    """Of one fine-tuning; the channels are those of the slice."""
+    """The config of one fine-tuning, with the channels of the slice."""
     cfg = Config.fromfile(DETECTOR)
     cfg.merge_from_dict(args.cfg_options or {})
     weights = load_weights(slice_file)['state_dict']
@@ -143,7 +146,7 @@ def detector_config(args, slice_file: str, start: str, name: str) -> Config:
 
 
 class ProgressHook(Hook):
-    """Moves a bar: an iteration of training, an image of the evaluation."""
+    """Advances a bar with each training iteration or evaluated image."""
 
     def __init__(self, bar: Progress, name: str):
         self.bar, self.name = bar, name
@@ -164,7 +167,7 @@ class ProgressHook(Hook):
 
 def fine_tune(cfg: Config, name: str, slice_file: str,
               console: Console) -> dict:
-    """AP of one detector; read where the same run has been finished."""
+    """AP of one detector, from a file if the same run has been finished."""
     digest = hashlib.sha256((cfg.pretty_text + sha256(slice_file)).encode())
     result_file = osp.join(cfg.work_dir, 'result.json')
     if osp.isfile(result_file):
@@ -183,7 +186,7 @@ def fine_tune(cfg: Config, name: str, slice_file: str,
         runner = Runner.from_cfg(cfg)
         runner.register_hook(ProgressHook(bar, name))
         runner.train()
-    # MMDetection reports nothing where nothing was found in any scene: AP 0.
+    # MMDetection reports no AP if there are no detections: AP 0.
     scalars = runner.message_hub.log_scalars
     found = {
         key:
@@ -211,7 +214,7 @@ def write_json(content: dict, path: str) -> None:
 
 
 def find_instances(cfg: Config, checkpoint: str, count: int) -> list:
-    """(image, Instances) of the first scenes that were not trained on."""
+    """Detections in the first validation scenes, as (image, Instances)."""
     import torch
     from mmcv.ops import nms
     from mmengine.dataset import pseudo_collate
@@ -237,7 +240,7 @@ def find_instances(cfg: Config, checkpoint: str, count: int) -> list:
 
 
 def true_instances(cfg: Config, count: int) -> list:
-    """The same scenes with what is in them."""
+    """The annotations of the same scenes, as (image, Instances)."""
     from us3l_mm.datasets.digit_scenes import (CLASSES, SceneSettings,
                                                render_scenes)
     settings = SceneSettings(**cfg.val_dataloader.dataset.scenes)
@@ -249,11 +252,11 @@ def true_instances(cfg: Config, count: int) -> list:
 def draw(args, runs: list, console: Console) -> None:
     """A picture per detector and scene, and an overview of all detectors."""
     truth = true_instances(runs[0]['cfg'], args.pictures)
-    rows = [('what is there', [draw_instances(*one) for one in truth])]
+    rows = [('ground truth', [draw_instances(*one) for one in truth])]
     for run in runs:
         found = find_instances(run['cfg'], run['checkpoint'], args.pictures)
         drawn = [draw_instances(*one) for one in found]
-        rows.append((f'width {run["width"]:g}, {run["start"]}: mask AP '
+        rows.append((f'{run["subnet"]}, {run["start"]}: mask AP '
                      f'{100 * run["segm_mAP"]:.1f}', drawn))
         folder = osp.join(run['cfg'].work_dir, 'pictures')
         os.makedirs(folder, exist_ok=True)
@@ -263,7 +266,7 @@ def draw(args, runs: list, console: Console) -> None:
     save_picture(overview,
                  draw_grid([(name, pictures[:4]) for name, pictures in rows]))
     console.print(
-        'Pictures, with what was found at a score of at least '
+        f'Pictures, with detections of a score of at least '
         f'{100 * DRAWN:.0f} %:', f'  {overview}',
         *(f'  {run["cfg"].work_dir}/pictures/' for run in runs), sep='\n',
         soft_wrap=True)
@@ -280,12 +283,12 @@ def report(runs: list, cfg: Config) -> Table:
         f'Mask R-CNN after {cfg.train_cfg.max_iters} iterations on '
         f'{scenes["num_train"]} scenes, on {scenes["num_val"]} scenes of '
         'other digits'))
-    for name in ('width', 'backbone', 'box AP', 'box AP50', 'mask AP',
+    for name in ('subnet', 'backbone', 'box AP', 'box AP50', 'mask AP',
                  'mask AP50', 'seconds'):
         table.add_column(name,
                          justify='left' if name == 'backbone' else 'right')
     for i, run in enumerate(runs):
-        table.add_row(f'{run["width"]:g}', run['start'],
+        table.add_row(run['subnet'], run['start'],
                       *(f'{100 * run[key]:.1f}' for key in METRICS),
                       f'{run["seconds"]:.0f}',
                       end_section=i % len(STARTS) == 1)
@@ -300,18 +303,20 @@ def run(args, console: Console) -> None:
     console.print(f'Slicing {checkpoint}')
     init_default_scope('mmpretrain')
     slices = {
-        width: cut(checkpoint, width, args.work_dir)
-        for width in args.widths
+        subnet: sliced(checkpoint, subnet, args.work_dir)
+        for subnet in args.widths
     }
     init_default_scope('mmdet')
     runs = []
-    for width, slice_file in slices.items():
+    for subnet, slice_file in slices.items():
         for start in STARTS:
-            name = f'{Path(slice_file).stem}-{start}'
+            name = f'{subnet}-{start}'
             cfg = detector_config(args, slice_file, start, name)
-            result = fine_tune(deepcopy(cfg), f'Width {width:g}, {start}',
-                               slice_file, console)
-            runs.append(dict(width=width, start=start, cfg=cfg, **result))
+            result = fine_tune(deepcopy(cfg), f'{subnet}, {start}', slice_file,
+                               console)
+            runs.append(
+                dict(subnet=str(subnet), width=subnet.width, start=start,
+                     cfg=cfg, **result))
     console.print(report(runs, runs[0]['cfg']))
     summary = osp.join(args.work_dir, 'report.json')
     write_json(
@@ -328,7 +333,7 @@ def run(args, console: Console) -> None:
 
 def main(argv=None):
     args = parse_args(argv)
-    # Not the stdout of the moment, which is silenced while MMEngine runs.
+    # stdout is replaced while MMEngine runs.
     console = Console(file=sys.stdout)
     try:
         run(args, console)

@@ -2,8 +2,8 @@
 """Evaluate the sub-networks of a checkpoint.
 
 Calibrates the batch norms of each of them, extracts features of all in one
-pass over the data, and reports accuracy, parameters and GMACs as a table, JSON,
-CSV and a plot. After an interruption, the same command continues.
+pass over the data, and reports accuracy, parameters and GMACs as a table,
+JSON, CSV and a plot. After an interruption, the same command continues.
 """
 import argparse
 import os.path as osp

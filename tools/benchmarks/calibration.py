@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""What one pass over the data for all widths saves.
+"""What one pass over the data for all sub-networks saves.
 
 Calibrating batch norms and extracting features at N widths, each in one pass
 over a data set, against doing both for one width after the other. The data are
@@ -26,11 +26,11 @@ from rich.table import Table
 from sklearn.datasets import load_sample_images
 from train_step import Stopwatch
 
-from us3l_mm.evaluation import calibrate, default_widths, extract_features
+from us3l_mm.evaluation import calibrate, default_subnets, extract_features
 from us3l_mm.evaluation.data import (build_loader, image_batches,
                                      labelled_batches, shuffled)
 from us3l_mm.evaluation.latency import check_device, device_name
-from us3l_mm.models.layers import SlimmableBatchNorm, slimmable_layers
+from us3l_mm.models.layers import slimmable_layers
 from us3l_mm.registry import MODELS
 
 ONE_PASS, BY_WIDTH = WAYS = ('one pass', 'by width')
@@ -137,23 +137,23 @@ class Work:
     def forget(self):
         """Forget all statistics, so that each way uses its own."""
         for layer in slimmable_layers(self.network):
-            if isinstance(layer, SlimmableBatchNorm):
+            if layer.measured_subnets() is not None:
                 layer.clear_statistics()
 
-    def calibrate(self, widths):
+    def calibrate(self, subnets):
         calibrate(self.network, image_batches(self.mixed, self.preprocessor),
-                  widths)
+                  subnets)
 
-    def extract(self, widths):
-        """Features by width."""
+    def extract(self, subnets):
+        """Features by sub-network."""
         return extract_features(
             self.network, labelled_batches(self.loader, self.preprocessor),
-            widths)[0]
+            subnets)[0]
 
 
-def time_way(watch, work, way, widths):
-    """Time one of the two ways; returns its features by width."""
-    groups = [widths] if way == ONE_PASS else [[width] for width in widths]
+def time_way(watch, work, way, subnets):
+    """Time one of the two ways; returns its features by sub-network."""
+    groups = [subnets] if way == ONE_PASS else [[subnet] for subnet in subnets]
 
     def calibrate_all():
         for group in groups:
@@ -170,14 +170,14 @@ def time_way(watch, work, way, widths):
     return watch((way, FEATURES), extract_all)
 
 
-def time_round(watch, work, widths, ways):
+def time_round(watch, work, subnets, ways):
     """Time both ways; returns how far their features differ."""
     watch(READING, work.read)
-    features = {way: time_way(watch, work, way, widths) for way in ways}
+    features = {way: time_way(watch, work, way, subnets) for way in ways}
     return max(
         float(
-            np.abs(features[ONE_PASS][w] - features[BY_WIDTH][w]).max() /
-            np.abs(features[BY_WIDTH][w]).max()) for w in widths)
+            np.abs(features[ONE_PASS][s] - features[BY_WIDTH][s]).max() /
+            np.abs(features[BY_WIDTH][s]).max()) for s in subnets)
 
 
 def summarise(watch):
@@ -228,13 +228,13 @@ def main():
           folder, DefaultScope.overwrite_default_scope('mmpretrain')):
         write_images(folder, args)
         work = Work(*build_network(args), make_loader(folder, args))
-        widths = default_widths(work.network, args.num_widths)
+        subnets = default_subnets(work.network, args.num_widths)
         watch, gaps = Stopwatch(args.device), []
-        time_round(watch, work, widths[:1], WAYS)
+        time_round(watch, work, subnets[:1], WAYS)
         watch.times.clear()  # the warm-up
         for index in track(range(args.rounds), 'timing'):
             gaps.append(
-                time_round(watch, work, widths,
+                time_round(watch, work, subnets,
                            WAYS[::-1] if index % 2 else WAYS))
     figures = dict(summarise(watch), largest_difference=max(gaps))
     show(figures, args)

@@ -33,7 +33,7 @@ from train_step import Stopwatch
 from us3l_mm.evaluation import calibrate
 from us3l_mm.evaluation.latency import check_device, device_name
 from us3l_mm.export import slice_network
-from us3l_mm.models import SlimmableResNet, set_width
+from us3l_mm.models import SlimmableResNet, set_subnet
 
 BASE_CHANNELS = 64
 SLICED, PLAIN, SLIMMABLE = KINDS = ('sliced', 'plain', 'slimmable')
@@ -101,7 +101,7 @@ def build_three(slimmable, width, args):
 
 def largest_difference(three, width, images):
     """Of the outputs, relative to the largest output of the plain network."""
-    set_width(three[SLIMMABLE], width)
+    set_subnet(three[SLIMMABLE], width)
     outputs = {kind: three[kind](images)[-1] for kind in KINDS}
     scale = outputs[PLAIN].abs().max()
     return max(((outputs[kind] - outputs[PLAIN]).abs().max() / scale).item()
@@ -153,7 +153,7 @@ def time_round(watch, networks, forwards, images, first):
     """Time all networks once, beginning with another kind every round."""
     order = KINDS[first % 3:] + KINDS[:first % 3]
     for width, three in networks.items():
-        set_width(three[SLIMMABLE], width)
+        set_subnet(three[SLIMMABLE], width)
         for kind in order:
 
             def several(network=three[kind], times=forwards[width]):
@@ -167,7 +167,7 @@ def summarise(times, networks, forwards, images):
     """Latency, memory and ratios to the plain network, of every width."""
     rows = []
     for width, three in networks.items():
-        set_width(three[SLIMMABLE], width)
+        set_subnet(three[SLIMMABLE], width)
         ms = {
             kind: [t / forwards[width] for t in times[width, kind]]
             for kind in KINDS
