@@ -191,6 +191,33 @@ class NaiveTrainer:
 
     def step(self, views, widths, progress=0.0):
         """One batch; a list of (width, losses, gradients) of each pass."""
+        passes, summed = self.passes(views, widths, progress)
+        if self.accumulates:
+            self.sgd(summed)
+        return passes
+
+    def update(self, batches, widths, progress=0.0):
+        """One step for the mean loss of several batches.
+
+        Returns what :meth:`step` returns of each. The teacher moves once.
+        """
+        found, total = [], {}
+        for index, views in enumerate(batches):
+            passes, summed = self.passes(views, widths, progress,
+                                         moves=index == 0)
+            found.append(passes)
+            total = {
+                k: total.get(k, 0) + summed.get(k, 0) / len(batches)
+                for k in {*total, *summed}
+            }
+        self.sgd(total)
+        return found
+
+    def passes(self, views, widths, progress, moves=True):
+        """The passes of one batch, and the sum of their gradients.
+
+        Each pass makes its step, unless the trainer accumulates.
+        """
         keep = self.keep(progress) if callable(self.keep) else self.keep
         passes, summed, fixed = [], {}, {}
         for width in sorted(widths, reverse=True):
@@ -204,7 +231,7 @@ class NaiveTrainer:
             own = [([m.detach() for m in maps], z.detach())
                    for maps, z in ((maps1, z1), (maps2, z2))]
             if is_base:
-                for k, v in self.teacher.items():
+                for k, v in self.teacher.items() if moves else ():
                     self.teacher[k] = (keep * v + (1 - keep) * self.params[k])
                 fixed = dict(online=own, teacher=self.teach(views, width))
                 targets = fixed['teacher'] if self.has_teacher else own
@@ -243,9 +270,7 @@ class NaiveTrainer:
                 }
             else:
                 self.sgd(grads)
-        if self.accumulates:
-            self.sgd(summed)
-        return passes
+        return passes, summed
 
     def teach(self, views, width):
         """The teacher's maps and embedding of each view."""
@@ -263,39 +288,7 @@ class NaiveTrainer:
             self.params[k] = self.params[k] - self.lr * self.buffers[k]
 
 
-# A small algorithm of the package, and what to feed both ---------------------
-
-
-def small_algorithm(base_method='byol', **kwargs):
-    """In float64, 16 channels, with random affine parameters."""
-    from us3l_mm.registry import MODELS
-    simclr = base_method == 'simclr_momentum'
-    cfg = dict(
-        type='us3l_mm.US3LAlgorithm', base_method=base_method,
-        backbone=dict(type='us3l_mm.SlimmableResNet_CIFAR', depth=18,
-                      base_channels=16, stem_channels=16,
-                      out_indices=(0, 1, 2, 3)),
-        neck=dict(hid_channels=24, out_channels=12),
-        predictor=None if simclr else dict(hid_channels=20),
-        distill_predictor=(None if kwargs.get('share_head') else dict(
-            hid_channels=28)), data_preprocessor=dict(mean=[120.] * 3,
-                                                      std=[60.] * 3))
-    algorithm = MODELS.build({**cfg, **kwargs}).double().train()
-    generator = torch.Generator().manual_seed(1)
-    for name, p in algorithm.named_parameters():
-        noise = torch.randn(p.shape, generator=generator, dtype=p.dtype)
-        scale = (2 / p[0].numel())**0.5 if p.dim() > 1 else 0.2
-        p.data.copy_(noise * scale +
-                     (p.dim() == 1 and name.endswith('weight')))
-    return algorithm
-
-
-def student_parameters(algorithm):
-    """By name; what the optimizer trains."""
-    return {
-        name: p
-        for name, p in algorithm.named_parameters() if p.requires_grad
-    }
+# What to feed both ----------------------------------------------------------
 
 
 def batch(seed=0, images=5, pixels=12):

@@ -5,10 +5,10 @@ import copy
 import naive
 import pytest
 import torch
-from mmengine.optim import OptimWrapper
+from algorithms import sgd, small_algorithm, train_step
 from torch import nn
 
-from us3l_mm.models import Plan, at_width
+from us3l_mm.models import at_width
 from us3l_mm.models.backbones import SlimmableResNet_CIFAR
 from us3l_mm.models.necks import SlimmableProjector
 from us3l_mm.models.selfsup import Teacher
@@ -84,8 +84,8 @@ def test_targets_of_the_teacher_are_those_of_the_student_at_any_width():
                                                        ('simsiam', 'teacher')])
 def test_one_update_an_iteration_before_the_targets_and_at_full_width(
         base_method, distill_from, update_mode):
-    algorithm = naive.small_algorithm(base_method, distill_from=distill_from,
-                                      update_mode=update_mode)
+    algorithm = small_algorithm(base_method, distill_from=distill_from,
+                                update_mode=update_mode)
     calls, teacher = [], algorithm.teacher
     update, forward = teacher.update, teacher.forward
 
@@ -93,14 +93,13 @@ def test_one_update_an_iteration_before_the_targets_and_at_full_width(
         calls.append('update')
         update(progress)
 
-    def spy_forward(views, width):
-        calls.append(width)
-        return forward(views, width)
+    def spy_forward(views, subnet):
+        calls.append(subnet.width)
+        return forward(views, subnet)
 
     teacher.update, teacher.forward = spy_update, spy_forward
-    algorithm.plan = Plan.of([1.0, 0.6, 0.25])
-    wrapper = OptimWrapper(torch.optim.SGD(algorithm.parameters(), lr=0.1))
-    algorithm.train_step(naive.batch()[0], wrapper)
+    train_step(algorithm,
+               naive.batch()[0], sgd(algorithm, lr=0.1), [1.0, 0.6, 0.25])
     own_targets = [0.6, 0.25] if distill_from is None else []
     assert calls == ['update', 1.0, *own_targets]
     # Only the update moves the teacher: it lags behind the moved student.
@@ -109,10 +108,10 @@ def test_one_update_an_iteration_before_the_targets_and_at_full_width(
 
 
 def test_a_resumed_teacher_is_not_copied_from_the_student_again():
-    algorithm = naive.small_algorithm(teacher_momentum=0.25)
+    algorithm = small_algorithm(teacher=dict(momentum=0.25))
     algorithm.teacher.update()
     move(algorithm.backbone, 5)
-    resumed = naive.small_algorithm(teacher_momentum=0.25)
+    resumed = small_algorithm(teacher=dict(momentum=0.25))
     resumed.load_state_dict(copy.deepcopy(algorithm.state_dict()))
     for one in (algorithm, resumed):
         one.teacher.update()
@@ -122,7 +121,7 @@ def test_a_resumed_teacher_is_not_copied_from_the_student_again():
 
 
 def test_a_copy_of_the_algorithm_has_a_teacher_of_its_own_student():
-    algorithm = naive.small_algorithm()
+    algorithm = small_algorithm()
     algorithm.teacher.update()
     before = [p.clone() for p in algorithm.teacher.parameters()]
     twin = copy.deepcopy(algorithm)
@@ -136,7 +135,7 @@ def test_a_copy_of_the_algorithm_has_a_teacher_of_its_own_student():
 
 
 def test_the_student_is_saved_once():
-    algorithm = naive.small_algorithm()
+    algorithm = small_algorithm()
     keys = list(algorithm.state_dict())
     of_teacher = [k for k in keys if k.startswith('teacher.')]
     twins = {k[len('teacher.'):] for k in of_teacher}
@@ -161,5 +160,5 @@ def test_the_momentum_of_a_paper_rises_to_one_along_half_a_cosine():
 def test_a_momentum_in_the_other_sense_is_refused(momentum):
     with pytest.raises(ValueError, match='share of the student that enters'):
         Teacher(*student(), momentum=momentum)
-    with pytest.raises(ValueError, match='^final_teacher_momentum is the sha'):
+    with pytest.raises(ValueError, match='^teacher.final_momentum is the sha'):
         Teacher(*student(), final_momentum=momentum)

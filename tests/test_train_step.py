@@ -5,9 +5,10 @@ import math
 import naive
 import pytest
 import torch
-from mmengine.optim import OptimWrapper
+from algorithms import RESNET, small_algorithm, student_parameters, train_step
 
-from us3l_mm.models import Plan
+from us3l_mm.engine import MultiPassOptimWrapper
+from us3l_mm.models import Pass, Plan, Subnet
 
 BASE_METHODS = sorted(naive.METHODS)
 WIDTHS = [[1.0, 0.6, 0.25], [1.0, 0.83, 0.5, 0.4]]
@@ -31,18 +32,18 @@ class RecordingSGD(torch.optim.SGD):
 def both(base_method, share_head=False, distill_from='default',
          update_mode='sequential', features=None, keep=0.9, **losses):
     """The package's algorithm with its optimizer, and the naive trainer."""
-    kwargs = dict(losses, share_head=share_head, update_mode=update_mode)
-    if distill_from != 'default':
-        kwargs['distill_from'] = distill_from
-    algorithm = naive.small_algorithm(
-        base_method, teacher_momentum=1 - keep,
-        feature_distill=dict(outputs=features) if features else None, **kwargs)
+    algorithm = small_algorithm(
+        base_method, teacher=dict(momentum=1 - keep),
+        share_predictor=share_head, distill_from=distill_from,
+        update_mode=update_mode,
+        feature_distiller=dict(outputs=features) if features else None,
+        **losses)
     if base_method == 'moco_v3':  # half a cosine to 1
 
         def keep(progress, start=keep):
             return 1 - (1 - start) * (1 + math.cos(math.pi * progress)) / 2
 
-    named = naive.student_parameters(algorithm)
+    named = student_parameters(algorithm)
     trainer = naive.NaiveTrainer(named, base_method, share_head=share_head,
                                  distill_from=distill_from,
                                  update_mode=update_mode, features=features,
@@ -84,14 +85,13 @@ def check_iterations(algorithm, optimizer, trainer, plans=WIDTHS,
     Parameters named in ``still`` have gradients that are zero by right.
     """
     initial = dict(trainer.params)
-    wrapper = OptimWrapper(optimizer)
+    wrapper = MultiPassOptimWrapper(optimizer=optimizer)
     for seed, widths in enumerate(plans):
         data, views = naive.batch(seed)
         progress = seed / len(plans)
         passes = trainer.step(views, widths, progress)
-        algorithm.plan = Plan.of(widths, progress=progress)
         optimizer.steps.clear()
-        log = algorithm.train_step(data, wrapper)
+        log = train_step(algorithm, data, wrapper, widths, progress=progress)
         check_log(log, passes)
         grads = [p[-1] for p in passes]
         if trainer.accumulates:
@@ -143,12 +143,11 @@ def test_any_loss_can_be_base_and_distillation_loss(options):
 
 
 def test_a_predictor_can_be_added_and_left_out():
-    for base_method, predictor in (('simclr_momentum', dict(hid_channels=20)),
-                                   ('byol', dict(type='us3l_mm.Identity'))):
+    for base_method, predicts in (('simclr_momentum', True), ('byol', False)):
         algorithm, optimizer, trainer = both(base_method)
-        algorithm = naive.small_algorithm(base_method, teacher_momentum=0.1,
-                                          predictor=predictor)
-        named = naive.student_parameters(algorithm)
+        algorithm = small_algorithm(base_method, teacher=dict(momentum=0.1),
+                                    predicts=predicts)
+        named = student_parameters(algorithm)
         optimizer = RecordingSGD(named, lr=0.05, momentum=0.9)
         trainer.params = {k: v.detach().clone() for k, v in named.items()}
         trainer.predicts = not trainer.predicts
@@ -188,11 +187,83 @@ def test_the_teacher_keeps_what_it_should(keep):
 def test_networks_that_never_run_at_full_width(widths):
     """One trained on its own; the widest has a teacher of its width."""
     algorithm, _, trainer = both('byol')
-    backbone = dict(type='us3l_mm.SlimmableResNet_CIFAR', depth=18,
-                    base_channels=16, stem_channels=16,
-                    width_range=(0.25, 0.75))
-    algorithm = naive.small_algorithm('byol', backbone=backbone,
-                                      teacher_momentum=0.1)
-    named = naive.student_parameters(algorithm)
+    algorithm = small_algorithm(
+        'byol', backbone=dict(RESNET, width_range=(0.25, 0.75)),
+        teacher=dict(momentum=0.1))
+    named = student_parameters(algorithm)
     check_iterations(algorithm, RecordingSGD(named, lr=0.05, momentum=0.9),
                      trainer, plans=[widths, widths])
+
+
+@pytest.mark.parametrize('base_method', BASE_METHODS)
+def test_batches_add_up_to_one_update(base_method):
+    """Five batches in twos: the last update has one batch alone."""
+    algorithm, optimizer, trainer = both(base_method, update_mode='accumulate')
+    wrapper = MultiPassOptimWrapper(optimizer=optimizer, accumulative_counts=2)
+    wrapper.initialize_count_status(torch.nn.Identity(), 0, 5)
+    widths = [1.0, 0.6, 0.25]
+    for update in ((0, 1), (2, 3), (4, )):
+        data, views = zip(*map(naive.batch, update))
+        found = trainer.update(views, widths, update[0] / 5)
+        for one, passes in zip(data, found):
+            check_log(
+                train_step(algorithm, one, wrapper, widths,
+                           progress=update[0] / 5), passes)
+    assert len(optimizer.steps) == 3
+    for name, value in trainer.params.items():
+        close(optimizer.named[name].data, value, name)
+    for name, value in trainer.teacher.items() if algorithm.teacher else ():
+        close(algorithm.teacher.get_parameter(name).data, value, name)
+
+
+@pytest.mark.parametrize('update_mode', ['sequential', 'accumulate'])
+def test_the_weight_of_a_pass_multiplies_its_losses(update_mode):
+    """The logged parts are those without weights."""
+    logs, steps = [], []
+    for weights in ((1.0, 1.0, 1.0), (2.0, 0.5, 0.0)):
+        algorithm, optimizer, _ = both('byol', update_mode=update_mode)
+        optimizer.param_groups[0]['lr'] = 0.0
+        passes = [
+            Pass(Subnet(width), name, role, weight)
+            for width, name, role, weight in zip((1.0, 0.6, 0.25), (
+                'max', 'rand', 'min'), ('base', 'distil', 'distil'), weights)
+        ]
+        logs.append(
+            algorithm.train_step(
+                dict(naive.batch()[0], plan=Plan(tuple(passes))),
+                MultiPassOptimWrapper(optimizer=optimizer)))
+        steps.append(optimizer.steps)
+    plain, weighted = logs
+    parts = ('loss_base', 'loss_distill_rand', 'loss_distill_min')
+    for name in parts:
+        close(weighted[name], plain[name], name)
+    close(weighted['loss'], 2 * plain[parts[0]] + plain[parts[1]] / 2,
+          'the total')
+    if update_mode == 'sequential':
+        for one, other, weight in zip(*steps, weights):
+            for name, value in one.items():
+                close(other[name], weight * value, name)
+    else:  # the heads tell the passes apart
+        (one, ), (other, ) = steps
+        for name, value in one.items():
+            if name.startswith('head.'):
+                close(other[name], 2 * value, name)
+
+
+def test_one_pass_that_is_listed_twice_is_run_twice():
+    """An update per batch waits for the second one."""
+    algorithm, optimizer, _ = both('byol', update_mode='accumulate')
+    full = Pass(Subnet(1.0), 'max')
+    narrow = Pass(Subnet(0.5), 'w0.50', 'distil')
+    log = algorithm.train_step(
+        dict(naive.batch()[0], plan=Plan((full, narrow, narrow))),
+        MultiPassOptimWrapper(optimizer=optimizer))
+    assert len(optimizer.steps) == 1
+    once = both('byol', update_mode='accumulate')
+    single = once[0].train_step(
+        dict(naive.batch()[0], plan=Plan((full, narrow))),
+        MultiPassOptimWrapper(optimizer=once[1]))
+    close(log['loss_distill_w0.50'], 2 * single['loss_distill_w0.50'], 'loss')
+    for name, value in once[1].steps[0].items():
+        if name.startswith('distill_head'):
+            close(optimizer.steps[0][name], 2 * value, name)
