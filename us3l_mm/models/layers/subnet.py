@@ -60,7 +60,7 @@ class Subnet:
         if not isinstance(value, str):
             return cls(value)
         found = NAME.fullmatch(value.strip())
-        if found is None:
+        if found is None or not value.strip():
             raise ValueError(
                 'A sub-network is a width such as 0.5, or one of full, dense '
                 f'and gated, got {value!r}.')
