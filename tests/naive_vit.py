@@ -48,14 +48,14 @@ def attention(y, params, name, heads, kept, read, written, projected):
             params[f'{name}.proj.bias'][:written])
 
 
-def vit(images, params, width, slice, heads, prefix=''):
+def vit(images, params, width, slicing, heads, prefix=''):
     """The class token (N, c) of the final norm."""
     params = {
         k[len(prefix):]: v
         for k, v in params.items() if k.startswith(prefix)
     }
     dims = params['cls_token'].shape[-1]
-    narrows = slice == 'embed'
+    narrows = slicing == 'embed'
     kept = whole_heads(heads, width) if narrows else heads
     d = kept * (dims // heads)  # the residual stream
     read = d if narrows else channels(dims, width)
@@ -87,12 +87,12 @@ def vit(images, params, width, slice, heads, prefix=''):
 class NaiveViTTrainer(NaiveTrainer):
     """US3L on such a transformer, without dead parts left out."""
 
-    def __init__(self, *args, slice, **kwargs):
+    def __init__(self, *args, slicing, **kwargs):
         super().__init__(*args, **kwargs)
-        self.slice = slice
+        self.slicing = slicing
 
     def encode(self, params, view, width):
-        features = vit(view, params, width, self.slice, ARCH['num_heads'],
+        features = vit(view, params, width, self.slicing, ARCH['num_heads'],
                        'backbone.')
         return [features[..., None, None]], mlp(features, params, 'neck.', 3,
                                                 self.last_norm)
@@ -101,15 +101,15 @@ class NaiveViTTrainer(NaiveTrainer):
 # Sizes by formula --------------------------------------------------------
 
 
-def count(arch, width, slice, tokens, patch_pixels, dead=False):
+def count(arch, width, slicing, tokens, patch_pixels, dead=False):
     """(parameters, multiply-accumulates) of one image.
 
-    ``dead``: with ``slice='input'``, count all that is written.
+    ``dead``: with ``slicing='input'``, count all that is written.
     """
     dims, heads, hidden = (arch[k] for k in ('embed_dims', 'num_heads',
                                              'feedforward_channels'))
     head = dims // heads
-    if slice == 'embed':
+    if slicing == 'embed':
         kept = whole_heads(heads, width)
         d = read = value = kept * head
         units = used = hidden * kept // heads

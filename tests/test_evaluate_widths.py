@@ -15,7 +15,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from small_run import small_cfg
 
-from us3l_mm.evaluation import load_network, widths
+from us3l_mm.evaluation import load_backbone, widths
+from us3l_mm.evaluation.loading import load_source
 from us3l_mm.fileio import load_weights
 from us3l_mm.models import at_width
 from us3l_mm.registry import MODELS
@@ -93,7 +94,7 @@ def test_a_table_json_csv_and_picture_of_every_width(files, tmp_path, capsys):
     for name, value in before['state_dict'].items():
         if not name.startswith('backbone.') or name.endswith('weight'):
             assert torch.equal(after['state_dict'][name], value), name
-    network, _ = load_network(Config.fromfile(files / 'tiny.py'), after)
+    network = load_backbone(after, Config.fromfile(files / 'tiny.py'))
     with torch.no_grad(), at_width(network, 0.5):
         assert network(torch.rand(1, 3, 16, 16))[-1].shape[1] == 64
 
@@ -253,8 +254,7 @@ def test_the_preprocessor_is_that_of_training(files):
     config.model.pop('data_preprocessor')
     config.data_preprocessor = dict(type='SelfSupDataPreprocessor',
                                     mean=[10.0] * 3, std=[2.0] * 3)
-    _, preprocessor = load_network(config,
-                                   load_weights(str(files / 'tiny.pth')))
+    preprocessor = load_source(str(files / 'tiny.pth'), config).preprocessor
     batch = dict(inputs=torch.full((1, 3, 2, 2), 14), data_samples=None)
     assert torch.equal(
         preprocessor(batch)['inputs'], torch.full((1, 3, 2, 2), 2.0))

@@ -28,10 +28,10 @@ rng = random.Random(0)
 WIDTHS = [1.0, 0.25, 0.375, 0.5] + [rng.uniform(0.25, 1) for _ in range(8)]
 
 
-def network(slice, dtype=torch.float32, cls=SlimmableViT, **kwargs):
+def network(slicing, dtype=torch.float32, cls=SlimmableViT, **kwargs):
     """Random in all parameters, none of which begins at zero or one."""
     if cls is SlimmableViT:
-        kwargs['slice'] = slice
+        kwargs['slicing'] = slicing
     net = cls(ARCH, **{**SIZES, **kwargs}).to(dtype)
     generator = torch.Generator().manual_seed(1)
     for parameter in net.parameters():
@@ -56,20 +56,20 @@ def plain_arch(narrow):
 
 
 @pytest.mark.parametrize('out_type', OUT_TYPES)
-@pytest.mark.parametrize('slice', SLICES)
-def test_the_full_width_is_mmpretrains(slice, out_type):
-    ours = network(slice, out_type=out_type)
+@pytest.mark.parametrize('slicing', SLICES)
+def test_the_full_width_is_mmpretrains(slicing, out_type):
+    ours = network(slicing, out_type=out_type)
     stock = VisionTransformer(ARCH, out_type=out_type, **SIZES)
     assert list(ours.state_dict()) == list(stock.state_dict())
     stock.load_state_dict(ours.state_dict(), strict=True)
     torch.testing.assert_close(output(ours), output(stock), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize('slice', SLICES)
-def test_initial_weights_are_mmpretrains(slice):
+@pytest.mark.parametrize('slicing', SLICES)
+def test_initial_weights_are_mmpretrains(slicing):
     initial = []
     for cls in (SlimmableViT, VisionTransformer):
-        kwargs = dict(slice=slice) if cls is SlimmableViT else {}
+        kwargs = dict(slicing=slicing) if cls is SlimmableViT else {}
         torch.manual_seed(3)
         net = cls(ARCH, **SIZES, **kwargs)
         net.init_weights()
@@ -92,12 +92,12 @@ def test_named_architectures_are_those_of_the_paper():
 # Narrow ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('slice', SLICES)
-def test_a_width_is_its_definition_its_slice_and_a_narrow_network(slice):
-    net = network(slice, torch.float64)
+@pytest.mark.parametrize('slicing', SLICES)
+def test_a_width_is_its_definition_its_slice_and_a_narrow_network(slicing):
+    net = network(slicing, torch.float64)
     params = dict(net.state_dict())
     for width in WIDTHS:
-        expected = naive_vit.vit(IMAGES.double(), params, width, slice, 4)
+        expected = naive_vit.vit(IMAGES.double(), params, width, slicing, 4)
         with at_width(net, width):
             torch.testing.assert_close(output(net), expected, rtol=0,
                                        atol=1e-10)
@@ -105,10 +105,10 @@ def test_a_width_is_its_definition_its_slice_and_a_narrow_network(slice):
         sliced = slice_network(net, width)
         assert not any(isinstance(m, SlimmableLayer) for m in sliced.modules())
         assert torch.equal(output(sliced), ours)
-        narrow = network(slice, torch.float64, width=width)
+        narrow = network(slicing, torch.float64, width=width)
         narrow.load_state_dict(params)  # cuts
         assert torch.equal(output(narrow), ours)
-        narrow = network(slice, torch.float64, width=width)
+        narrow = network(slicing, torch.float64, width=width)
         narrow.load_state_dict(sliced.state_dict())  # fits as it is
         assert torch.equal(output(narrow), ours)
         assert narrow.out_channels == net.feature_channels(width) == (
@@ -164,21 +164,21 @@ def test_what_is_dead_changes_neither_results_nor_gradients():
 # Training --------------------------------------------------------------------
 
 
-def algorithm_of(slice, base_method='byol', **kwargs):
+def algorithm_of(slicing, base_method='byol', **kwargs):
     return naive.small_algorithm(
         base_method, backbone=dict(type='us3l_mm.SlimmableViT', arch=ARCH,
-                                   slice=slice, img_size=12, patch_size=4),
+                                   slicing=slicing, img_size=12, patch_size=4),
         teacher_momentum=0.1, **kwargs)
 
 
-def check_iterations(slice, base_method='byol', features=None, reg=None,
+def check_iterations(slicing, base_method='byol', features=None, reg=None,
                      mode='sequential'):
     """Two whole iterations: losses, gradients, parameters, teacher."""
     algorithm = algorithm_of(
-        slice, base_method, update_mode=mode,
+        slicing, base_method, update_mode=mode,
         feature_distill=dict(outputs=features) if features else None)
     named = naive.student_parameters(algorithm)
-    trainer = naive_vit.NaiveViTTrainer(named, base_method, slice=slice,
+    trainer = naive_vit.NaiveViTTrainer(named, base_method, slicing=slicing,
                                         update_mode=mode, keep=0.9, lr=0.05,
                                         features=features, reg=reg)
     if reg is not None:
@@ -210,13 +210,13 @@ def check_iterations(slice, base_method='byol', features=None, reg=None,
         close(algorithm.teacher.get_parameter(name).data, value, name)
 
 
-@pytest.mark.parametrize('slice', SLICES)
+@pytest.mark.parametrize('slicing', SLICES)
 @pytest.mark.parametrize('base_method, mode',
                          [('byol', 'sequential'),
                           ('simclr_momentum', 'accumulate'),
                           ('moco_v3', 'sequential')])
-def test_training_equals_the_definition(slice, base_method, mode):
-    check_iterations(slice, base_method, mode=mode)
+def test_training_equals_the_definition(slicing, base_method, mode):
+    check_iterations(slicing, base_method, mode=mode)
 
 
 def test_features_are_distilled_at_the_widths_of_their_heads():
@@ -224,24 +224,24 @@ def test_features_are_distilled_at_the_widths_of_their_heads():
     check_iterations('embed', features=[0])
 
 
-@pytest.mark.parametrize('slice', SLICES)
-def test_groups_are_input_features(slice):
+@pytest.mark.parametrize('slicing', SLICES)
+def test_groups_are_input_features(slicing):
     check_iterations(
-        slice, reg=lambda params, is_base: naive_reg(params, is_base, LAM, 0.1,
+        slicing, reg=lambda params, is_base: naive_reg(params, is_base, LAM, 0.1,
                                                      group_dims=VIT))
 
 
 def test_whole_features_meet_a_whole_projector():
     backbone = dict(type='us3l_mm.SlimmableViT', arch=ARCH, **SIZES)
-    for slice, expected in (('input', 32), ('embed', 16)):
-        algorithm = US3LAlgorithm(dict(backbone, slice=slice),
+    for slicing, expected in (('input', 32), ('embed', 16)):
+        algorithm = US3LAlgorithm(dict(backbone, slicing=slicing),
                                   neck=dict(hid_channels=8, out_channels=8))
         assert algorithm.neck.fc0.active(0.5)[0] == expected
 
 
-@pytest.mark.parametrize('slice', SLICES)
-def test_bfloat16_trains_close_to_single_precision(slice):
-    net = network(slice).train()
+@pytest.mark.parametrize('slicing', SLICES)
+def test_bfloat16_trains_close_to_single_precision(slicing):
+    net = network(slicing).train()
     for parameter in net.parameters():
         parameter.data *= 0.3
     gradients = []
@@ -255,9 +255,9 @@ def test_bfloat16_trains_close_to_single_precision(slice):
     assert (gradients[0] - gradients[1]).norm() < 0.05 * gradients[0].norm()
 
 
-@pytest.mark.parametrize('slice', SLICES)
-def test_attention_runs_on_the_fused_kernel(slice):
-    net = network(slice, divisor=2)
+@pytest.mark.parametrize('slicing', SLICES)
+def test_attention_runs_on_the_fused_kernel(slicing):
+    net = network(slicing, divisor=2)
     with at_width(net, 0.375), torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU],
             acc_events=True) as profile:
@@ -267,9 +267,9 @@ def test_attention_runs_on_the_fused_kernel(slice):
     assert not any('softmax' in name for name in names)
 
 
-@pytest.mark.parametrize('slice, most', [('input', 0.7), ('embed', 0.3)])
-def test_memory_falls_with_the_width(slice, most):
-    net, kept = network(slice), []  # for the backward pass
+@pytest.mark.parametrize('slicing, most', [('input', 0.7), ('embed', 0.3)])
+def test_memory_falls_with_the_width(slicing, most):
+    net, kept = network(slicing), []  # for the backward pass
 
     def keep(x):
         kept[-1] += x.numel()
@@ -302,7 +302,7 @@ def test_fixed_positions_and_a_frozen_patch_embedding():
         'patch_embed.projection.bias'
     }
     narrow = SlimmableViT(ARCH, positions='sincos', frozen_patch_embed=True,
-                          slice='embed', width=0.5, **SIZES)
+                          slicing='embed', width=0.5, **SIZES)
     assert frozen == {
         n
         for n, p in narrow.named_parameters() if not p.requires_grad
@@ -318,7 +318,7 @@ def test_fixed_positions_and_a_frozen_patch_embedding():
 
 
 def test_leading_heads_know_all_fixed_positions():
-    net = SlimmableViT(ARCH, positions='sincos', slice='embed', **SIZES)
+    net = SlimmableViT(ARCH, positions='sincos', slicing='embed', **SIZES)
     for d in (8, 16, 24, 32):
         positions = net.pos_embed[0, 1:, :d]
         distances = torch.cdist(positions, positions)
@@ -345,27 +345,27 @@ def test_positions_of_another_image_size_are_resized_on_load():
                                    output(stock, images), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize('slice', SLICES)
-def test_weights_of_another_network_are_an_error(slice):
-    narrow = network(slice, width=0.25)
+@pytest.mark.parametrize('slicing', SLICES)
+def test_weights_of_another_network_are_an_error(slicing):
+    narrow = network(slicing, width=0.25)
     with pytest.raises(ValueError, match='another shape.*\n.*needed'):
-        network(slice, width=0.5).load_state_dict(narrow.state_dict())
+        network(slicing, width=0.5).load_state_dict(narrow.state_dict())
     deeper = dict(ARCH, num_layers=5)
     with pytest.raises(ValueError, match=r'SlimmableViT\(depth=5.*12 are mis'):
-        SlimmableViT(deeper, slice=slice,
-                     **SIZES).load_state_dict(network(slice).state_dict())
+        SlimmableViT(deeper, slicing=slicing,
+                     **SIZES).load_state_dict(network(slicing).state_dict())
 
 
 @pytest.mark.parametrize('kwargs, message', [
     (dict(arch='huge-one'), "arch is one of.*'tiny'.*got 'huge-one'"),
-    (dict(slice='output'), r"slice is one of \('input', 'embed'\)"),
+    (dict(slicing='output'), r"slicing is one of \('input', 'embed'\)"),
     (dict(positions='rope'), "positions is one of.*got 'rope'"),
     (dict(out_type='raw'), "out_type is one of.*got 'raw'"),
     (dict(layer_scale_init_value=0.1), 'brings its own layers.*leave it out'),
     (dict(norm_cfg=dict(type='BN')), 'layer norms.*got norm_cfg'),
     (dict(arch=dict(ARCH, num_heads=5)), 'a multiple of its 5 heads'),
     (dict(width=0.1), r'outside the range \[0.25, 1.0\]'),
-    (dict(arch=dict(ARCH, embed_dims=24), slice='embed', positions='sincos'),
+    (dict(arch=dict(ARCH, embed_dims=24), slicing='embed', positions='sincos'),
      'features of a head are a multiple of 4, got 6'),
 ], ids=str)
 def test_arguments_that_cannot_work_are_refused(kwargs, message):

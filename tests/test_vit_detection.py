@@ -70,7 +70,7 @@ def test_a_pyramid_needs_one_map(in_channels):
 def full(request, tmp_path_factory):
     """A whole network of small images, and its checkpoint."""
     torch.manual_seed(0)
-    net = SlimmableViT(ARCH, slice=request.param, img_size=32, patch_size=16)
+    net = SlimmableViT(ARCH, slicing=request.param, img_size=32, patch_size=16)
     net.init_weights()
     path = tmp_path_factory.mktemp('vit') / 'full.pth'
     torch.save(
@@ -85,7 +85,7 @@ def full(request, tmp_path_factory):
 def backbone_options(net, path) -> list:
     arch = 'model.backbone.arch'
     return [f'{arch}.{key}={value}' for key, value in ARCH.items()] + [
-        f'model.backbone.slice={net.slice}', 'model.backbone.img_size=32',
+        f'model.backbone.slicing={net.slicing}', 'model.backbone.img_size=32',
         'model.backbone.width=0.5', 'model.backbone.positions=learned',
         f'model.backbone.init_cfg.checkpoint={path}'
     ]
@@ -94,10 +94,10 @@ def backbone_options(net, path) -> list:
 def test_the_config_builds_at_any_width():
     need_detection()
     init_default_scope('mmdet')
-    for slice, channels in (('input', 384), ('embed', 96)):
+    for slicing, channels in (('input', 384), ('embed', 96)):
         cfg = Config.fromfile(CONFIG)
         cfg.merge_from_dict({
-            'model.backbone.slice': slice, 'model.backbone.width': 0.25,
+            'model.backbone.slicing': slicing, 'model.backbone.width': 0.25,
             'model.backbone.init_cfg': None
         })
         model = MODELS.build(cfg.model)
@@ -139,7 +139,7 @@ def test_two_iterations_and_an_evaluation(full, tmp_path, monkeypatch):
             'loss_mask'} <= {*steps[0]}
     assert 0 <= metrics['coco/segm_mAP'] <= 1
     after = load_weights(str(tmp_path / 'epoch_1.pth'))['state_dict']
-    narrow = SlimmableViT(ARCH, slice=net.slice, img_size=32, width=0.5)
+    narrow = SlimmableViT(ARCH, slicing=net.slicing, img_size=32, width=0.5)
     narrow.load_state_dict(net.state_dict())
     for name, before in narrow.state_dict().items():
         # Two steps of AdamW at 1e-3 of the learning rate: close, not equal.
@@ -153,7 +153,7 @@ def test_weights_are_compared_before_training(full, img_size):
     """Also in the stock class, which loads what it can and says nothing."""
     net, path = full
     file, sizes = read_file(path, 'backbone.'), dict(patch_size=16)
-    narrow = SlimmableViT(ARCH, slice=net.slice, width=0.5, img_size=img_size,
+    narrow = SlimmableViT(ARCH, slicing=net.slicing, width=0.5, img_size=img_size,
                           **sizes)
     narrow.load_state_dict(net.state_dict())
     check_weights(narrow, file)
@@ -177,7 +177,7 @@ def test_the_detector_sees_what_its_slice_computes(full):
     init_default_scope('mmdet')
     cfg = Config.fromfile(CONFIG)
     cfg.model.backbone.arch = dict(ARCH)
-    cfg.model.backbone.update(slice=net.slice, img_size=32, width=0.5)
+    cfg.model.backbone.update(slicing=net.slicing, img_size=32, width=0.5)
     cfg.model.backbone.init_cfg.checkpoint = path
     model = MODELS.build(cfg.model)
     model.init_weights()

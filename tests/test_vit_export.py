@@ -48,33 +48,33 @@ def features_at(net, width):
 @pytest.fixture(scope='module', params=SLICES)
 def saved(request, tmp_path_factory):
     """A network and its checkpoint."""
-    net = network(slice=request.param)
+    net = network(slicing=request.param)
     return net, written(
         tmp_path_factory.mktemp(request.param) / 'full.pth', net, **BACKBONE,
-        slice=request.param)
+        slicing=request.param)
 
 
 # Sizes -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('slice', SLICES)
+@pytest.mark.parametrize('slicing', SLICES)
 @pytest.mark.parametrize('arch, sizes', [('tiny', SIZES), (ARCH, SIZES),
                                          ('small', dict(img_size=64))],
                          ids=str)
-def test_sizes_equal_a_formula(slice, arch, sizes):
+def test_sizes_equal_a_formula(slicing, arch, sizes):
     """The products of the attention, which runs fused, included."""
-    net = SlimmableViT(arch, slice=slice, **sizes)
+    net = SlimmableViT(arch, slicing=slicing, **sizes)
     pixels = sizes.get('patch_size', 16)
     tokens = 1 + (sizes['img_size'] // pixels)**2
     counted = count_complexity(net, WIDTHS, (sizes['img_size'], ) * 2)
     for width, size in counted.items():
 
         def expected(dead, width=width):
-            return naive_vit.count(net.arch_settings, width, slice, tokens,
+            return naive_vit.count(net.arch_settings, width, slicing, tokens,
                                    3 * pixels**2, dead)
 
         assert (size.params, size.macs) == expected(dead=False)
-        if slice == 'embed':
+        if slicing == 'embed':
             assert size.reference is None
         else:
             reference = size.reference
@@ -118,7 +118,7 @@ def test_every_format_computes_what_the_width_does(saved, format, tmp_path):
         assert ("type='us3l_mm.SimpleFPN',\n    in_channels=["
                 f'{net.feature_channels(0.25)[0]}]') in report.usage
         assert "out_type='featmap'" in report.usage
-    if format == 'timm' and net.slice == 'input':
+    if format == 'timm' and net.slicing == 'input':
         assert 'zeros for what is not read' in report.usage
         assert len(set(sizes)) == 1
     else:
@@ -141,7 +141,7 @@ def test_onnx_takes_any_number_of_images(saved, tmp_path):
 
 
 def test_an_input_slice_fits_the_stock_class_with_zeros():
-    net = network(slice='input')
+    net = network(slicing='input')
     for width in WIDTHS:
         stock = VisionTransformer(ARCH, **SIZES)
         stock.load_state_dict(zero_filled(net, width), strict=True)
@@ -154,7 +154,7 @@ def test_an_input_slice_fits_the_stock_class_with_zeros():
 
 def test_dead_rows_are_gone_from_a_slice():
     """Widths of 12 of 32 features: one head and a half of four."""
-    net = network(slice='input')
+    net = network(slicing='input')
     state = slice_network(net, 0.375).layers[0].state_dict()
     assert {
         name: tuple(value.shape)
@@ -188,7 +188,7 @@ def test_the_slice_tool_says_what_was_left_out(saved, tmp_path, capsys):
     net, checkpoint = saved
     tool.main([checkpoint, str(tmp_path / 'small.pth'), '--flops', '1.5M'])
     said = capsys.readouterr().out
-    assert ('less than the' in said) == (net.slice == 'input')
+    assert ('less than the' in said) == (net.slicing == 'input')
     assert 'statistics from nowhere, as there are no batch norms' in said
     width = torch.load(tmp_path / 'small.pth',
                        weights_only=True)['meta']['width']
@@ -197,10 +197,10 @@ def test_the_slice_tool_says_what_was_left_out(saved, tmp_path, capsys):
     assert macs[0] <= 1.5e6 < macs[1]
 
 
-@pytest.mark.parametrize('slice', SLICES)
-def test_widths_are_evaluated_without_calibration(slice, tmp_path, capsys):
+@pytest.mark.parametrize('slicing', SLICES)
+def test_widths_are_evaluated_without_calibration(slicing, tmp_path, capsys):
     cfg = small_cfg('unused')
-    cfg.model.backbone = dict(type='us3l_mm.SlimmableViT', slice=slice,
+    cfg.model.backbone = dict(type='us3l_mm.SlimmableViT', slicing=slicing,
                               arch=ARCH, img_size=16, patch_size=4)
     cfg.knn_bank_dataloader = labelled('train', 48)
     cfg.knn_query_dataloader = labelled('test', 24)
@@ -216,10 +216,10 @@ def test_widths_are_evaluated_without_calibration(slice, tmp_path, capsys):
     ])
     said = capsys.readouterr().out
     assert 'There are no batch norms to calibrate.' in said
-    assert ('reference' in said) == (slice == 'input')
+    assert ('reference' in said) == (slicing == 'input')
     rows = json.loads((tmp_path / 'widths.json').read_text())['rows']
     assert [row['channels']
-            for row in rows] == [32, 32 if slice == 'input' else 16]
+            for row in rows] == [32, 32 if slicing == 'input' else 16]
     for row in rows:
         assert row['knn'] >= 0 and row['linear'] >= 0
         assert row['reference_gmacs'] >= row['gmacs']
@@ -236,7 +236,7 @@ def test_a_linear_classifier_reads_the_token_of_its_width(
     net, checkpoint = saved
     cfg = Config.fromfile(ROOT / 'configs/us3l/benchmarks/'
                           'linear_vit-tiny_4xb256-coslr-90e_cifar10.py')
-    cfg.model.backbone.update(**BACKBONE, slice=net.slice, width=width,
+    cfg.model.backbone.update(**BACKBONE, slicing=net.slicing, width=width,
                               frozen_stages=4)
     cfg.model.backbone.init_cfg.checkpoint = checkpoint
     init_default_scope('mmpretrain')

@@ -1,8 +1,8 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Slice one width out of a slimmable checkpoint, as an ordinary network.
 
-The width is given, or the widest inside a budget. What is written has been
-loaded into the consumer's own network and compared with the slimmable one.
+The width is given, or the widest within a budget is chosen. The file has been
+loaded into the network that will use it and compared with the slimmable one.
 """
 import argparse
 import sys
@@ -10,8 +10,8 @@ import sys
 import torch
 
 from us3l_mm.apis import Budget, slice_checkpoint
+from us3l_mm.apis.budget import COSTS, format_amount
 from us3l_mm.export.formats import FORMATS
-from us3l_mm.export.select import format_amount
 
 EXAMPLE = """examples:
   python tools/slice_checkpoint.py epoch_400.pth w050.pth --width 0.5 \\
@@ -27,8 +27,7 @@ def parse_args(argv=None):
     parser.add_argument('checkpoint', help='file of the slimmable network')
     parser.add_argument('out', help='file to write')
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument('--width', type=float, metavar='W',
-                       help='for instance 0.5')
+    which.add_argument('--width', metavar='W', help='for instance 0.5')
     which.add_argument(
         '--flops', metavar='N', help='the widest with at most '
         'so many multiply-accumulates\nper image, such as 1G')
@@ -78,23 +77,23 @@ def describe_size(size):
 def main(argv=None):
     args = parse_args(argv)
     try:
-        width = args.width
-        for kind in ('flops', 'params', 'latency'):
+        subnet = args.width
+        for kind in COSTS:
             if getattr(args, kind) is not None:
-                width = Budget.parse(kind, getattr(args, kind))
-        report = slice_checkpoint(args.checkpoint, args.out, width,
+                subnet = Budget.parse(kind, getattr(args, kind))
+        report = slice_checkpoint(args.checkpoint, args.out, subnet,
                                   args.format, args.config, args.num_images,
                                   args.input_size, args.device,
                                   args.trust_pickle)
     except (ImportError, OSError, TypeError, ValueError) as error:
         sys.exit(f'slice_checkpoint: {error}')
     if report.choice is not None:
-        choice, show = report.choice, width.show
-        print(f'Width {choice.width:g} takes {show(choice.cost)}' +
-              (f'; {choice.next_width:g} would take '
-               f'{show(choice.next_cost)}.' if choice.next_width else '.'))
+        choice, show = report.choice, subnet.show
+        print(f'{choice.subnet} takes {show(choice.cost)}' +
+              (f'; {choice.next_subnet} would take '
+               f'{show(choice.next_cost)}.' if choice.next_subnet else '.'))
     print(f'{describe_size(report.size)}.')
-    print(f'{report.out}: width {report.width:g} for {args.format}, features '
+    print(f'{report.out}: {report.subnet} for {args.format}, features '
           f'{report.meta["feature_channels"][-1]}, statistics from '
           f'{report.meta["statistics"]}; largest difference from the '
           f'slimmable network {report.gap:.1e}.\n\n{report.usage}')

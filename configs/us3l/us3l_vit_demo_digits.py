@@ -19,7 +19,7 @@ model = dict(
         patch_size=4,
         # Whole heads, so that parameters and memory narrow as well; 'input'
         # is the paper's.
-        slice='embed',
+        slicing='embed',
         positions='sincos',  # reference: fixed
         out_type='avg_featmap',  # demo: no class token
         width_range=(0.25, 1.0)),  # paper

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""A checkpoint in Python: load, set a width, calibrate, predict, slice.
+"""A checkpoint in Python: load, set a sub-network, calibrate, predict, slice.
 
 >>> from us3l_mm.apis import (at_width, calibrate, load_backbone,
 ...                           slice_network)
@@ -7,14 +7,15 @@
 >>> calibrate(network, batches, [0.25, 0.5])  # tensors (N, 3, H, W)
 >>> with at_width(network, 0.5):
 ...     features = network(images)[-1].mean(dim=(2, 3))  # (N, c)
->>> narrow = slice_network(network, 0.5)  # an ordinary torch module
->>> torch.save(dict(state_dict=narrow.state_dict()), 'w050.pth')
+>>> sliced = slice_network(network, 0.5)  # an ordinary torch module
+>>> torch.save(dict(state_dict=sliced.state_dict()), 'w050.pth')
 """
 from us3l_mm.evaluation.calibration import calibrate
+from us3l_mm.evaluation.loading import load_backbone
 from us3l_mm.export import slice_backbone, slice_network
 from us3l_mm.models import at_width, set_subnet
-from .loading import load_backbone
-from .slicing import Budget, SliceReport, slice_checkpoint
+from .budget import Budget
+from .sliced_file import SliceReport, slice_checkpoint
 
 __all__ = [
     'Budget', 'SliceReport', 'at_width', 'calibrate', 'load_backbone',

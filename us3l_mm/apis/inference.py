@@ -13,7 +13,8 @@ from mmengine.registry import VISUALIZERS
 from torch import nn
 
 from us3l_mm.evaluation.loading import set_scope
-from us3l_mm.fileio import load_weights
+from us3l_mm.fileio import check_fit, load_weights
+from us3l_mm.models.backbones.weights import adapt_weights
 from us3l_mm.models.layers import (Subnet, SubnetLike, at, check_subnets,
                                    slimmable_layers)
 from us3l_mm.registry import MODELS
@@ -53,7 +54,12 @@ def load_detector(config: Union[str,
             'training. Take what tools/train.py wrote.')
     set_scope(config)
     detector = revert_sync_batchnorm(MODELS.build(config.model))
-    _load(detector, content['state_dict'], checkpoint)
+    weights = adapt_weights(detector, content['state_dict'])
+    check_fit(
+        detector.state_dict(), weights, 'detector of the config',
+        'Give the config of its training, with the same --cfg-options: the '
+        'work dir has it.', checkpoint)
+    detector.load_state_dict(weights, strict=False)
     detector.dataset_meta = {
         key.lower(): value
         for key, value in meta['dataset_meta'].items()
@@ -61,26 +67,6 @@ def load_detector(config: Union[str,
     # MMDetection takes the test pipeline from it, and changes it.
     detector.cfg = deepcopy(config)
     return detector.to(device).eval()
-
-
-def _load(detector: nn.Module, weights: dict, checkpoint: str) -> None:
-    own = detector.state_dict()
-    missing = [name for name in own if name not in weights]
-    shape = [
-        name for name in own
-        if name in weights and own[name].shape != weights[name].shape
-    ]
-    if missing or shape:
-        name = (missing + shape)[0]
-        there = (f'is {tuple(weights[name].shape)} there and '
-                 f'{tuple(own[name].shape)} here'
-                 if not missing else 'is not there')
-        raise ValueError(
-            f'{checkpoint} is of another detector than this config: '
-            f'{len(missing)} tensors are missing and {len(shape)} have '
-            f'another shape; {name} {there}. Give the config of its training, '
-            'with the same --cfg-options: the work dir has it.')
-    detector.load_state_dict(weights, strict=False)
 
 
 @torch.no_grad()

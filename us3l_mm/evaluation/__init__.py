@@ -6,7 +6,7 @@ from .features import encode, encoder, extract_features, raw_pixels
 from .knn import chance_accuracy, knn_accuracy
 from .latency import width_latency
 from .linear_probe import linear_probe
-from .loading import load_network
+from .loading import load_backbone
 from .report import Report, WidthRow
 from .widths import Measures, WidthEvaluation, default_subnets
 
@@ -14,6 +14,6 @@ __all__ = [
     'Complexity', 'Measures', 'Report', 'WidthEvaluation', 'WidthRow',
     'batch_statistics', 'calibrate', 'calibrate_detector', 'chance_accuracy',
     'count_complexity', 'default_subnets', 'encode', 'encoder',
-    'extract_features', 'knn_accuracy', 'linear_probe', 'load_network',
+    'extract_features', 'knn_accuracy', 'linear_probe', 'load_backbone',
     'raw_pixels', 'width_latency'
 ]

@@ -1,7 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """The slimmable backbone of a checkpoint or of a config."""
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple, Union
+from typing import Dict, Optional, Union
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -90,16 +90,9 @@ def _backbone_weights(backbone: nn.Module,
     parts = {name.split('.')[0] for name in backbone.state_dict()}
     return {
         key[len(prefix):]: value
-        for key, value in state_dict.items() if key.startswith(prefix)
-        and key[len(prefix):].split('.')[0] in parts
+        for key, value in state_dict.items()
+        if key.startswith(prefix) and key[len(prefix):].split('.')[0] in parts
     }
-
-
-def load_network(config: Config,
-                 checkpoint: dict) -> Tuple[nn.Module, nn.Module]:
-    """Backbone and preprocessor of ``config``; see :func:`load_backbone`."""
-    source = load_source(checkpoint, config)
-    return source.backbone, source.preprocessor
 
 
 def untrained_network(config: Config, seed: int = 0) -> nn.Module:

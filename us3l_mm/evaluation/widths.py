@@ -25,7 +25,7 @@ from .features import encode, encoder, raw_pixels
 from .knn import chance_accuracy, knn_accuracy
 from .latency import check_device, device_name, width_latency
 from .linear_probe import linear_probe
-from .loading import (backbone_prefix, load_network, model_cfg,
+from .loading import (backbone_prefix, load_source, model_cfg,
                       untrained_network)
 from .report import JSON, Report, WidthRow, resume
 
@@ -91,9 +91,9 @@ class WidthEvaluation:
         check_device(measures.device)
         check_writable(osp.join(out, JSON), checkpoint)
         self.checkpoint = load_weights(checkpoint, trust_pickle)
-        self.network, self.preprocessor = (
-            module.to(measures.device)
-            for module in load_network(config, self.checkpoint))
+        source = load_source(self.checkpoint, config)
+        self.network = source.backbone.to(measures.device)
+        self.preprocessor = source.preprocessor.to(measures.device)
         self._build_loaders()
         self.input_size = image_size(self.loaders[QUERY])
         self.name = osp.splitext(osp.basename(config.filename

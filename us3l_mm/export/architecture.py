@@ -1,10 +1,10 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Which network a checkpoint holds, as the checkpoint itself says it."""
+"""The network of a checkpoint, built from the config that it stores."""
 import ast
 import re
-from typing import Any, Dict, Optional, Set
+from typing import Any, Optional
 
-from torch import Tensor, nn
+from torch import nn
 
 from us3l_mm.models.backbones.weights import ChecksItsWeights
 from us3l_mm.registry import MODELS
@@ -16,11 +16,11 @@ REGISTERED = re.compile(r'((us3l_mm|mmpretrain|mmengine)\.)?\w+')
 def stored_model(checkpoint: dict) -> dict:
     """The ``model`` of the config that MMEngine stores in its checkpoints.
 
-    The config is a Python text written by whoever wrote the file, so it is
-    parsed and not executed: dicts, lists, numbers and texts are understood.
+    The config is a Python file of unknown origin, so it is parsed and not
+    executed: only dicts, lists, numbers and strings are allowed.
 
     Raises:
-        ValueError: if there is none, or it says more than that.
+        ValueError: If there is no config, or it contains anything else.
     """
     text = (checkpoint.get('meta') or {}).get('cfg')
     if not isinstance(text, str):
@@ -64,7 +64,7 @@ def build_stored_backbone(model: dict) -> nn.Module:
     """The slimmable backbone of a ``model`` found by :func:`stored_model`.
 
     Raises:
-        ValueError: if it has none, or one that cannot be sliced.
+        ValueError: If it has none, or one that cannot be sliced.
     """
     arguments = dict(model.get('backbone') or {})
     name = str(arguments.pop('type', None))
@@ -79,6 +79,8 @@ def build_stored_backbone(model: dict) -> nn.Module:
             f'The checkpoint holds an ordinary network of width '
             f'{arguments["width"]:g} already: there is nothing to slice.')
     arguments.pop('init_cfg', None)
+    if 'slice' in arguments:  # the name in configs of older files
+        arguments['slicing'] = arguments.pop('slice')
     _check_types(arguments)
     try:
         return cls(**arguments).eval()
@@ -86,39 +88,6 @@ def build_stored_backbone(model: dict) -> nn.Module:
         raise ValueError(f'The checkpoint says how to build its {name}, but '
                          f'not in a way that this version knows: {error}. '
                          'Give the training --config.') from None
-
-
-def load_backbone_weights(backbone: nn.Module,
-                          state_dict: Dict[str, Tensor]) -> None:
-    """Load what is the backbone's in the weights of a model, or bare ones.
-
-    Raises:
-        ValueError: if they are those of another network.
-    """
-    prefix = 'backbone.' if any(
-        key.startswith('backbone.') for key in state_dict) else ''
-    parts = parts_of(backbone)
-    weights = {
-        key[len(prefix):]: value
-        for key, value in state_dict.items() if key.startswith(prefix)
-    }
-    try:
-        # Bare networks of elsewhere have a classifier, which is not needed.
-        backbone.load_state_dict({
-            key: value
-            for key, value in weights.items() if key.split('.')[0] in parts
-        })
-    except RuntimeError as error:
-        raise ValueError('The weights do not fit the network: '
-                         f'{error}') from None
-
-
-def parts_of(backbone: nn.Module) -> Set[str]:
-    """What the keys of its weights begin with."""
-    return {key.split('.')[0]
-            for key, _ in backbone.named_parameters()
-            } | {name
-                 for name, _ in backbone.named_children()}
 
 
 def _registered_class(name: str) -> Optional[type]:

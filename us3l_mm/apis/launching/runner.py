@@ -4,9 +4,12 @@ import os.path as osp
 
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
+from us3l_mm.fileio import check_fit
+from us3l_mm.models.backbones.weights import adapt_weights
 from us3l_mm.models.layers import Subnet
 
 
@@ -48,19 +51,15 @@ def check_all_loaded(runner: Runner, path: str) -> None:
     MMEngine only logs the parameters that a checkpoint lacks.
 
     Raises:
-        ValueError: with the number of these parameters.
+        ValueError: As :func:`~us3l_mm.fileio.check_fit`.
     """
+    model = runner.model
+    model = model.module if is_model_wrapper(model) else model
     weights = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    weights = weights.get('state_dict', weights)
-    missing = [
-        name for name, _ in runner.model.named_parameters()
-        if name.removeprefix('module.') not in weights
-    ]
-    if missing:
-        raise ValueError(
-            f'{path} lacks {len(missing)} of the parameters of this model, '
-            f'such as {missing[0]}. Test what tools/train.py wrote for this '
-            'config.')
+    check_fit(dict(model.named_parameters()),
+              adapt_weights(model, weights.get('state_dict', weights)),
+              type(model).__name__,
+              'Test what tools/train.py wrote for this config.', path)
 
 
 def dump_predictions(runner: Runner, path: str) -> None:

@@ -1,9 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Do the weights of a file really sit in a backbone?
+"""Whether a backbone holds the weights of the file that it should.
 
 MMEngine loads ``init_cfg=dict(type='Pretrained', ...)`` with ``strict=False``
-and only logs what does not fit: a narrow network that is given the file of the
-full one trains from scratch, and nobody notices.
+and only logs what does not fit, so a network that is given the file of another
+width trains from scratch unnoticed.
 """
 import os
 import re
@@ -14,7 +14,8 @@ import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from us3l_mm.fileio import load_weights
+from us3l_mm.fileio import check_fit, load_weights
+from us3l_mm.models.backbones.weights import adapt_backbone, describe
 
 # Backbones whose checkpoints have the keys of the network; others, such as
 # MMDetection's Swin, translate those of elsewhere while they load.
@@ -93,64 +94,51 @@ def check_weights(backbone: nn.Module, file: WeightFile,
 
     Args:
         backbone (nn.Module): One of :data:`KNOWN`.
-        file (WeightFile): What it should hold; weights of the full network
-            where it cuts them itself (``SlimmableResNet(width=...)``).
-        values (bool): Compare the numbers too; False for names and shapes
-            only, before they are loaded. Defaults to True.
+        file (WeightFile): The weights that it should hold, or those of the
+            full network if it slices them itself
+            (``SlimmableResNet(width=...)``).
+        values (bool): Whether to compare the numbers too; False before they
+            are loaded. Defaults to True.
 
     Raises:
-        ValueError: with the tensors, what the file and the backbone are, and
+        ValueError: With the tensors, what the file and the backbone are, and
             what to do.
     """
     expected = dict(file.weights)
-    if type(backbone).__name__ in TRANSFORMERS:
-        # Positions of another image size are resized, as on loading.
-        backbone._prepare_pos_embed(expected, '')
-    if getattr(backbone, 'slicing_record', None) is not None:
-        backbone.slicing_record.slice_parameters(backbone, expected, '')
+    adapt_backbone(backbone, expected)
     own, optional = backbone.state_dict(), _optional(backbone)
+    check_fit(
+        {
+            name: value
+            for name, value in backbone.named_parameters()
+            if name in expected or name not in optional
+        }, expected, f'{describe(backbone)} of the config',
+        lambda misfit: _advice(backbone, file), file.path, file.prefix,
+        backbone._modules, file.keys)
+    if getattr(backbone, 'slicing_record', None) is not None:
+        backbone.slicing_record.pick_statistics(backbone, expected, '')
     needed = {
         name: value
         for name, value in own.items()
         if name in expected or name not in optional
     }
-    parameters = {name for name, _ in backbone.named_parameters()}
-    missing = [
-        name for name in needed if name not in expected and name in parameters
-    ]
-    shape = [
-        name for name, value in needed.items() if name in expected
-        and expected[name].shape != value.shape and name in parameters
-    ]
-    alien = [
-        name for name in expected
-        if name not in own and name.endswith('.weight')
-        and name.split('.')[0] in backbone._modules
-    ]
-    if missing or shape or alien:
-        raise ValueError(
-            _message(backbone, file, expected, missing, shape, alien))
-    if getattr(backbone, 'slicing_record', None) is not None:
-        backbone.slicing_record.pick_statistics(backbone, expected, '')
     missing = [name for name in needed if name not in expected]
     if missing:
         raise ValueError(
-            f'{file.path} lacks batch-norm statistics of {_identity(backbone)}'
-            f': {_few(missing)}. Take a file that tools/slice_checkpoint.py '
+            f'{file.path} lacks batch-norm statistics of {describe(backbone)}'
+            f': {_few(missing)}. Use a file that tools/slice_checkpoint.py '
             'or tools/evaluate_widths.py --save-checkpoint wrote.')
-    if not values:
-        return
     unequal = [
         name for name, value in needed.items()
-        if not _equal(value, expected[name])
+        if values and not _equal(value, expected[name])
     ]
     if unequal:
         raise ValueError(
             f'{len(unequal)} of the {len(needed)} tensors of the '
-            f'{_identity(backbone)} that begins to train are not those of '
+            f'{describe(backbone)} that begins to train are not those of '
             f'{file.path}, though names and shapes fit: {_few(unequal)}. They '
-            'were not loaded, or overwritten after that: is there a hook or '
-            'an init_weights() that draws new ones?')
+            'were not loaded, or overwritten later: is there a hook or an '
+            'init_weights() that draws new ones?')
 
 
 def _equal(value: Tensor, there: Tensor) -> bool:
@@ -197,92 +185,49 @@ def outline(weights: Dict[str, Tensor]) -> Tuple[int, str]:
                   f'of {convolutions} convolutions')
 
 
-def _message(backbone, file, expected, missing, shape, alien) -> str:
-    own = dict(backbone.named_parameters())
-    lines = [
-        f'{file.path} does not fit the {_identity(backbone)} of this '
-        f'config, which would train from random weights: of its '
-        f'{len(own)} parameters {len(missing)} are not in the file, '
-        f'{len(shape)} have another shape there, and {len(alien)} of the '
-        'file belong to layers that it does not have.'
-    ]
-    lines += [
-        f'  missing: {file.prefix}{name} {tuple(own[name].shape)}'
-        for name in missing[:SHOWN]
-    ]
-    lines += [
-        f'  shape: {file.prefix}{name} is '
-        f'{tuple(expected[name].shape)} in the file, '
-        f'{tuple(own[name].shape)} in the model' for name in shape[:SHOWN]
-    ]
-    lines += [
-        f'  not in the model: {file.prefix}{name}' for name in alien[:SHOWN]
-    ]
-    return '\n'.join([*lines, *_advice(backbone, file, own, missing)])
-
-
-def _advice(backbone, file, own, missing) -> List[str]:
-    if len(missing) == len(own):
-        return [
-            f'No key fits below the prefix {file.prefix!r}; the file '
-            f'begins with {file.keys[:2]}. Set init_cfg.prefix (usually '
-            "'backbone.'), or take the file that "
-            'tools/slice_checkpoint.py wrote.'
-        ]
+def _advice(backbone: nn.Module, file: WeightFile) -> str:
+    """What to do about a file of another network."""
     name = type(backbone).__name__
     if name in TRANSFORMERS | MOBILE:
         ours = ('SlimmableViT'
                 if name in TRANSFORMERS else 'SlimmableMobileNetV2')
-        return [
-            'Take the file of a network with the same layers: '
+        return (
+            'Use the file of a network with the same layers: '
             'tools/slice_checkpoint.py CKPT OUT --width W --format mmdet '
-            'cuts a width and prints the config of its backbone; or give '
-            f'us3l_mm.{ours}(width=W) the file of the full network.'
-        ]
-    (there, blocks), (here, own_blocks) = outline(file.weights), outline(own)
+            'slices a width and prints the config of its backbone; or give '
+            f'us3l_mm.{ours}(width=W) the file of the full network.')
+    there, blocks = outline(file.weights)
+    here, own_blocks = outline(dict(backbone.named_parameters()))
     width = file.meta.get('width')
-    lines = [
-        f'The file has {there} channels in its first convolution' +
-        (f' (width {width:g})'
-         if width is not None else f' (width {there / 64:g} of 64)') +
-        f' and {blocks}; the model {here} '
-        f'(width {_width(backbone, here):g}) and {own_blocks}.'
-    ]
+    text = (f'The file has {there} channels in its first convolution' +
+            (f' (width {width:g})'
+             if width is not None else f' (width {there / 64:g} of 64)') +
+            f' and {blocks}; the model {here} '
+            f'(width {_width(backbone, here):g}) and {own_blocks}. ')
     if blocks != own_blocks:
-        lines.append('They are networks of different depth: set '
-                     'backbone.depth to that of the file.')
-    elif there > here:
+        return text + ('They are networks of different depth: set '
+                       'backbone.depth to that of the file.')
+    if there > here:
         ratio = here / there * (width or 1.0)
-        # A slice cannot be cut again, but says what it was cut from.
+        # A slice cannot be sliced again, but names the file it comes from.
         source = (file.meta.get('source') or {}).get('file', file.path)
-        lines.append(
+        return text + (
             f'Slice that width: tools/slice_checkpoint.py {source} OUT '
             f'--width {ratio:g} --format mmdet, and name OUT as '
             'init_cfg.checkpoint; or give '
             f'us3l_mm.SlimmableResNet(width={ratio:g}) the file of the full '
             'network.')
-    elif there < here:
-        lines.append(
+    if there < here:
+        return text + (
             'Build the model like the file: backbone.base_channels='
             f'{there}, backbone.stem_channels={there} and the in_channels of '
-            'the neck, or take the config of that width.')
-    else:
-        lines.append('Take the file of a network with the same layers.')
-    return lines
+            'the neck, or use the config of that width.')
+    return text + 'Use the file of a network with the same layers.'
 
 
 def _width(backbone: nn.Module, stem: int) -> float:
     width = getattr(backbone, 'width', None)
     return stem / 64 if width is None else width
-
-
-def _identity(backbone: nn.Module) -> str:
-    said = [
-        f'{name}={getattr(backbone, name):g}'
-        for name in ('depth', 'widen_factor', 'width')
-        if getattr(backbone, name, None) is not None
-    ]
-    return f'{type(backbone).__name__}({", ".join(said)})'
 
 
 def _few(names: List[str]) -> str:
@@ -319,7 +264,7 @@ def check_neck(model: nn.Module) -> None:
     if given is not None and tuple(wanted) != given:
         raise ValueError(
             f'neck.in_channels={list(wanted)}, but the '
-            f'{_identity(model.backbone)} before it gives {list(given)} '
+            f'{describe(model.backbone)} before it gives {list(given)} '
             f'channels. Set model.neck.in_channels={list(given)}, or '
             "model.type='us3l_mm.SubnetDetector' with detector="
             f'{type(model).__name__!r}, where they follow the width.')

@@ -4,6 +4,7 @@ from typing import Optional
 
 from torch import nn
 
+from us3l_mm.models.layers import Subnet, SubnetLike
 from .family import Family, choose, output_channels
 from .mobilenet_v2 import MobileNetV2Family
 from .resnet import ResNetFamily
@@ -13,17 +14,20 @@ FAMILIES = (ResNetFamily(), MobileNetV2Family(), ViTFamily())
 
 
 def family_of(backbone: nn.Module) -> Family:
-    """What the export knows of ``backbone``; TypeError if nothing."""
+    """The family of ``backbone``; TypeError if it has none."""
     return choose(FAMILIES, backbone)
 
 
-def plain_arguments(backbone: nn.Module, width: float) -> Optional[dict]:
-    """Arguments of MMPretrain's class that ``backbone`` is at ``width``.
+def plain_arguments(backbone: nn.Module, subnet: SubnetLike) -> Optional[dict]:
+    """The arguments of MMPretrain's class that ``backbone`` is at ``subnet``.
 
-    None where that class cannot have these channels, as each layer rounds on
-    its own; for a ResNet of 64 base channels that is so off the k/8 grid.
+    Returns:
+        dict, optional: None where that class cannot have these channels, as
+        each layer rounds on its own. For a ResNet of 64 base channels these
+        are all widths but the multiples of 1/8.
     """
-    return family_of(backbone).plain_arguments(backbone, width)
+    return family_of(backbone).plain_arguments(backbone,
+                                               Subnet.of(subnet).width)
 
 
 __all__ = [

@@ -14,10 +14,11 @@ SHAPING = ('out_type', 'with_cls_token', 'final_norm', 'interpolate_mode')
 
 
 class ViTFamily(Family):
-    """Vision transformers; with ``slice='embed'`` each width is a stock one.
+    """Vision transformers.
 
-    With ``slice='input'`` none is but the full one: in the stock class, every
-    linear layer reads all that there is.
+    With ``slicing='embed'``, each width is a stock one; with
+    ``slicing='input'`` only the full width, as every linear layer of the
+    stock class reads its whole input.
     """
 
     name = 'ViT'
@@ -28,15 +29,15 @@ class ViTFamily(Family):
 
     def arguments(self, backbone: nn.Module) -> dict:
         arguments = self._stock_arguments(backbone, backbone.num_heads)
-        if backbone.slice != 'input':
-            arguments['slice'] = backbone.slice
-        if not backbone.skip_dead and backbone.slice == 'input':
+        if backbone.slicing != 'input':
+            arguments['slicing'] = backbone.slicing
+        if not backbone.skip_dead and backbone.slicing == 'input':
             arguments['skip_dead'] = False
         return arguments
 
     def plain_arguments(self, backbone: nn.Module,
                         width: float) -> Optional[dict]:
-        if backbone.slice == 'embed':
+        if backbone.slicing == 'embed':
             return self._stock_arguments(
                 backbone,
                 active_steps(backbone.num_heads, width, backbone.num_heads))

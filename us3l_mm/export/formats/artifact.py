@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""What a format makes of a sub-network, and the check of it."""
+"""The input and the output of an export format, and how they are compared."""
 import io
 from copy import deepcopy
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from us3l_mm.export.families import Family, family_of
-from us3l_mm.models.layers import at_width
+from us3l_mm.models.layers import Subnet, at
 
 TOLERANCE = 1e-5  # of the largest output
 ROUNDINGS = 4
@@ -20,10 +20,10 @@ class SlicedNetwork:
     """The input of a format.
 
     Attributes:
-        backbone (nn.Module): The slimmable backbone, with the statistics of
-            the width.
-        plain (nn.Module): The ordinary network that it is at the width.
-        width (float): The width.
+        backbone (nn.Module): The slimmable backbone.
+        plain (nn.Module): The ordinary network that it is sliced to. Its
+            batch-norm statistics may be loaded later, before ``write``.
+        subnet (Subnet): The sub-network.
         input_size (int): Side of a square image in pixels.
         out (str): The file that will be written.
         meta (dict): What to store beside the weights.
@@ -31,14 +31,19 @@ class SlicedNetwork:
 
     backbone: nn.Module
     plain: nn.Module
-    width: float
+    subnet: Subnet
     input_size: int
     out: str
     meta: dict
 
     @property
+    def width(self) -> float:
+        """The width of the sub-network."""
+        return self.subnet.width
+
+    @property
     def family(self) -> Family:
-        """What is known of this kind of backbone."""
+        """The description of this kind of backbone."""
         return family_of(self.backbone)
 
     @property
@@ -52,15 +57,15 @@ class Artifact:
     """The output of a format.
 
     Attributes:
-        content (bytes): Of the file.
-        run (callable): From images (N, 3, H, W) to what the network that was
-            read from ``content`` computes: the maps of the backbone, or only
-            their pooled features (N, c).
+        write (callable): Returns the content of the file, as bytes.
+        run (callable): Takes this content and images (N, 3, H, W), and returns
+            the outputs of the network that is read from it: the maps of the
+            backbone, or only their pooled features (N, c).
         usage (str): Python that loads the file.
     """
 
-    content: bytes
-    run: Callable[[Tensor], Sequence[Tensor]]
+    write: Callable[[], bytes]
+    run: Callable[[bytes, Tensor], Sequence[Tensor]]
     usage: str
 
 
@@ -80,24 +85,30 @@ def read_back(content: bytes) -> Any:
 
 
 @torch.no_grad()
-def verify(artifact: Artifact, network: SlicedNetwork) -> float:
-    """Compare ``artifact`` with the slimmable network at its width.
+def verify(artifact: Artifact, content: bytes,
+           network: SlicedNetwork) -> float:
+    """Compare a file with the slimmable network that it comes from.
 
-    Both see the same random images, on the CPU. Other kernels, such as
-    onnxruntime's with norms folded into convolutions, round otherwise; so a
-    difference is allowed up to 1e-5 of the largest output, or up to four times
-    the slimmable network's own distance from its result in double precision.
+    Both see the same random images, on the CPU. Other kernels, such as those
+    of onnxruntime with norms folded into convolutions, round differently, so
+    a difference is allowed: 1e-5 of the largest output, or four times the
+    distance of the slimmable network from its own result in double precision.
+
+    Args:
+        artifact (Artifact): The artifact of ``network``.
+        content (bytes): What ``artifact.write()`` returned.
+        network (SlicedNetwork): With the statistics of the sub-network.
 
     Returns:
-        float: The largest difference of an output, absolute.
+        float: The largest absolute difference of an output.
 
     Raises:
-        ValueError: if it is more.
+        ValueError: If the difference is larger.
     """
     images = torch.randn(3, network.meta['input_channels'], network.input_size,
                          network.input_size,
                          generator=torch.Generator().manual_seed(0))
-    outputs = list(artifact.run(images))
+    outputs = list(artifact.run(content, images))
     expected = _expected(network, images, outputs)
     for there, here in zip(outputs, expected, strict=True):
         if there.shape != here.shape:
@@ -125,7 +136,7 @@ def _expected(network: SlicedNetwork, images: Tensor,
     backbone = network.backbone.eval()
     if images.dtype != next(backbone.parameters()).dtype:
         backbone = deepcopy(backbone).to(images.dtype)
-    with at_width(backbone, network.width):
+    with at(backbone, network.subnet):
         maps = backbone(images)
     return ([pooled(maps)]
             if len(outputs) == 1 and outputs[0].ndim == 2 else list(maps))

@@ -15,19 +15,22 @@ def bare_weights(network: SlicedNetwork, weights: Dict[str, Tensor],
 
     Args:
         network (SlicedNetwork): What they are of.
-        weights (dict): Under the keys of the other library.
+        weights (dict): Under the keys of the other library. They share the
+            memory of ``network.plain``, whose statistics may be loaded later.
         build (callable): Makes its network, whose output is the features.
         usage (str): Python that does the same and calls it ``network``.
     """
-    content = to_bytes(dict(state_dict=weights, meta=network.meta))
 
-    def run(images):
+    def write():
+        return to_bytes(dict(state_dict=weights, meta=network.meta))
+
+    def run(content, images):
         loaded = build()
         loaded.load_state_dict(read_back(content)['state_dict'], strict=True)
         return [loaded.eval()(images)]
 
     return Artifact(
-        content, run, f"""\
+        write, run, f"""\
 import torch
 {usage}\
 network.load_state_dict(

@@ -41,9 +41,11 @@ def onnx_model(network: SlicedNetwork) -> Artifact:
     if missing:
         raise ImportError(f'--format onnx needs {" and ".join(missing)}: pip '
                           f'install {" ".join(missing)}')
-    content = _with_meta(_export(network), network.meta)
 
-    def run(images):
+    def write():
+        return _with_meta(_export(network), network.meta)
+
+    def run(content, images):
         import onnxruntime
         session = onnxruntime.InferenceSession(
             content, providers=['CPUExecutionProvider'])
@@ -51,7 +53,7 @@ def onnx_model(network: SlicedNetwork) -> Artifact:
         return [torch.from_numpy(output) for output in outputs[:-1]]
 
     return Artifact(
-        content, run, f"""\
+        write, run, f"""\
 import numpy as np
 import onnxruntime
 

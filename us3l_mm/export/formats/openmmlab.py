@@ -70,20 +70,22 @@ def _artifact(network: SlicedNetwork, scope: str, config: dict,
         config = dict(
             custom_imports=dict(imports=['us3l_mm'],
                                 allow_failed_imports=False), **config)
-    content = to_bytes(
-        dict(
-            state_dict={
-                PREFIX + name: value
-                for name, value in network.plain.state_dict().items()
-            }, meta=network.meta))
 
-    def run(images):
+    def write():
+        return to_bytes(
+            dict(
+                state_dict={
+                    PREFIX + name: value
+                    for name, value in network.plain.state_dict().items()
+                }, meta=network.meta))
+
+    def run(content, images):
         return _loaded(network, content)(images)
 
     usage = '\n'.join(f'{name} = {_expression(value)}'
                       for name, value in config.items())
     where = 'MMDetection' if scope == 'mmdet' else 'MMPretrain'
-    return Artifact(content, run, f'# In a config of {where}:\n{usage}\n')
+    return Artifact(write, run, f'# In a config of {where}:\n{usage}\n')
 
 
 def _expression(value: Any, indent: str = '') -> str:

@@ -1,9 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Weights for timm's VisionTransformer.
 
-With ``slice='embed'`` a width is a narrower one. With ``slice='input'`` it is
-the whole one, whose weights for the features that are not read are zero: the
-same outputs, at the full cost, for those who want nothing but timm.
+With ``slicing='embed'`` a width is a network of fewer features. With
+``slicing='input'`` it is the whole network, with zeros for the weights of
+features that are not read: the same outputs, at the full cost.
 """
 import re
 from typing import Dict

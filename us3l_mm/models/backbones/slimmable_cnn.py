@@ -4,9 +4,10 @@ from typing import Optional, Tuple
 
 from torch import nn
 
-from us3l_mm.models.layers import (SlimmableConv2d, Subnet, active_channels,
-                                   check_width_range)
-from .slicing import SlicingRecord, slice_layers
+from us3l_mm.models.layers import (SlimmableConv2d, Subnet, SubnetLike,
+                                   active_channels, check_width_range)
+from .slicing import slice_layers
+from .slicing_record import SlicingRecord
 from .weights import ChecksItsWeights
 
 NORMS = {
@@ -28,13 +29,18 @@ def check_sync(width: Optional[float]) -> None:
 class SlimmableCNN(ChecksItsWeights):
     """Mix-in in front of a convolutional backbone of MMPretrain.
 
-    That takes ``conv_cfg``, ``norm_cfg``, ``frozen_stages`` and ``norm_eval``.
-    This builds the network over slimmable layers, and cuts it where a
-    ``width`` is given. A subclass says :meth:`output_channels`, and adapts
-    what is special in :meth:`adapt_layers` and :meth:`on_slice`.
+    The backbone takes ``conv_cfg``, ``norm_cfg``, ``frozen_stages`` and
+    ``norm_eval``. This mix-in builds it over slimmable layers, and slices it
+    if a ``width`` is given. A subclass defines :meth:`output_channels`, and
+    adapts its layers in :meth:`adapt_layers` and :meth:`on_slice`.
+
+    Attributes:
+        width (float, optional): The width of an ordinary network; None for a
+            network that runs at any width.
+        width_range (tuple[float, float]): Lowest and highest width that may
+            be set.
     """
 
-    # Of an ordinary network of that width; None for one that runs at any.
     width: Optional[float] = None
 
     def __init__(self, *args, width_range: Tuple[float, float] = (0.25, 1.0),
@@ -71,8 +77,8 @@ class SlimmableCNN(ChecksItsWeights):
         stem.on_subnet()
         self.adapt_layers()
         if width is not None:
-            self._narrow(
-                Subnet(width).check(self.width_range), missing_statistics)
+            self._slice(
+                Subnet.of(width).check(self.width_range), missing_statistics)
             if sync:
                 nn.SyncBatchNorm.convert_sync_batchnorm(self)
         elif missing_statistics != 'error':
@@ -80,10 +86,10 @@ class SlimmableCNN(ChecksItsWeights):
                              'width, got it without a width.')
 
     def adapt_layers(self) -> None:
-        """Change the layers that do not narrow as all others do."""
+        """Change the layers that narrow in another way than the others."""
 
-    def _narrow(self, subnet: Subnet, missing_statistics: str) -> None:
-        """Make this an ordinary network of one width."""
+    def _slice(self, subnet: Subnet, missing_statistics: str) -> None:
+        """Become an ordinary network of one sub-network."""
         if missing_statistics == 'reset' and (self.norm_eval
                                               or self.frozen_stages >= 0):
             raise ValueError(
@@ -94,26 +100,28 @@ class SlimmableCNN(ChecksItsWeights):
         self.slicing_record = SlicingRecord(self, subnet, missing_statistics)
         slice_layers(self, subnet)
 
-    def on_slice(self, width: float) -> None:
-        """Adapt what knows channel counts, now that all layers are plain."""
-        self.width, self.width_range = width, (width, width)
+    def on_slice(self, subnet: Subnet) -> None:
+        """Update what depends on channels, now that all layers are plain."""
+        self.width = subnet.width
+        self.width_range = (subnet.width, subnet.width)
         self._freeze_stages()
 
     def output_channels(self) -> Tuple[int, ...]:
-        """Channels of each output (``out_indices``) of the network as built.
-        """
+        """The channels of each output (``out_indices``) at full width."""
         raise NotImplementedError(
-            f'{type(self).__name__} does not say what it gives.')
+            f'{type(self).__name__} does not define output_channels().')
 
-    def feature_channels(self,
-                         width: Optional[float] = None) -> Tuple[int, ...]:
-        """Channels of each output (``out_indices``) at ``width``.
+    def feature_channels(
+            self, width: Optional[SubnetLike] = None) -> Tuple[int, ...]:
+        """The channels of each output (``out_indices``) at ``width``.
 
-        Defaults to the width that the network was built for, else the full.
+        Args:
+            width (Subnet, float or str, optional): Defaults to the width that
+                the network was built for, and else to the full width.
         """
         channels = self.output_channels()
         if width is not None:
-            width = Subnet(width).check(self.width_range).width
+            width = Subnet.of(width).check(self.width_range).width
         if width is None or self.width is not None:
             return channels
         return tuple(
@@ -123,13 +131,12 @@ class SlimmableCNN(ChecksItsWeights):
 
     @property
     def out_channels(self) -> Tuple[int, ...]:
-        """What a neck asks for: :meth:`feature_channels` of this network."""
+        """:meth:`feature_channels` as built, for the neck."""
         return self.feature_channels()
 
     @property
     def feature_rounding(self) -> Tuple[dict, ...]:
-        """How each output narrows: arguments of a slimmable layer behind it.
-        """
+        """The arguments of a slimmable layer that reads each output."""
         return (dict(divisor=self.divisor), ) * len(self.out_indices)
 
     def train(self, mode: bool = True) -> nn.Module:

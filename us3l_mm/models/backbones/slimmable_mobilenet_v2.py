@@ -6,6 +6,7 @@ from mmcv.cnn import ConvModule, build_norm_layer
 from mmpretrain.models import MobileNetV2
 from mmpretrain.models.backbones.mobilenet_v2 import InvertedResidual
 
+from us3l_mm.models.layers import Subnet
 from us3l_mm.registry import MODELS
 from .slimmable_cnn import SlimmableCNN
 
@@ -93,14 +94,13 @@ class SlimmableMobileNetV2(SlimmableCNN, MobileNetV2):
                                    module.norm.num_features)
         setattr(module, module.norm_name, norm)
 
-    def on_slice(self, width: float) -> None:
-        """Adapt what knows channel counts, now that all layers are plain."""
+    def on_slice(self, subnet: Subnet) -> None:
         for module in self.modules():
             if isinstance(module, ConvModule):
                 for name in ('in_channels', 'out_channels', 'groups'):
                     setattr(module, name, getattr(module.conv, name))
         self.in_channels = self.conv2.in_channels
-        super().on_slice(width)
+        super().on_slice(subnet)
 
     def output_channels(self) -> Tuple[int, ...]:
         last = [getattr(self, name)[-1].conv[-1] for name in self.layers[:-1]]
@@ -109,8 +109,6 @@ class SlimmableMobileNetV2(SlimmableCNN, MobileNetV2):
 
     @property
     def feature_rounding(self) -> Tuple[dict, ...]:
-        """How each output narrows: arguments of a slimmable layer behind it.
-        """
         return tuple(
             dict(divisor=self.divisor) if i < len(self.layers) -
             1 else dict(slice_in=False) for i in self.out_indices)
@@ -119,10 +117,6 @@ class SlimmableMobileNetV2(SlimmableCNN, MobileNetV2):
         stages = [self.conv1, *(getattr(self, name) for name in self.layers)]
         for stage in stages[:self.frozen_stages + 1]:
             stage.eval().requires_grad_(False)
-
-    def _identity(self) -> str:
-        width = '' if self.width is None else f', width={self.width:g}'
-        return f'widen_factor={self.widen_factor:g}{width}'
 
 
 @MODELS.register_module()

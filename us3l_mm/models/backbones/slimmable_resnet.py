@@ -6,6 +6,7 @@ from mmengine.model import constant_init
 from mmpretrain.models import ResNet, ResNet_CIFAR
 from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
 
+from us3l_mm.models.layers import Subnet
 from us3l_mm.registry import MODELS
 from .slimmable_cnn import SlimmableCNN
 
@@ -21,8 +22,7 @@ class _SlimmableResNet(SlimmableCNN):
                 f'{sorted(self.arch_settings)}, got depth={depth!r}.')
         super().__init__(depth, **kwargs)
 
-    def on_slice(self, width: float) -> None:
-        """Adapt what knows channel counts, now that all layers are plain."""
+    def on_slice(self, subnet: Subnet) -> None:
         for block in self.modules():
             if isinstance(block, (BasicBlock, Bottleneck)):
                 block.in_channels = block.conv1.in_channels
@@ -30,7 +30,7 @@ class _SlimmableResNet(SlimmableCNN):
                 last = getattr(block, 'conv3', block.conv2)
                 block.out_channels = last.out_channels
         self.feat_dim = getattr(self, self.res_layers[-1])[-1].out_channels
-        super().on_slice(width)
+        super().on_slice(subnet)
 
     def output_channels(self) -> Tuple[int, ...]:
         blocks = [getattr(self, name)[-1] for name in self.res_layers]

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from us3l_mm.models.layers import (SlimmableAttention, SlimmableConv2d,
                                    SlimmableLayerNorm, SlimmableLinear,
-                                   SlimmableQKV, Subnet, active_steps,
-                                   check_width_range)
+                                   SlimmableQKV, Subnet, SubnetLike,
+                                   active_steps, check_width_range)
 from us3l_mm.registry import MODELS
-from .slicing import SlicingRecord, slice_layers
+from .slicing import slice_layers
+from .slicing_record import SlicingRecord
 from .vit_init import INIT_STYLES, init_as_mocov3, sincos_positions
 from .weights import ChecksItsWeights
 
-SLICES = ('input', 'embed')
+SLICINGS = ('input', 'embed')
 POSITIONS = ('learned', 'sincos')
 OUT_TYPES = ('cls_token', 'featmap', 'avg_featmap')
 
@@ -37,47 +38,45 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
     """A vision transformer that runs at any width on one copy of weights.
 
     MMPretrain's :class:`~mmpretrain.models.VisionTransformer` over slimmable
-    layers: same arguments, same state-dict keys, same initial weights, equal
-    at full width. There are no batch norms, hence nothing to calibrate. Two
-    ways to be narrow:
+    layers, with the same arguments, state-dict keys and initial weights; at
+    full width the outputs are equal. There are no batch norms and there is
+    nothing to calibrate. A width means one of two things:
 
-    * ``slice='input'``: every linear layer reads only the leading features of
-      its input; the residual stream and the norms stay whole, and so do the
-      features of the network. Source: US3L, arXiv 2303.06870. Of what such a
-      layer writes, the next one reads only a part: the rest, hidden units and
-      heads, is not computed, which changes no result. The reference computes
-      it (``skip_dead=False``).
-    * ``slice='embed'``: residual stream, heads, hidden units and norms narrow
-      together, in whole heads: the nearest number, one more where rounding
-      down would lose over 10 %. Memory falls as well, and a width is a plain
-      narrower VisionTransformer.
+    * ``slicing='input'``: every linear layer reads only the leading features
+      of its input. The residual stream, the norms and the output features
+      keep their size. Source: US3L, arXiv 2303.06870. Hidden units and heads
+      that no layer reads are not computed, which changes no result; the
+      reference computes them (``skip_dead=False``).
+    * ``slicing='embed'``: the residual stream, heads, hidden units and norms
+      narrow together, by whole heads: to the nearest number, or one more
+      where rounding down would lose over 10 %. Memory falls as well, and a
+      width is a plain VisionTransformer with fewer features.
 
     Args:
         arch (str or dict): 'tiny' (192 features, 6 heads), 'small' (384, 12)
             or 'base' (768, 12), all of 12 layers, as in US3L; or another name
             of MMPretrain's, such as 'deit-tiny' (192, 3), or a dict as it
             takes. Defaults to 'small'.
-        slice (str): 'input' or 'embed'. Defaults to 'input'.
+        slicing (str): 'input' or 'embed'. Defaults to 'input'.
         width_range (tuple[float, float]): Lowest and highest width that may
             be set. Defaults to (0.25, 1.0).
-        divisor (int): With ``slice='input'``, features are rounded to
+        divisor (int): With ``slicing='input'``, features are rounded to
             multiples of it. Defaults to 8.
         positions (str): 'learned', or 'sincos' for the fixed ones of MoCo v3.
-            With ``slice='embed'`` their frequencies are dealt out to the
-            heads, so that the leading heads tell all positions apart.
-            Defaults to 'learned'.
+            With ``slicing='embed'`` their frequencies are distributed over
+            the heads, so that the leading heads suffice to tell positions
+            apart. Defaults to 'learned'.
         frozen_patch_embed (bool): Whether the patch embedding stays as it was
             initialised (MoCo v3). Defaults to False.
         init_style (str): Initial weights of 'mmpretrain' or 'mocov3'.
             Defaults to 'mmpretrain'.
-        skip_dead (bool): With ``slice='input'``, leave out what no layer
+        skip_dead (bool): With ``slicing='input'``, leave out what no layer
             reads. Defaults to True.
         width (float, optional): Build an ordinary network of this width, to
             fine-tune, to train a detector on, or to hold a sliced checkpoint.
-            Given a checkpoint of the full network, by
-            ``init_cfg=dict(type='Pretrained', ...)`` or else, it takes over
-            the weights of its width; what is missing or narrower raises
-            ValueError. Defaults to None: a slimmable network.
+            From a checkpoint of the full network it loads the weights of its
+            width; a checkpoint of another network raises ValueError. Defaults
+            to None for a slimmable network.
         out_indices (sequence[int] or int): As of MMPretrain's. Defaults to
             -1, the last layer.
         out_type (str): 'cls_token' or 'avg_featmap', (N, c), or 'featmap',
@@ -87,7 +86,7 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
 
     Example:
         >>> from us3l_mm.models import SlimmableViT, at_width
-        >>> net = SlimmableViT('tiny', slice='embed', img_size=32,
+        >>> net = SlimmableViT('tiny', slicing='embed', img_size=32,
         ...                    patch_size=4)
         >>> with at_width(net, 0.5):
         ...     print(net(torch.rand(2, 3, 32, 32))[-1].shape)
@@ -96,10 +95,10 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
 
     arch_zoo = {**VisionTransformer.arch_zoo, **ARCHS}
 
-    # Of an ordinary network of that width; None for one that runs at any.
-    width: Optional[float] = None
+    width: Optional[float] = None  # None for a network of any width
 
-    def __init__(self, arch: Union[str, dict] = 'small', slice: str = 'input',
+    def __init__(self, arch: Union[str,
+                                   dict] = 'small', slicing: str = 'input',
                  width_range: Tuple[float,
                                     float] = (0.25, 1.0), divisor: int = 8,
                  positions: str = 'learned', frozen_patch_embed: bool = False,
@@ -111,7 +110,7 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
             raise ValueError(
                 f'arch is one of {sorted(self.arch_zoo)} or a dict, got '
                 f'{arch!r}.')
-        for name, value, allowed in (('slice', slice, SLICES),
+        for name, value, allowed in (('slicing', slicing, SLICINGS),
                                      ('positions', positions, POSITIONS),
                                      ('init_style', init_style, INIT_STYLES),
                                      ('out_type', out_type, OUT_TYPES)):
@@ -139,27 +138,28 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
                 raise ValueError(
                     f'arch.{name} is a multiple of its {self.num_heads} '
                     f'heads, got {getattr(self, name)}.')
-        self.slice, self.divisor = slice, divisor
+        self.slicing, self.divisor = slicing, divisor
         self.width_range = check_width_range(width_range)
         self.positions, self.init_style = positions, init_style
         self._replace_layers()
         self.set_skip_dead(skip_dead)
         if positions == 'sincos':
             self.pos_embed.data.copy_(
-                sincos_positions(self.patch_resolution, self.embed_dims,
-                                 self.num_extra_tokens,
-                                 self.num_heads if slice == 'embed' else None))
+                sincos_positions(
+                    self.patch_resolution, self.embed_dims,
+                    self.num_extra_tokens,
+                    self.num_heads if slicing == 'embed' else None))
             self.pos_embed.requires_grad_(False)
         if frozen_patch_embed:
             self.patch_embed.requires_grad_(False)
         if width is not None:
-            subnet = Subnet(width).check(self.width_range)
+            subnet = Subnet.of(width).check(self.width_range)
             self.slicing_record = SlicingRecord(self, subnet)
             slice_layers(self, subnet)
 
     def _replace_layers(self) -> None:
         """Put slimmable layers over the parameters of the plain ones."""
-        narrows = self.slice == 'embed'
+        narrows = self.slicing == 'embed'
         steps = self.num_heads if narrows else None
         linear = dict(slice_out=narrows, divisor=self.divisor, steps=steps,
                       cut_input=not narrows)
@@ -189,9 +189,9 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
                                                 bias=conv.bias is not None)
 
     def set_skip_dead(self, skip: bool) -> None:
-        """Whether to leave out what no layer reads (``slice='input'``)."""
-        self.skip_dead = skip and self.slice == 'input'
-        if self.slice == 'embed':  # there is nothing of the kind
+        """Whether to leave out what no layer reads (``slicing='input'``)."""
+        self.skip_dead = skip and self.slicing == 'input'
+        if self.slicing == 'embed':  # there is nothing of the kind
             return
         for layer in self.layers:
             fc1, fc2 = layer.ffn.layers[0][0], layer.ffn.layers[1]
@@ -211,9 +211,9 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
         if self.positions == 'sincos':  # MMPretrain draws learned ones
             self.pos_embed.data.copy_(positions)
 
-    def on_slice(self, width: float) -> None:
-        """Adapt what knows feature counts, now that all layers are plain."""
-        dims = self.embed_dims = self.feature_channels(width)[-1]
+    def on_slice(self, subnet: Subnet) -> None:
+        """Update what depends on features, now that all layers are plain."""
+        dims = self.embed_dims = self.feature_channels(subnet)[-1]
         for name in ('cls_token', 'pos_embed'):
             tokens = getattr(self, name)
             if tokens is not None:
@@ -221,37 +221,39 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
                     self, name,
                     nn.Parameter(tokens.data[..., :dims].clone(),
                                  tokens.requires_grad))
-        if self.slice == 'embed':
-            self.num_heads = active_steps(self.num_heads, width,
+        if self.slicing == 'embed':
+            self.num_heads = active_steps(self.num_heads, subnet.width,
                                           self.num_heads)
         first = self.layers[0].ffn.layers[0][0]
         self.feedforward_channels = first.out_features
-        self.width, self.width_range = width, (width, width)
+        self.width = subnet.width
+        self.width_range = (subnet.width, subnet.width)
 
-    def feature_channels(self,
-                         width: Optional[float] = None) -> Tuple[int, ...]:
-        """Features of each output (``out_indices``) at ``width``.
+    def feature_channels(
+            self, width: Optional[SubnetLike] = None) -> Tuple[int, ...]:
+        """The features of each output (``out_indices``) at ``width``.
 
-        Defaults to the width that the network was built for, else the full.
+        Args:
+            width (Subnet, float or str, optional): Defaults to the width that
+                the network was built for, and else to the full width.
         """
         dims = self.embed_dims
         if width is not None:
-            width = Subnet(width).check(self.width_range).width
-            if self.slice == 'embed' and self.width is None:
+            width = Subnet.of(width).check(self.width_range).width
+            if self.slicing == 'embed' and self.width is None:
                 dims = active_steps(dims, width, self.num_heads)
         return (dims, ) * len(self.out_indices)
 
     @property
     def out_channels(self) -> Tuple[int, ...]:
-        """What a neck asks for: :meth:`feature_channels` of this network."""
+        """:meth:`feature_channels` as built, for the neck."""
         return self.feature_channels()
 
     @property
     def feature_rounding(self) -> Tuple[dict, ...]:
-        """How each output narrows: arguments of a slimmable layer behind it.
-        """
+        """The arguments of a slimmable layer that reads each output."""
         rounding = (dict(steps=self.num_heads)
-                    if self.slice == 'embed' else dict(slice_in=False))
+                    if self.slicing == 'embed' else dict(slice_in=False))
         return (rounding, ) * len(self.out_indices)
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
@@ -273,18 +275,6 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
             if i in self.out_indices:
                 outputs.append(self._format_output(x, resolution))
         return tuple(outputs)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        positions = state_dict.get(f'{prefix}pos_embed')
-        if (positions is not None
-                and positions.shape[1] != self.pos_embed.shape[1]):
-            self._prepare_pos_embed(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _identity(self) -> str:
-        return super()._identity() + (
-            f', embed_dims={self.embed_dims}, num_heads={self.num_heads}, '
-            f'slice={self.slice!r}')
 
     def train(self, mode: bool = True) -> nn.Module:
         super().train(mode)

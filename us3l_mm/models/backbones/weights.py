@@ -1,5 +1,15 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Which weights a backbone takes, and what it makes of those of a file."""
+from typing import Dict, Optional
+
+from mmpretrain.models import VisionTransformer
+from torch import Tensor, nn
+
+from us3l_mm.fileio import check_fit
 from us3l_mm.models.layers import SlimmableLayer
+from .slicing_record import SlicingRecord
+
+State = Dict[str, Tensor]
 
 
 class ChecksItsWeights:
@@ -8,72 +18,78 @@ class ChecksItsWeights:
     MMEngine loads with ``strict=False`` and only logs what does not fit, so
     a checkpoint of another depth would leave a network half random. Here a
     missing parameter or one of another shape raises ValueError.
+
+    Attributes:
+        weights_required (bool): Whether a state dict must have the weights;
+            False for the copy of a backbone inside a teacher.
+        slicing_record (SlicingRecord, optional): What a network of a single
+            width knows of the full one, to slice its weights on loading.
     """
 
-    # A copy of the backbone inside a teacher may be absent from a file.
     weights_required = True
-
-    # The `SlicingRecord` of a network of a single width, which takes over
-    # weights of the full one.
-    slicing_record = None
+    slicing_record: Optional[SlicingRecord] = None
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        if self.slicing_record is not None:
-            self.slicing_record.slice_parameters(self, state_dict, prefix)
-        for name, layer in self.named_modules():
-            if isinstance(layer, SlimmableLayer):
-                layer.adapt_file(state_dict, f'{prefix}{name}.')
-        if (self._check_parameters(state_dict, prefix)
-                and self.slicing_record is not None):
+        adapt_backbone(self, state_dict, prefix)
+        given = {
+            key[len(prefix):]: value
+            for key, value in state_dict.items() if key.startswith(prefix)
+        }
+        own = dict(self.named_parameters())
+        found = any(name in given for name in own)
+        if found or self.weights_required:
+            check_fit(
+                own, given, describe(self),
+                'Use the checkpoint of a network of the same depth and '
+                'channels, or build this one like the checkpoint '
+                '(backbone.depth).', prefix=prefix, parts=self._modules,
+                keys=list(state_dict))
+        if found and self.slicing_record is not None:
             self.slicing_record.pick_statistics(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _check_parameters(self, state_dict, prefix) -> bool:
-        """Whether there are weights for this backbone; raises on others."""
-        own = {
-            prefix + name: tuple(parameter.shape)
-            for name, parameter in self.named_parameters()
-        }
-        found = own.keys() & state_dict.keys()
-        if found or self.weights_required:
-            missing = sorted(own.keys() - found)
-            misfit = sorted(key for key in found
-                            if tuple(state_dict[key].shape) != own[key])
-            unknown = sorted(
-                key for key in state_dict
-                if key.startswith(prefix) and key.endswith('.weight')
-                and key[len(prefix):].split('.')[0] in self._modules
-                and key not in own)
-            if missing or misfit or unknown:
-                raise ValueError(
-                    self._misfit_message(state_dict, own, prefix, missing,
-                                         misfit, unknown))
-        return bool(found)
 
-    def _identity(self) -> str:
-        width = getattr(self, 'width', None)
-        return (f'depth={getattr(self, "depth", "?")}' +
-                ('' if width is None else f', width={width:g}'))
+def adapt_backbone(backbone: nn.Module, state_dict: State,
+                   prefix: str = '') -> None:
+    """Give the weights of a file the names and shapes of ``backbone``.
 
-    def _misfit_message(self, state_dict, own, prefix, missing, misfit,
-                        unknown) -> str:
-        lines = [
-            f'These weights are not those of this {type(self).__name__}'
-            f'({self._identity()}), whose '
-            f'{len(own)} parameters are called {prefix or "(no prefix)"}'
-            f'...: {len(missing)} are missing, {len(misfit)} have '
-            f'another shape, {len(unknown)} belong to other layers.'
-        ]
-        lines += [f'  missing: {key} {own[key]}' for key in missing[:3]]
-        lines += [
-            f'  shape: {key} is {tuple(state_dict[key].shape)}, needed '
-            f'{own[key]}' for key in misfit[:3]
-        ]
-        lines += [f'  of another network: {key}' for key in unknown[:3]]
-        lines.append(
-            'Use the checkpoint of a network with the same depth and channels'
-            ', or build this one like the checkpoint (backbone.depth).'
-            if len(missing) < len(own) else
-            'None of them is in the file: is its prefix another one? '
-            f'It holds for instance {sorted(state_dict)[:2]}.')
-        return '\n'.join(lines)
+    Works in place: positions of another image size are resized, weights of
+    the full network are sliced for a network of a single width, and keys of
+    older files are renamed. What does not fit stays as it is.
+
+    Args:
+        backbone (nn.Module): Ours, or a plain one.
+        state_dict (dict): The weights of the file.
+        prefix (str): Of the keys of the backbone in it. Defaults to ''.
+    """
+    positions = state_dict.get(f'{prefix}pos_embed')
+    if (isinstance(backbone, VisionTransformer) and positions is not None
+            and positions.shape[1] != backbone.pos_embed.shape[1]):
+        backbone._prepare_pos_embed(state_dict, prefix)
+    record = getattr(backbone, 'slicing_record', None)
+    if record is not None:
+        record.slice_parameters(backbone, state_dict, prefix)
+    for name, layer in backbone.named_modules(prefix=prefix.removesuffix('.')):
+        if isinstance(layer, SlimmableLayer):
+            layer.adapt_file(state_dict, f'{name}.')
+
+
+def adapt_weights(model: nn.Module, weights: State) -> State:
+    """A copy of ``weights`` as all backbones within ``model`` load them."""
+    weights = dict(weights)
+    for name, module in model.named_modules():
+        if isinstance(module, (ChecksItsWeights, VisionTransformer)):
+            adapt_backbone(module, weights, f'{name}.' if name else '')
+    return weights
+
+
+def describe(backbone: nn.Module) -> str:
+    """For instance 'SlimmableResNet(depth=18, width=0.5)'."""
+    shown = ('depth', 'widen_factor', 'embed_dims', 'num_heads', 'slicing',
+             'width')
+    said = [(name, getattr(backbone, name, None)) for name in shown]
+    listed = ', '.join(
+        f'{name}={value:g}' if isinstance(value, float
+                                          ) else f'{name}={value!r}'
+        for name, value in said if value is not None)
+    return f'{type(backbone).__name__}({listed})'

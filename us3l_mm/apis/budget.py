@@ -1,0 +1,183 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""The widest sub-network within a budget."""
+import math
+import re
+from dataclasses import dataclass
+from typing import Callable, Dict, List, Optional, Tuple
+
+from torch import nn
+
+from us3l_mm.evaluation.complexity import count_complexity
+from us3l_mm.evaluation.latency import width_latency
+from us3l_mm.models.layers import Subnet, subnets_of
+
+GRID_STEP = 1 / 32
+AMOUNTS = {'': 1, 'k': 1e3, 'm': 1e6, 'g': 1e9, 't': 1e12}
+SECONDS = {'s': 1.0, 'ms': 1e-3, 'us': 1e-6}
+COSTS = ('flops', 'params', 'latency')
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The sub-network that was chosen, and what it and the next one cost.
+
+    Attributes:
+        subnet (Subnet): The widest within the budget.
+        cost (float): Its cost.
+        next_subnet (Subnet, optional): The next wider one; None if ``subnet``
+            is the widest of all.
+        next_cost (float, optional): Its cost, which exceeds the budget.
+    """
+
+    subnet: Subnet
+    cost: float
+    next_subnet: Optional[Subnet] = None
+    next_cost: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The highest cost that a sub-network may have.
+
+    Attributes:
+        kind (str): 'flops' (multiply-accumulates of one image, as MMEngine
+            and fvcore count them), 'params', or 'latency' (of one image, in
+            seconds, measured on this machine).
+        limit (float): The highest cost.
+    """
+
+    kind: str
+    limit: float
+
+    @classmethod
+    def parse(cls, kind: str, text: str) -> 'Budget':
+        """A budget from a text such as '1G' or '10ms'."""
+        if kind not in COSTS:
+            raise ValueError(f'A budget is one of {COSTS}, got {kind!r}.')
+        parse = parse_seconds if kind == 'latency' else parse_amount
+        return cls(kind, parse(text))
+
+    def show(self, cost: float) -> str:
+        """A cost of this kind as a text."""
+        if self.kind == 'latency':
+            return format_seconds(cost)
+        return format_amount(cost) + {
+            'flops': ' MACs', 'params': ' parameters'
+        }[self.kind]
+
+    def choose(self, network: nn.Module, input_size: int) -> Choice:
+        """The widest sub-network of ``network`` within the budget.
+
+        Raises:
+            ValueError: If none is.
+        """
+        size = (input_size, input_size)
+
+        def cost(subnet: Subnet) -> float:
+            if self.kind == 'latency':
+                return width_latency(network, subnet, size) / 1000
+            counted = count_complexity(network, [subnet], size)[subnet]
+            return counted.macs if self.kind == 'flops' else counted.params
+
+        return widest_within(selectable(network), cost, self.limit, self.show)
+
+
+def selectable(network: nn.Module) -> List[Subnet]:
+    """The sub-networks to choose from, from narrow to wide.
+
+    Those of the list that ``network`` was built for; if it runs at any width,
+    the multiples of 1/32 in its range.
+    """
+    low, high = network.width_range
+    subnets = subnets_of(network)
+    if subnets is not None:
+        return [s for s in reversed(subnets) if low <= s.width <= high]
+    first = math.ceil(low / GRID_STEP - 1e-9)
+    last = math.floor(high / GRID_STEP + 1e-9)
+    return [
+        Subnet(width)
+        for width in ([step * GRID_STEP
+                       for step in range(first, last +
+                                         1)] or sorted({low, high}))
+    ]
+
+
+def widest_within(subnets: List[Subnet], cost: Callable[[Subnet], float],
+                  budget: float, show: Callable[[float], str] = str) -> Choice:
+    """The widest of ``subnets`` whose cost is at most ``budget``.
+
+    It is found by bisection, as wider networks cost more. Where a *measured*
+    cost does not grow with every step, the one found is within the budget and
+    the next one is not. The cost of each is asked for once.
+
+    Args:
+        subnets (list[Subnet]): From narrow to wide.
+        cost (callable): The cost of a sub-network.
+        budget (float): In the unit of ``cost``.
+        show (callable): Writes a cost in a message. Defaults to ``str``.
+
+    Raises:
+        ValueError: If the cost of the narrowest exceeds the budget.
+    """
+    known: Dict[Subnet, float] = {}
+
+    def inside(index: int) -> bool:
+        subnet = subnets[index]
+        if subnet not in known:
+            known[subnet] = cost(subnet)
+        return known[subnet] <= budget
+
+    if not inside(0):
+        raise ValueError(
+            f'No width is inside the budget of {show(budget)}: the smallest, '
+            f'{subnets[0]}, takes {show(known[subnets[0]])}.')
+    low, high = 0, len(subnets)  # inside, outside
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if inside(middle) else (low, middle)
+    best = subnets[low]
+    if high == len(subnets):
+        return Choice(best, known[best])
+    return Choice(best, known[best], subnets[high], known[subnets[high]])
+
+
+def parse_amount(text: str) -> float:
+    """A number of operations or parameters, such as '1G' or '5.5e6'."""
+    return _parse(text, AMOUNTS, "such as '1G', '250M' or '5500000'")
+
+
+def parse_seconds(text: str) -> float:
+    """A duration in seconds: '10ms', '0.5s', '800us'."""
+    return _parse(text, SECONDS, "with its unit, such as '10ms' or '0.5s'")
+
+
+def _parse(text: str, units: Dict[str, float], example: str) -> float:
+    found = re.fullmatch(r'([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)',
+                         text.strip().lower())
+    try:
+        value = float(found.group(1)) * units[found.group(2)]
+    except (AttributeError, KeyError, ValueError):
+        value = 0.0
+    if not 0.0 < value < math.inf:
+        raise ValueError(f'A budget is a positive number {example}, got '
+                         f'{text!r}.')
+    return value
+
+
+def format_amount(value: float) -> str:
+    """1.052e9 as '1.052G'."""
+    unit, scale = _unit(value, (('G', 1e9), ('M', 1e6), ('k', 1e3)))
+    return f'{value / scale:.4g}{unit}'
+
+
+def format_seconds(value: float) -> str:
+    """0.0123 as '12.3ms'."""
+    unit, scale = _unit(value, (('s', 1.0), ('ms', 1e-3), ('us', 1e-6)))
+    return f'{value / scale:.4g}{unit}'
+
+
+def _unit(value: float, units) -> Tuple[str, float]:
+    for unit, scale in units:
+        if value >= scale:
+            return unit, scale
+    return ('', 1.0) if units[-1][1] > 1 else units[-1]

@@ -1,0 +1,171 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""From a checkpoint to the file of one sub-network."""
+import os.path as osp
+from dataclasses import dataclass
+from typing import Dict, Optional, Union
+
+from mmengine.config import Config
+from mmengine.runner import set_random_seed
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from us3l_mm.evaluation.calibration import calibrate
+from us3l_mm.evaluation.complexity import Complexity, count_complexity
+from us3l_mm.evaluation.data import (BANK, TRAIN, build_loader, image_batches,
+                                     loader_cfg, shuffled)
+from us3l_mm.evaluation.loading import Source, load_source
+from us3l_mm.export import slice_backbone, slice_network
+from us3l_mm.export.families import family_of, output_channels
+from us3l_mm.export.formats import FORMATS, SlicedNetwork, verify
+from us3l_mm.fileio import check_writable, save_atomically, sha256
+from us3l_mm.models.layers import (Subnet, SubnetLike, check_statistics,
+                                   has_statistics)
+from us3l_mm.version import __version__
+from .budget import Budget, Choice
+
+
+@dataclass(frozen=True)
+class SliceReport:
+    """What was written.
+
+    Attributes:
+        out (str): The file.
+        subnet (Subnet): The sub-network in it.
+        choice (Choice, optional): How it was chosen, where there was a budget.
+        gap (float): Largest difference to the slimmable network's outputs.
+        size (Complexity): Parameters and multiply-accumulates of it.
+        meta (dict): What the file says about itself.
+        usage (str): Python that loads it.
+    """
+
+    out: str
+    subnet: Subnet
+    choice: Optional[Choice]
+    gap: float
+    size: Complexity
+    meta: dict
+    usage: str
+
+
+def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
+                                                              Budget],
+                     file_format: str = 'mmpretrain',
+                     config: Union[str, Config,
+                                   None] = None, num_images: int = 10000,
+                     input_size: Optional[int] = None, device: str = 'cpu',
+                     trust_pickle: bool = False) -> SliceReport:
+    """Slice one sub-network out of ``checkpoint`` and write it to ``out``.
+
+    The file is written only after its content has been loaded into the
+    network that will use it, and compared with the slimmable one.
+
+    Args:
+        checkpoint (str): The file of the slimmable network.
+        out (str): The file to write.
+        subnet (Subnet, float, str or Budget): The sub-network, its width, or
+            its highest cost.
+        file_format (str): A key of ``us3l_mm.export.formats.FORMATS``.
+            Defaults to 'mmpretrain'.
+        config (str or Config, optional): The config of the training. With it,
+            missing batch-norm statistics are measured, on the images of
+            ``knn_bank_dataloader`` or else ``train_dataloader``. Defaults to
+            None, where a sub-network without statistics is refused.
+        num_images (int): Number of images to measure them with. Defaults to
+            10000.
+        input_size (int, optional): Side of a square image in pixels, for
+            counting, timing and the comparison. Defaults to the size that the
+            backbone is meant for.
+        device (str): Where to measure and to time. Defaults to 'cpu'.
+        trust_pickle (bool): Whether to read a file that executes code when it
+            is read. Defaults to False.
+
+    Raises:
+        ImportError, OSError, TypeError, ValueError: With what is wrong and
+            what to do; nothing has been written then.
+    """
+    if file_format not in FORMATS:
+        raise ValueError(f'A format is one of {sorted(FORMATS)}, got '
+                         f'{file_format!r}.')
+    check_writable(out, checkpoint)
+    if isinstance(config, str):
+        config = Config.fromfile(config)
+    source = load_source(checkpoint, config, trust_pickle)
+    backbone, choice = source.backbone, None
+    if input_size is None:
+        input_size = family_of(backbone).input_size(backbone)
+    if isinstance(subnet, Budget):
+        choice = subnet.choose(backbone.to(device), input_size)
+        backbone.cpu()
+        subnet = choice.subnet
+    subnet = Subnet.of(subnet).check(backbone.width_range)
+    measure = not has_statistics(backbone, subnet)
+    if measure and config is None:
+        _refuse(backbone, subnet, choice)
+    network = SlicedNetwork(
+        backbone,
+        slice_network(backbone, subnet, without_statistics=True).eval(),
+        subnet, input_size, out,
+        _describe(checkpoint, source, subnet, file_format, input_size))
+    artifact = FORMATS[file_format](network)  # refuses before the long work
+    origin = 'the checkpoint'
+    if measure:
+        origin = _calibrate(source, config, subnet, num_images, device)
+        network.plain.load_state_dict(slice_backbone(backbone, subnet))
+    elif not any(isinstance(m, _BatchNorm) for m in backbone.modules()):
+        origin = 'nowhere, as there are no batch norms'
+    network.meta.update(statistics=origin,
+                        channels=output_channels(network.plain))
+    content = artifact.write()
+    gap = verify(artifact, content, network)
+    size = count_complexity(backbone, [subnet], (input_size, input_size))
+    save_atomically(content, out)
+    return SliceReport(out, subnet, choice, gap, size[subnet], network.meta,
+                       artifact.usage)
+
+
+def _refuse(backbone: nn.Module, subnet: Subnet,
+            choice: Optional[Choice]) -> None:
+    try:
+        check_statistics(backbone, subnet)
+    except ValueError as error:
+        chosen = ('' if choice is None else
+                  f'The widest within the budget is {subnet}. ')
+        raise ValueError(f'{chosen}{error}') from None
+
+
+def _calibrate(source: Source, config: Config, subnet: Subnet, num_images: int,
+               device: str) -> str:
+    """Measure the statistics of ``subnet``, and return their origin."""
+    key = BANK if BANK in config else TRAIN
+    loader = build_loader(loader_cfg(config, key))
+    if key == BANK:
+        loader = shuffled(loader)
+    set_random_seed(0)  # of the augmentation
+    seen = calibrate(source.backbone.to(device),
+                     image_batches(loader,
+                                   source.preprocessor.to(device)), [subnet],
+                     min(num_images, len(loader.dataset)),
+                     progress='Calibrating')
+    source.backbone.cpu()
+    name = osp.basename(config.filename or 'the given config')
+    return f'measured on {seen} images of {key} in {name}'
+
+
+def _describe(checkpoint: str, source: Source, subnet: Subnet,
+              file_format: str, input_size: int) -> Dict[str, object]:
+    """What the file says about itself, in plain types."""
+    backbone = source.backbone
+    family = family_of(backbone)
+    arguments = family.arguments(backbone)
+    return dict(
+        us3l_mm_version=__version__, format=file_format, width=subnet.width,
+        subnet=str(subnet),
+        architecture=dict(type=family.stock_class(backbone).__name__,
+                          **arguments),
+        feature_channels=list(backbone.feature_channels(subnet)),
+        input_channels=arguments.get('in_channels', 3), input_size=input_size,
+        data_preprocessor={
+            key: value
+            for key, value in source.preprocessing.items() if key != 'type'
+        }, source=dict(file=osp.basename(checkpoint),
+                       sha256=sha256(checkpoint)))
