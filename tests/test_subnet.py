@@ -1,19 +1,21 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""What a width means, and that setting one leaves nothing behind."""
+"""What a sub-network is, and that setting one leaves nothing behind."""
 import math
 import random
 
 import pytest
 import torch
+from algorithms import small_algorithm
 from torch import nn
 
 from us3l_mm.models.backbones import SlimmableResNet_CIFAR
-from us3l_mm.models.layers import (KeepsOwnWidth, SlimmableBatchNorm2d,
-                                   SlimmableConv2d, SlimmableLinear,
-                                   active_channels, at_width,
-                                   check_width_range, make_divisible,
-                                   set_width, slimmable_layers)
-from us3l_mm.models.selfsup import Teacher, US3LAlgorithm
+from us3l_mm.models.layers import (KeepsOwnSubnet, SlimmableBatchNorm2d,
+                                   SlimmableConv2d, SlimmableLinear, Subnet,
+                                   SwitchableBatchNorm2d, active_channels, at,
+                                   at_width, check_width_range, make_divisible,
+                                   set_subnet, slimmable_layers, subnet_list,
+                                   subnets_of)
+from us3l_mm.models.selfsup import Teacher
 
 CHANNELS = [3, 8, 16, 20, 24, 64, 96, 100, 128, 256, 320, 512, 1280, 2048]
 
@@ -68,6 +70,111 @@ def test_a_width_of_k_eighths_is_that_share_of_64_channels(k):
         assert active_channels(channels, k / 8) == channels * k // 8
 
 
+# A sub-network as a value ----------------------------------------------------
+
+
+def test_a_sub_network_from_whatever_names_it():
+    half = Subnet(0.5)
+    for value in (half, 0.5, '0.5', '.5', 'w0.50', 'w0500000', ' W0.5 '):
+        assert Subnet.of(value) == half
+    for value in (1, 1.0, '1', 'w1.00', 'full', 'dense', Subnet()):
+        assert Subnet.of(value) == Subnet(1.0, gated=False)
+    for value in ('gated', 'full_gated', Subnet(gated=True)):
+        assert Subnet.of(value) == Subnet(1.0, gated=True)
+    assert Subnet.of('w0.28125_gated') == Subnet(0.28125, gated=True)
+    assert Subnet.of('1e-3') == Subnet(0.001)
+
+
+def test_names_and_keys_come_back():
+    for subnet in (Subnet(), Subnet(gated=True), Subnet(0.5), Subnet(0.28125),
+                   Subnet(1 / 3), Subnet(0.5, True), Subnet(0.000001),
+                   Subnet(0.999999)):
+        assert Subnet.of(str(subnet)) == subnet
+        assert Subnet.of(subnet.key) == subnet
+
+
+def test_names_and_keys_of_known_sub_networks():
+    known = {
+        Subnet(): ('', 'w1.00'),
+        Subnet(0.5): ('w0500000', 'w0.50'),
+        Subnet(0.28125): ('w0281250', 'w0.28125'),
+        Subnet(1 / 3): ('w0333333', 'w0.333333'),
+        Subnet(gated=True): ('gated', 'gated'),
+        Subnet(0.5, True): ('w0500000_gated', 'w0.50_gated')
+    }
+    assert {s: (s.key, str(s)) for s in known} == known
+    assert [s.is_full for s in known] == [True] + [False] * 5
+
+
+def test_widths_are_equal_to_a_millionth():
+    assert Subnet(1 / 3) == Subnet(0.333333) == Subnet(0.3333334)
+    assert len({Subnet(1 / 3), Subnet(0.333333)}) == 1
+    assert Subnet(0.333333) != Subnet(0.333335)
+    assert Subnet(0.1 + 0.2) == Subnet(0.3) and 0.1 + 0.2 != 0.3
+    assert Subnet(0.9999999).is_full and Subnet(1 - 1e-6) != Subnet()
+    for k in range(1, 65):  # reading a key does not land on another width
+        width = k / 64
+        assert Subnet.of(Subnet(width).key) == Subnet(width)
+        assert abs(Subnet(width).width - width) <= 1e-12
+        for channels in (64, 512, 2048):
+            assert active_channels(channels,
+                                   Subnet(width).width) == (active_channels(
+                                       channels, width))
+
+
+def test_a_sub_network_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        Subnet(0.5).width = 1.0
+
+
+def test_a_width_outside_of_a_range_is_refused():
+    for width in (0.25, 0.5, 0.75, 1 / 4, 0.75000001):
+        assert Subnet(width).check((0.25, 0.75)) == Subnet(width)
+    assert Subnet(0.3333333).check((1 / 3, 1.0)) == Subnet(1 / 3)
+    for width in (0.249, 0.751, 1.0):
+        with pytest.raises(
+                ValueError, match=rf'Width {width:g} is outside the'
+                r' range \[0\.25, 0\.75\].*width_range'):
+            Subnet(width).check((0.25, 0.75))
+
+
+def test_a_list_is_sorted_and_names_each_once():
+    assert subnet_list(['0.5', 'gated', 0.25, 'dense']) == [
+        Subnet(), Subnet(gated=True),
+        Subnet(0.5), Subnet(0.25)
+    ]
+    for bad in ([], [0.5, 'w0.50'], [1 / 3, 0.333333]):
+        with pytest.raises(ValueError, match='at least one, each named once'):
+            subnet_list(bad)
+
+
+def test_the_sub_networks_of_a_network_are_those_of_all_its_norms():
+    assert subnets_of(nn.Linear(2, 2)) is None
+    assert subnets_of(SlimmableResNet_CIFAR(18, base_channels=16)) is None
+    two = SwitchableBatchNorm2d(16, [1.0, 0.5])
+    three = SwitchableBatchNorm2d(16, [0.25, 1.0, 0.5])
+    assert subnets_of(three) == [Subnet(), Subnet(0.5), Subnet(0.25)]
+    assert subnets_of(nn.Sequential(three, two)) == [Subnet(), Subnet(0.5)]
+    assert subnets_of(SwitchableBatchNorm2d(
+        16, ['gated', 'dense'])) == [Subnet(), Subnet(gated=True)]
+
+
+def test_gates_are_a_mode_of_the_layers_that_have_them():
+    norm = SwitchableBatchNorm2d(16, ['dense', 'gated']).train()
+    x = torch.randn(4, 16, 3, 3)
+    with at(norm, 'gated'):
+        assert norm.subnet == Subnet(gated=True) and norm.width == 1.0
+        norm(x)
+    assert norm.num_batches_tracked == 0
+    assert norm.gated.num_batches_tracked == 1
+    with pytest.raises(ValueError, match='is no gated sub-network'):
+        set_subnet([SlimmableConv2d(16, 16, 1), norm], 'gated')
+    assert norm.subnet.is_full
+
+
+# Setting one -----------------------------------------------------------------
+
+
 class Outer(nn.Module):
     """Slimmable layers, some inside a module that keeps its own width."""
 
@@ -77,7 +184,7 @@ class Outer(nn.Module):
         self.inner = nn.Sequential(SlimmableBatchNorm2d(32),
                                    SlimmableLinear(32, 64))
 
-        class Keeper(KeepsOwnWidth, nn.Sequential):
+        class Keeper(KeepsOwnSubnet, nn.Sequential):
             pass
 
         self.keeper = Keeper(SlimmableConv2d(16, 32, 3))
@@ -111,7 +218,7 @@ def test_at_width_sets_nests_and_restores():
 
 def test_at_width_restores_after_an_exception():
     net = Outer()
-    set_width(net, 0.5)
+    set_subnet(net, 0.5)
     with pytest.raises(KeyError):
         with at_width(net, 0.25):
             raise KeyError
@@ -120,8 +227,8 @@ def test_at_width_restores_after_an_exception():
 
 def test_at_width_restores_each_layers_own_width():
     net = Outer()
-    set_width(net.first, 0.25)
-    set_width(net.inner, 0.5)
+    set_subnet(net.first, 0.25)
+    set_subnet(net.inner, 0.5)
     before = net.channels()
     with at_width([net.first, net], 1.0):
         assert net.channels() == FULL
@@ -138,16 +245,10 @@ def test_a_keeper_is_reached_only_when_it_is_named_itself():
     assert net.keeper[0].active_in == 16
 
 
-def small_algorithm(**kwargs):
-    return US3LAlgorithm(
-        SlimmableResNet_CIFAR(18, base_channels=16, stem_channels=16),
-        neck=dict(hid_channels=16, out_channels=8), **kwargs)
-
-
 def test_narrowing_an_algorithm_never_reaches_its_teacher():
     algorithm = small_algorithm()
     of_teacher = [
-        m for m in algorithm.teacher.modules() if hasattr(m, 'on_width')
+        m for m in algorithm.teacher.modules() if hasattr(m, 'on_subnet')
     ]
     of_student = list(slimmable_layers(algorithm))
     assert isinstance(algorithm.teacher, Teacher) and len(of_teacher) > 40
@@ -157,7 +258,7 @@ def test_narrowing_an_algorithm_never_reaches_its_teacher():
             assert {m.width for m in of_teacher} == {1.0}
             assert {m.width for m in of_student} == {0.5}
     with at_width(algorithm, 0.5):  # and back from the teacher's own width
-        algorithm.teacher([torch.rand(2, 3, 8, 8)] * 2, 1.0)
+        algorithm.teacher([torch.rand(2, 3, 8, 8).double()] * 2, 1.0)
         assert {m.width for m in of_student} == {0.5}
 
 
@@ -167,7 +268,11 @@ BAD = [
     (1.5, ValueError, r'multiplier in \(0, 1\], got 1\.5'),
     (math.nan, ValueError, r'multiplier in \(0, 1\], got nan'),
     (math.inf, ValueError, r'multiplier in \(0, 1\], got inf'),
-    ('0.5', TypeError, r"number in \(0, 1\], got '0\.5' of type str"),
+    ('half', ValueError, r"is a width such as 0\.5, or one of full, dense and "
+     r"gated, got 'half'"),
+    ('1.5', ValueError, r'multiplier in \(0, 1\], got 1\.5'),
+    (Subnet(0.5,
+            gated=True), ValueError, 'has no gates, so there is no gated'),
     (None, TypeError, 'got None of type NoneType'),
     (True, TypeError, 'got True of type bool'),
     ([0.5], TypeError, r'got \[0\.5\] of type list'),
@@ -182,9 +287,9 @@ BAD = [
 def test_a_width_that_is_not_allowed_changes_nothing(width, error, message):
     net = SlimmableResNet_CIFAR(18, base_channels=16, stem_channels=16,
                                 width_range=(0.25, 0.75))
-    set_width(net, 0.5)
+    set_subnet(net, 0.5)
     layers = list(slimmable_layers(net))
-    for attempt in (lambda: set_width([nn.Identity(), net], width),
+    for attempt in (lambda: set_subnet([nn.Identity(), net], width),
                     lambda: at_width(net, width).__enter__()):
         with pytest.raises(error, match=message):
             attempt()
@@ -197,9 +302,10 @@ def test_a_width_refused_by_one_layer_changes_no_other():
         18, base_channels=16, stem_channels=16,
         norm_cfg=dict(type='SwitchableBN', widths=[1.0, 0.5]))
     x = torch.rand(2, 3, 8, 8)
-    for attempt in (lambda: set_width(net, 0.75),
+    for attempt in (lambda: set_subnet(net, 0.75),
                     lambda: at_width(net, 0.75).__enter__()):
-        with pytest.raises(ValueError, match=r'0\.75 has no batch'):
+        with pytest.raises(ValueError,
+                           match=r'no batch norm of its own for w0\.75'):
             attempt()
         assert {layer.width for layer in slimmable_layers(net)} == {1.0}
         assert net(x)[-1].shape == (2, 128, 1, 1)
