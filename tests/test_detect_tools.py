@@ -122,8 +122,8 @@ def test_what_is_detected_is_what_the_detector_predicts(detector):
 
 
 @pytest.mark.parametrize('config, checkpoint, extra, says', [
-    ('faster-rcnn_r50', 'epoch_1.pth', [], 'is of another detector.*'
-     'another shape'),
+    ('faster-rcnn_r50', 'epoch_1.pth', [], 'does not fit this '
+     'detector of the config: .* have another shape.*(.|\n)*its training'),
     ('mask-rcnn_r50', 'gone.pth', [], 'There is no checkpoint .*gone'),
     ('mask-rcnn_r50', 'bare.pth', [], 'does not name the classes'),
     ('mask-rcnn_r50', 'code.pth', [], 'would execute code'),

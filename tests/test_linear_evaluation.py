@@ -238,10 +238,10 @@ def test_bad_configs_are_refused_before_training(full, checkpoint, tmp_path):
             init(path, 'nowhere.pth')
     bare = SlimmableResNet_CIFAR(18, **SMALL)
     file = save(tmp_path / 'bare.pth', bare)
-    for path, width in ((ONE, 'width 1'), (ALL, 'w1.00')):
+    for path in (ONE, ALL):
         with pytest.raises(
-                ValueError, match=(f'no batch-norm statistics for {width}.*'
-                                   'evaluate_widths.py')):
+                ValueError, match='no batch-norm statistics for w1.00.*'
+                'evaluate_widths.py'):
             init(path, file)
 
 
@@ -426,5 +426,7 @@ def test_the_test_launcher_gives_the_metrics_of_validation(trained, tmp_path):
 
 
 def test_weights_without_a_head_are_not_tested(trained, checkpoint):
-    with pytest.raises(ValueError, match='lacks 8 of the parameters'):
+    with pytest.raises(
+            ValueError, match='of its 68 tensors 8 are not in the '
+            'file(.|\n)*head.linears'):
         check_all_loaded(trained[0], checkpoint)
