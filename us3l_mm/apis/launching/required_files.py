@@ -3,7 +3,7 @@
 """
 import os
 import os.path as osp
-from typing import Iterator, Tuple
+from typing import Dict, Iterator, List, Tuple
 
 from mmengine.config import Config
 
@@ -75,7 +75,7 @@ def check_annotation_files(cfg: Config, stages=('train', 'val')) -> None:
     """
     if not is_detection(cfg):
         return
-    missing = {}
+    missing: Dict[str, List[str]] = {}
     for option, path in _annotation_files(cfg, stages):
         if '://' not in path and not osp.isfile(path):
             missing.setdefault(path, []).append(option)

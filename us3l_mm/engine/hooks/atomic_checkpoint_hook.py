@@ -50,7 +50,7 @@ class AtomicCheckpointHook(SaveThenRemove):
                 'training starts from scratch.')
 
     def _choose(self, runner: Runner) -> Optional[str]:
-        answer = [self._find(runner) if is_main_process() else None]
+        answer: list = [self._find(runner) if is_main_process() else None]
         broadcast_object_list(answer)
         path, size, error = answer[0]
         if error is not None:

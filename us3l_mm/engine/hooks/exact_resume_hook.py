@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Iterator, Optional
+from typing import Any, Iterator, Optional
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
@@ -60,7 +60,7 @@ class ExactResumeHook(Hook):
         meta = checkpoint['meta']
         if not _is_iteration_based(runner):
             epoch, samples = saved['position']
-            if samples and not _is_exact(runner.train_dataloader):
+            if samples and not _is_exact(runner):
                 sampler = type(runner.train_dataloader.sampler).__name__
                 raise ValueError(
                     'The checkpoint was saved within an epoch, at iteration '
@@ -105,9 +105,10 @@ class ExactResumeHook(Hook):
         resumed, self._resumed = self._resumed or {}, None
         self.epoch, self.samples = resumed.get('position', (runner.epoch, 0))
         loader.generator.manual_seed(self.epoch)
-        if _is_iteration_based(runner) and _is_exact(loader):
-            loop.dataloader_iterator = self._passes(loader)
-            loop.fast_forward_on_resume = True  # it is in place already
+        if _is_iteration_based(runner):
+            if _is_exact(runner):
+                loop.dataloader_iterator = self._passes(loader)
+                loop.fast_forward_on_resume = True  # it is in place already
         elif self.samples:
             loader.sampler.start_at(self.samples)
         if not resumed:
@@ -124,9 +125,10 @@ class ExactResumeHook(Hook):
         MMEngine's iterator begins to count passes, and so to shuffle, anew
         when a run is resumed.
         """
+        sampler: Any = loader.sampler
         while True:
-            loader.sampler.set_epoch(self.epoch)
-            loader.sampler.start_at(self.samples)
+            sampler.set_epoch(self.epoch)
+            sampler.start_at(self.samples)
             loader.generator.manual_seed(self.epoch)
             yield from loader
             self.epoch, self.samples = self.epoch + 1, 0
@@ -157,13 +159,13 @@ class ExactResumeHook(Hook):
         states, self._states = self._states, None
         if states is None and get_world_size() == 1:
             states = [random_states()]
-        saved = dict(random_states=states,
-                     epoch_length=len(runner.train_dataloader))
+        saved: dict = dict(random_states=states,
+                           epoch_length=len(runner.train_dataloader))
         epoch, samples = checkpoint['meta']['epoch'], self.samples
         if not _is_iteration_based(runner):
             # The epoch in which this one is saved may be over.
             saved['position'] = epoch, samples if epoch == self.epoch else 0
-        elif _is_exact(runner.train_dataloader):
+        elif _is_exact(runner):
             saved['position'] = self.epoch, samples
         checkpoint[KEY] = saved
 
@@ -172,7 +174,11 @@ def _is_iteration_based(runner: Runner) -> bool:
     return isinstance(runner.train_loop, IterBasedTrainLoop)
 
 
-def _is_exact(loader: DataLoader) -> bool:
-    """Whether a pass over ``loader`` can begin anywhere."""
+def _is_exact(runner: Runner) -> bool:
+    """Whether a pass over the data can begin anywhere."""
+    loader, loop = runner.train_dataloader, runner.train_loop
     return (hasattr(loader.sampler, 'start_at')
-            and type(loader.batch_sampler) is BatchSampler)
+            and type(loader.batch_sampler) is BatchSampler
+            # Older versions of MMEngine always skip batches by loading them.
+            and (not _is_iteration_based(runner)
+                 or hasattr(loop, 'fast_forward_on_resume')))
