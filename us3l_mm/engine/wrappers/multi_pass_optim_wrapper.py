@@ -229,7 +229,7 @@ def multi_pass_amp_optim_wrapper(dtype: Optional[str] = None, loss_scale=None,
 
     Args:
         dtype (str, optional): 'float16' or 'bfloat16' on a GPU, 'bfloat16' on
-            a CPU. Defaults to 'float16' on a GPU.
+            a CPU. Defaults to the first one.
         loss_scale (str, float or dict, optional): Loss scale of MMEngine's
             ``AmpOptimWrapper``; bfloat16 on a CPU needs none. Defaults to
             'dynamic'.
@@ -238,4 +238,4 @@ def multi_pass_amp_optim_wrapper(dtype: Optional[str] = None, loss_scale=None,
     if is_cuda_available():
         return _GpuAmp(dtype=dtype, loss_scale=loss_scale or 'dynamic',
                        **kwargs)
-    return _CpuAmp(dtype=dtype, **kwargs)
+    return _CpuAmp(dtype=dtype or 'bfloat16', **kwargs)
