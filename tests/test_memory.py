@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import naive
 import pytest
 import torch
-from mmengine.optim import OptimWrapper
+from algorithms import sgd, small_algorithm, train_step
 
-from us3l_mm.models import GroupRegulariser, Plan, Subnet, at_width
+from us3l_mm.models import Pass, Plan, Subnet, at_width
+from us3l_mm.models.selfsup import Batch
 
 
 class SavedBytes:
@@ -51,16 +52,13 @@ class Holder:
 
 
 def peak_of_a_step(widths, update_mode, **options):
-    algorithm = naive.small_algorithm(update_mode=update_mode, **options)
-    named = naive.student_parameters(algorithm)
-    algorithm.regulariser = GroupRegulariser(named.items())
-    algorithm.plan = Plan.of(widths)
-    wrapper = OptimWrapper(torch.optim.SGD(named.values(), lr=0.01))
+    algorithm = small_algorithm(update_mode=update_mode, **options)
+    wrapper = sgd(algorithm, lr=0.01, momentum=0.0, regularise=True)
     data, _ = naive.batch()
     counter = SavedBytes(algorithm)
     with torch.autograd.graph.saved_tensors_hooks(
             counter.pack, lambda holder: holder.tensor):
-        log = algorithm.train_step(data, wrapper)
+        log = train_step(algorithm, data, wrapper, widths)
     assert counter.alive == 0, 'a graph outlives the step'
     assert not any(getattr(v, 'requires_grad', False) for v in log.values())
     return counter.peak
@@ -79,16 +77,16 @@ def test_three_widths_need_no_more_than_the_full_one(update_mode, options):
 
 
 def test_the_count_notices_graphs_that_are_kept():
-    algorithm, (_, views) = naive.small_algorithm(), naive.batch()
+    algorithm, (_, views) = small_algorithm(), naive.batch()
     targets = [(None, torch.randn(5, 12).double())] * 2
+    pass_ = Pass(Subnet(), 'max')
+    batch = Batch(views, Plan((pass_, )), targets={pass_: targets})
     counter, kept, alive = SavedBytes(algorithm), [], []
     with torch.autograd.graph.saved_tensors_hooks(
             counter.pack, lambda holder: holder.tensor):
         for width in (1.0, 1.0, 0.5):
             with at_width(algorithm, width):
-                kept.append(
-                    algorithm(views, mode='loss', targets=targets,
-                              subnet=Subnet(width)))
+                kept.append(algorithm(batch, mode='loss', pass_=pass_))
             alive.append(counter.alive)
     assert alive[1] == pytest.approx(2 * alive[0], rel=0.01)
     assert 2.3 * alive[0] < alive[2] == counter.peak < 2.7 * alive[0]

@@ -3,16 +3,18 @@
 import naive
 import pytest
 import torch
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from algorithms import small_algorithm, student_parameters, train_step
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import Runner
 from small_run import small_cfg
 from test_train_step import RecordingSGD
 
-from us3l_mm.engine import CpuAmpOptimWrapper
-from us3l_mm.models import GroupRegulariser, Plan, at_width
+from us3l_mm.engine import CpuAmpOptimWrapper, MultiPassOptimWrapper
+from us3l_mm.engine.wrappers import multi_pass_optim_wrapper
+from us3l_mm.models import GroupDecay, Plan, at_width
+from us3l_mm.models.selfsup import Batch
 from us3l_mm.models.selfsup.passes import UPDATE_MODES
-from us3l_mm.models.selfsup.step_guard import StepGuard
+from us3l_mm.registry import OPTIM_WRAPPERS
 
 WIDTHS = [1.0, 0.6, 0.25]
 SMALL = dict(type='us3l_mm.SlimmableResNet_CIFAR', depth=18, base_channels=16,
@@ -23,22 +25,27 @@ SMALL = dict(type='us3l_mm.SlimmableResNet_CIFAR', depth=18, base_channels=16,
 def algorithm_of(update_mode, **options):
     torch.manual_seed(0)
     options.setdefault('backbone', SMALL)
-    algorithm = naive.small_algorithm(update_mode=update_mode, **options)
-    named = naive.student_parameters(algorithm)
-    algorithm.regulariser = GroupRegulariser(named.items())
-    algorithm.plan = Plan.of(WIDTHS)
-    return algorithm, named
+    algorithm = small_algorithm(update_mode=update_mode, **options)
+    return algorithm, student_parameters(algorithm)
 
 
-def train(algorithm, wrapper, batches=2):
+def train(algorithm, wrapper, batches=2, widths=WIDTHS):
     wrapper.initialize_count_status(torch.nn.Identity(), 0, batches)
     for seed in range(batches):
-        algorithm.train_step(naive.batch(seed)[0], wrapper)
+        train_step(algorithm, naive.batch(seed)[0], wrapper, widths)
     return {k: v.detach().clone() for k, v in algorithm.state_dict().items()}
 
 
+def regularised(wrapper, named):
+    wrapper.regularise(GroupDecay(named.items()))
+    return wrapper
+
+
 def sgd(named, **kwargs):
-    return OptimWrapper(RecordingSGD(named, lr=.05, momentum=.9), **kwargs)
+    return regularised(
+        MultiPassOptimWrapper(
+            optimizer=RecordingSGD(named, lr=.05, momentum=.9), **kwargs),
+        named)
 
 
 def check_equal(actual, expected, atol=1e-10):
@@ -51,13 +58,17 @@ def check_equal(actual, expected, atol=1e-10):
 
 
 def scaled_wrapper(monkeypatch, named, scale, **kwargs):
-    """MMEngine's wrapper for GPUs with a loss scale, on a CPU in float64."""
-    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available',
-                        lambda: True)
+    """The wrapper for GPUs, with a loss scale, on a CPU in float64."""
+    for module in (amp_optimizer_wrapper, multi_pass_optim_wrapper):
+        monkeypatch.setattr(module, 'is_cuda_available', lambda: True)
     monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler',
                         lambda: torch.amp.GradScaler('cpu', scale))
-    return AmpOptimWrapper(optimizer=RecordingSGD(named, lr=.05, momentum=.9),
-                           **kwargs)
+    optimizer = RecordingSGD(named, lr=.05, momentum=.9)
+    wrapper = OPTIM_WRAPPERS.build(
+        dict(type='us3l_mm.MultiPassAmpOptimWrapper', optimizer=optimizer,
+             **kwargs))
+    assert isinstance(wrapper, MultiPassOptimWrapper)
+    return regularised(wrapper, named)
 
 
 @pytest.mark.parametrize('kwargs', [{}, dict(clip_grad=dict(max_norm=.1))],
@@ -73,22 +84,34 @@ def test_a_loss_scale_changes_nothing(monkeypatch, update_mode, kwargs):
 
 def test_each_step_that_overflows_lowers_the_loss_scale(monkeypatch):
     algorithm, named = algorithm_of('sequential')
-    algorithm.guard = StepGuard()
     before = {k: p.detach().clone() for k, p in named.items()}
     wrapper = scaled_wrapper(monkeypatch, named, 2.0**26)
     wrapper.loss_scaler.set_backoff_factor(2.0**-6)
     for p in named.values():  # infinite above 65504
         p.register_hook(lambda grad: grad.half().double())
-    algorithm.plan = Plan.of([1.0])
     skipped = []
     for seed in range(4):
-        log = algorithm.train_step(naive.batch(seed)[0], wrapper)
+        log = train_step(algorithm, naive.batch(seed)[0], wrapper)
         skipped.append(int(log['skipped']))
         if skipped[-1] == seed + 1:
             check_equal({k: p.detach() for k, p in named.items()}, before, 0)
     assert skipped[0] == 1 and skipped[-1] < 4
     assert wrapper.loss_scaler.get_scale() == 2.0**(26 - 6 * skipped[-1])
     assert len(wrapper.optimizer.steps) == 4 - skipped[-1]
+
+
+def test_the_loss_scale_and_the_skipped_steps_are_saved(monkeypatch):
+    algorithm, named = algorithm_of('sequential')
+    wrapper = scaled_wrapper(monkeypatch, named, 2.0**12)
+    wrapper.skipped += 3
+    state = wrapper.state_dict()
+    assert state['skipped'] == 3 and state['loss_scaler']['scale'] == 2.0**12
+    resumed = scaled_wrapper(monkeypatch, named, 1.0)
+    resumed.load_state_dict(state)
+    assert int(resumed.skipped) == 3
+    assert resumed.loss_scaler.get_scale() == 2.0**12
+    log = train_step(algorithm, naive.batch()[0], resumed)
+    assert int(log['skipped']) == 3
 
 
 @pytest.mark.parametrize('update_mode', UPDATE_MODES)
@@ -111,25 +134,31 @@ def test_each_step_is_clipped_with_its_regularisation(update_mode):
                    for g in step.values())**.5 < float(norm) / 3 + 1e-6
 
 
-@pytest.mark.parametrize('update_mode', ['accumulate', 'joint'])
-def test_batches_add_up_to_one_update(update_mode):
+@pytest.mark.parametrize('scaled', [False, True], ids=['plain', 'scaled'])
+def test_batches_add_up_to_one_update(monkeypatch, scaled):
     """Seven batches in threes: the last one is an update by itself."""
-    algorithm, named = algorithm_of(update_mode)
-    actual = train(algorithm, sgd(named, accumulative_counts=3), 7)
+    algorithm, named = algorithm_of('accumulate')
+    wrapper = scaled_wrapper(monkeypatch, named, 512.0,
+                             accumulative_counts=3) if scaled else sgd(
+                                 named, accumulative_counts=3)
+    actual = train(algorithm, wrapper, 7)
 
-    algorithm, named = algorithm_of(update_mode)
+    algorithm, named = algorithm_of('accumulate')
     optimizer = torch.optim.SGD(named.values(), lr=.05, momentum=.9)
+    plan = Plan.sampled(WIDTHS)
     for group in ((0, 1, 2), (3, 4, 5), (6, )):
         algorithm.teacher.update()  # once for each update of the student
         for seed in group:
             views = algorithm.views(naive.batch(seed)[0])
             targets = algorithm.teacher(views, 1.0)
-            for subnet in algorithm.plan.subnets:
-                with at_width(algorithm, subnet.width):
-                    losses = algorithm.loss(views, subnet, targets)['losses']
-                decay = sum(5e-5 * p.square().sum()
-                            for name, p in named.items()
-                            if not (subnet.is_base and 'predictor' in name))
+            batch = Batch(views, plan,
+                          targets={'teacher': targets, plan.base: targets})
+            for pass_ in plan.passes:
+                with at_width(algorithm, pass_.subnet):
+                    losses = algorithm.loss(batch, pass_)['losses']
+                decay = sum(
+                    5e-5 * p.square().sum() for name, p in named.items()
+                    if not (pass_.role == 'base' and 'predictor' in name))
                 (sum([*losses.values(), decay]) / len(group)).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -164,13 +193,6 @@ def test_activation_checkpoints_give_the_same_gradients(update_mode):
         check_equal(step, other)
 
 
-def test_activation_checkpoints_are_refused_where_widths_are_over():
-    with pytest.raises(
-            ValueError, match="with_cp=True would compute again at "
-            "the wrong one.*'accumulate'"):
-        algorithm_of('joint', backbone=dict(SMALL, with_cp=True))
-
-
 def test_channels_last_trains_the_same():
     states = []
     for channels_last in (False, True):
@@ -190,7 +212,8 @@ def test_channels_last_trains_the_same():
 
 def test_bfloat16_on_a_cpu(tmp_path):
     logs = []
-    for kind in ('OptimWrapper', 'us3l_mm.CpuAmpOptimWrapper'):
+    for kind in ('us3l_mm.MultiPassOptimWrapper',
+                 'us3l_mm.MultiPassAmpOptimWrapper'):
         cfg = small_cfg(
             tmp_path,
             **{'optim_wrapper.type': kind, 'optim_wrapper.optimizer.lr': 1e-4})
@@ -207,7 +230,7 @@ def test_bfloat16_on_a_cpu(tmp_path):
         model.train_step = lambda *a, step=step, losses=losses, **k: (
             losses.append(step(*a, **k)) or losses[-1])
         runner.train()
-        half = torch.bfloat16 if 'Cpu' in kind else torch.float32
+        half = torch.bfloat16 if 'Amp' in kind else torch.float32
         assert dtypes == {half, ('loss', torch.float32)}
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         logs.append({k: float(v) for k, v in losses[0].items()})
@@ -221,3 +244,7 @@ def test_other_halves_are_refused_on_a_cpu():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1)
     with pytest.raises(ValueError, match="is bfloat16, got dtype='float16'"):
         CpuAmpOptimWrapper(optimizer=optimizer, dtype='float16')
+    with pytest.raises(ValueError, match="is bfloat16, got dtype='float16'"):
+        OPTIM_WRAPPERS.build(
+            dict(type='us3l_mm.MultiPassAmpOptimWrapper', optimizer=optimizer,
+                 dtype='float16'))

@@ -1,6 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Which widths each iteration trains."""
 import json
+import os
 import random
 import subprocess
 import sys
@@ -14,10 +15,10 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
 
-from us3l_mm.engine import DynamicSamplerHook, sampling
-from us3l_mm.engine.sampling import lowest_width, sandwich, stage_of
-from us3l_mm.models import Plan
+from us3l_mm.engine import DynamicSamplerHook
+from us3l_mm.models import Pass, Plan, Subnet
 from us3l_mm.models.backbones import SlimmableResNet_CIFAR
+from us3l_mm.models.selfsup.plan import lowest_width, sandwich, stage_of
 
 RANGE = (0.25, 1.0)
 
@@ -48,7 +49,7 @@ def test_training_has_four_equal_stages(epochs, epoch_length):
         assert [stages.index(s) / epoch_length for s in range(4)
                 ] == [0, epochs / 4, epochs / 2, 3 * epochs / 4]
     for plan in found:
-        widths = [subnet.width for subnet in plan.subnets]
+        widths = [pass_.subnet.width for pass_ in plan.passes]
         assert widths[0] == 1.0 and widths == sorted(widths, reverse=True)
         assert widths[-1] == (1.0, 0.75, 0.5, 0.25)[plan.stage]
         assert len(widths) == (1 if plan.stage == 0 else 3)
@@ -83,7 +84,7 @@ def test_the_sandwich_has_each_end_once_and_random_widths_between(
     seen = set()
     for i in range(300):
         plan = hook.plan(900 + i, 1200, RANGE)
-        widths = [subnet.width for subnet in plan.subnets]
+        widths = [pass_.subnet.width for pass_ in plan.passes]
         assert len(widths) == num_samples
         assert widths == sorted(widths, reverse=True)
         high, *middle, low = widths
@@ -116,38 +117,49 @@ def test_a_grid_without_a_point_between_leaves_the_width_free():
 
 
 def test_a_fixed_list_and_a_single_width():
-    fixed = DynamicSamplerHook(widths=[0.5, 1.0, 0.25, 0.5])
+    fixed = DynamicSamplerHook(widths=[0.75, 1.0, 'w0.28125'])
     single = DynamicSamplerHook(widths=[0.5])
     for i in range(0, 100, 9):
-        assert [(s.width, s.name, s.is_base)
-                for s in fixed.plan(i, 100, RANGE).subnets
-                ] == [(1.0, 'max', True), (0.5, 'rand', False),
-                      (0.25, 'min', False)]
-        assert single.plan(i, 100, RANGE) == Plan.of([0.5], progress=i / 100)
+        assert fixed.plan(i, 100,
+                          RANGE).passes == (Pass(Subnet(1.0), 'w1.00', 'base'),
+                                            Pass(Subnet(0.75), 'w0.75',
+                                                 'distil'),
+                                            Pass(Subnet(0.28125), 'w0.28125',
+                                                 'distil'))
+        assert single.plan(i, 100, RANGE) == Plan(
+            (Pass(Subnet(0.5), 'w0.50'), ), progress=i / 100)
+        assert fixed.plan(i, 100, RANGE).stage == 0
+
+
+def test_a_list_of_dense_and_gated():
+    plan = DynamicSamplerHook(widths=['gated', 'dense']).plan(0, 1, RANGE)
+    assert [(str(p.subnet), p.name, p.role)
+            for p in plan.passes] == [('w1.00', 'w1.00', 'base'),
+                                      ('gated', 'gated', 'distil')]
 
 
 def test_sandwich_without_dynamic_sampling():
     hook = DynamicSamplerHook(num_stages=1)
     for i, plan in enumerate(plans(hook, 21)):
-        assert len(plan.subnets) == 3 and plan.stage == 0
-        assert plan.subnets[-1].width == 0.25, i
+        assert len(plan.passes) == 3 and plan.stage == 0
+        assert plan.passes[-1].subnet.width == 0.25, i
 
 
 def test_names_of_the_passes():
 
     def names(count):
-        plan = Plan.of([1 / (i + 1) for i in reversed(range(count))], 2)
-        assert plan.stage == 2 and plan.base is plan.subnets[0]
-        assert [s.is_base
-                for s in plan.subnets] == [True] + [False] * (count - 1)
-        assert plan.subnets[0].width == 1.0
-        return [s.name for s in plan.subnets]
+        plan = Plan.sampled([1 / (i + 1) for i in reversed(range(count))], 2)
+        assert plan.stage == 2 and plan.base is plan.passes[0]
+        assert [p.role
+                for p in plan.passes] == ['base'] + ['distil'] * (count - 1)
+        assert plan.base.subnet.is_full
+        assert all(p.weight == 1.0 for p in plan.passes)
+        return [p.name for p in plan.passes]
 
     assert [names(count) for count in (1, 2, 3, 4, 5)
             ] == [['max'], ['max', 'min'], ['max', 'rand', 'min'],
                   ['max', 'rand0', 'rand1', 'min'],
                   ['max', 'rand0', 'rand1', 'rand2', 'min']]
-    assert Plan() == Plan.of([1.0])
 
 
 # A pure function of seed and iteration ---------------------------------------
@@ -171,11 +183,12 @@ def test_seeds_draw_different_widths():
 
 
 def test_another_process_draws_the_same():
-    code = ('import json, runpy, sys; f = runpy.run_path(sys.argv[1]); '
-            'print(json.dumps([f["sandwich"](0.25, 1.0, 4, 3, i, g) '
+    code = ('import json; '
+            'from us3l_mm.models.selfsup.plan import sandwich; '
+            'print(json.dumps([sandwich(0.25, 1.0, 4, 3, i, g) '
             'for i in range(50) for g in (None, 1 / 32)]))')
-    out = subprocess.run([sys.executable, '-c', code, sampling.__file__],
-                         env={'PYTHONHASHSEED': '7'}, check=True,
+    out = subprocess.run([sys.executable, '-c', code],
+                         env={**os.environ, 'PYTHONHASHSEED': '7'}, check=True,
                          capture_output=True, text=True).stdout
     assert json.loads(out) == [
         sandwich(0.25, 1.0, 4, 3, i, g) for i in range(50)
@@ -197,7 +210,7 @@ class Recorder(BaseModel):
         """Not called."""
 
     def train_step(self, data, optim_wrapper):
-        self.plans.append(self.plan)
+        self.plans.append(data['plan'])
         return dict(loss=self.weight.sum())
 
 
@@ -207,7 +220,8 @@ def run(work_dir, by_epoch, iterations, **kwargs):
                   7) if by_epoch else dict(max_iters=iterations)
     runner = Runner(
         model, str(work_dir), train_dataloader=dict(
-            batch_size=2, dataset=list(range(14)), num_workers=0, sampler=dict(
+            batch_size=2, num_workers=0,
+            dataset=[dict(inputs=i) for i in range(14)], sampler=dict(
                 type='DefaultSampler' if by_epoch else 'InfiniteSampler',
                 shuffle=True)), train_cfg=dict(by_epoch=by_epoch, **length),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
@@ -239,7 +253,9 @@ def test_a_runner_trains_the_plans_also_after_a_resume(tmp_path, by_epoch):
     (dict(grid=0), r'grid is in \(0, 1\] or None, got 0'),
     (dict(grid=1.5), r'grid is in \(0, 1\] or None, got 1\.5'),
     (dict(grid=float('nan')), r'grid is in.*got nan'),
-    (dict(widths=[]), 'at least one width'),
+    (dict(widths=[]), 'has at least one'),
+    (dict(widths=[0.5, 1.0, 0.5]), 'each named once'),
+    (dict(widths=['half']), "got 'half'"),
     (dict(widths=[0.5, 1.5]), r'multiplier in \(0, 1\], got 1\.5'),
     (dict(width_range=(0.0, 1.0)), r'multiplier in \(0, 1\], got 0\.0'),
     (dict(width_range=(1.0, 0.25)), r'\(lowest, highest\), got \(1\.0, 0\.25'),
@@ -258,7 +274,7 @@ def test_a_width_that_the_backbone_lacks_is_refused_before_training(
     runner = SimpleNamespace(model=Recorder(), max_iters=100)
     with pytest.raises(
             ValueError, match=r'0\.2 is outside the range \[0\.25, '
-            r'1\.0\] of this network'):
+            r'1\] of this network'):
         DynamicSamplerHook(**options).before_train(runner)
 
 
@@ -268,9 +284,18 @@ def test_random_widths_of_switchable_norms_are_refused_before_training():
         18, base_channels=16, stem_channels=16,
         norm_cfg=dict(type='SwitchableBN', widths=[1.0, 0.5, 0.25]))
     runner = SimpleNamespace(model=model, max_iters=100)
-    with pytest.raises(ValueError, match='has no batch norm of its own'):
+    with pytest.raises(ValueError, match='no batch norm of its own'):
         DynamicSamplerHook().before_train(runner)
-    with pytest.raises(ValueError, match=r'0\.75 has no batch norm of its'):
+    with pytest.raises(ValueError, match=r'of its own for w0\.75'):
         DynamicSamplerHook(widths=[1.0, 0.75]).before_train(runner)
     DynamicSamplerHook(widths=[1.0, 0.5, 0.25]).before_train(runner)
     assert model.backbone.conv1.width == 1.0
+
+
+def test_gates_that_the_network_lacks_are_refused_before_training():
+    model = Recorder()
+    model.backbone = SlimmableResNet_CIFAR(18, base_channels=16,
+                                           stem_channels=16)
+    runner = SimpleNamespace(model=model, max_iters=100)
+    with pytest.raises(ValueError, match='has no gates'):
+        DynamicSamplerHook(widths=['dense', 'gated']).before_train(runner)
