@@ -7,6 +7,7 @@ import naive_mobilenet
 import pytest
 import test_train_step
 import torch
+from algorithms import small_algorithm, student_parameters
 from mmpretrain.models import MobileNetV2
 from mmpretrain.models.backbones.mobilenet_v2 import InvertedResidual
 from test_train_step import RecordingSGD, check_iterations
@@ -16,10 +17,13 @@ from us3l_mm.evaluation import calibrate, count_complexity
 from us3l_mm.export import plain_arguments, slice_network
 from us3l_mm.models import (SlimmableMobileNetV2, SlimmableMobileNetV2_CIFAR,
                             at_width)
-from us3l_mm.models.layers import SlimmableBatchNorm, SlimmableLayer
+from us3l_mm.models.layers import (FULL, SlimmableBatchNorm, SlimmableLayer,
+                                   Subnet)
 
 RNG = random.Random(0)
-WIDTHS = [0.25, 0.5, 0.75, 1.0, *(RNG.uniform(0.25, 1) for _ in range(8))]
+WIDTHS = [
+    0.25, 0.5, 0.75, 1.0, *(round(RNG.uniform(0.25, 1), 6) for _ in range(8))
+]
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
 OUTPUTS = (0, 1, 2, 3, 4, 5, 6, 7)
 
@@ -152,10 +156,10 @@ def test_sizes_by_hand():
     widths = WIDTHS[:6]
     counted = count_complexity(SlimmableMobileNetV2(), widths, (224, 224))
     for width in widths:
-        assert (counted[width].params,
-                counted[width].macs) == naive_mobilenet.size(width)
+        size = counted[Subnet(width)]
+        assert (size.params, size.macs) == naive_mobilenet.size(width)
     # Without its classifier of 1000 classes, as published (3.50 M)
-    assert counted[1.0].params == 3504872 - 1281000
+    assert counted[FULL].params == 3504872 - 1281000
 
 
 def test_strides_for_small_images():
@@ -181,11 +185,11 @@ def test_iterations_equal_the_definition(monkeypatch, update_mode, iterations):
     """Losses, gradients, parameters and teacher, in float64."""
     monkeypatch.setattr(naive, 'resnet18', naive_mobilenet.mobilenet_v2)
     monkeypatch.setattr(test_train_step, 'close', close_to_the_largest)
-    algorithm = naive.small_algorithm(
-        'simclr_momentum', teacher_momentum=0.1, update_mode=update_mode,
+    algorithm = small_algorithm(
+        'simclr_momentum', teacher=dict(momentum=0.1), update_mode=update_mode,
         backbone=dict(type='us3l_mm.SlimmableMobileNetV2_CIFAR',
                       widen_factor=1.0))
-    named = naive.student_parameters(algorithm)
+    named = student_parameters(algorithm)
     trainer = naive.NaiveTrainer(named, 'simclr_momentum', keep=0.9, lr=0.01,
                                  update_mode=update_mode)
     # Nothing but a 1x1 convolution stands between the end of a block and a
@@ -208,7 +212,7 @@ def test_the_last_norm_has_statistics_of_each_width(full):
     wide, narrow = norm.statistics(1.0)[0], norm.statistics(0.25)[0]
     assert wide.shape == narrow.shape == (1280, )
     assert (wide - narrow).abs().max() > 0.1
-    assert sorted(norm.measured_widths) == pytest.approx(sorted(WIDTHS))
+    assert norm.measured_subnets() == [Subnet(w) for w in sorted(WIDTHS)]
 
 
 def test_private_norms():
@@ -260,7 +264,7 @@ def test_frozen_stages_and_checkpointing():
     (dict(conv_cfg=dict(type='Conv2d')), 'brings its own convolutions'),
     (dict(norm_cfg=dict(type='GN')), "norm_cfg.type is one of .*got 'GN'"),
     (dict(norm_cfg=dict(type='SyncBN')), 'set width=0.5'),
-    (dict(width=0.1), r'0.1 is outside the range \[0.25, 1.0\]'),
+    (dict(width=0.1), r'0.1 is outside the range \[0.25, 1\]'),
     (dict(width=0.5, missing_statistics='reset',
           frozen_stages=0), 'needs norms that train'),
     (dict(out_indices=(8, )), 'received 8'),
@@ -284,8 +288,9 @@ def test_a_full_checkpoint_is_cut_on_load(full, tmp_path):
     assert equal(maps(narrow.eval()), maps(full, 0.5))
     assert narrow.out_channels == (8, 16, 16, 32, 48, 80, 160, 1280)
     assert not any(isinstance(m, SlimmableBatchNorm) for m in narrow.modules())
-    with pytest.raises(ValueError, match='no batch-norm statistics for width '
-                       '0.51'):
+    with pytest.raises(
+            ValueError, match='no batch-norm statistics for w0.51; '
+            'measured are: .*w1.00'):
         SlimmableMobileNetV2(width=0.51, init_cfg=initial).init_weights()
     with pytest.raises(ValueError, match=r'widen_factor=0.75.* have another '
                        'shape'):

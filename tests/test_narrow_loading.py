@@ -2,13 +2,15 @@
 """A checkpoint of the full network in a network of one width."""
 import pytest
 import torch
+from algorithms import model_cfg
 from mmengine.runner import load_checkpoint
 from torch import nn
 
 from us3l_mm.evaluation import calibrate
 from us3l_mm.export import slice_backbone
-from us3l_mm.models import SlimmableResNet, US3LAlgorithm, at_width
-from us3l_mm.models.layers import SlimmableLayer
+from us3l_mm.models import SlimmableResNet, at_width
+from us3l_mm.models.layers import SlimmableLayer, Subnet
+from us3l_mm.registry import MODELS
 
 SMALL = dict(base_channels=16, stem_channels=16, divisor=2)
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
@@ -78,10 +80,10 @@ def test_it_is_cut_inside_a_larger_model_and_without_init_cfg(full, tmp_path):
 
 
 def test_a_whole_pretraining_is_cut(tmp_path):
-    algorithm = US3LAlgorithm(
-        dict(type='us3l_mm.SlimmableResNet', depth=18,
-             **SMALL), neck=dict(hid_channels=16, out_channels=8),
-        predictor=dict(hid_channels=8), distill_predictor=dict(hid_channels=8))
+    backbone = dict(type='us3l_mm.SlimmableResNet', depth=18, **SMALL)
+    algorithm = MODELS.build(
+        model_cfg(backbone=backbone, hid=16, out=8, predictor_hid=8,
+                  distill_hid=8))
     calibrate(algorithm.backbone, [torch.randn(4, 3, 32, 32)], [0.5])
     file = save(tmp_path / 'run.pth', algorithm, prefix='')
     narrow = pretrained(file, width=0.5)
@@ -137,13 +139,14 @@ def test_absent_statistics_are_an_error(full, tmp_path, width):
     file = save(tmp_path / 'full.pth', uncalibrated)
     with pytest.raises(
             ValueError, match=(
-                f'no batch-norm statistics for width {width:g}.*'
-                f'evaluate_widths.py CONFIG CKPT --widths {width:g} '
+                f'no batch-norm statistics for {Subnet(width)}; measured are: '
+                f'none.*evaluate_widths.py CONFIG CKPT --widths {width} '
                 '--save-checkpoint.*slice_checkpoint.py.*missing_statistics')):
         pretrained(file, width=width)
     # Those of another width, the full one above all, are no substitute.
-    with pytest.raises(ValueError, match='no batch-norm statistics for width '
-                       '0.4 '):
+    with pytest.raises(
+            ValueError, match='no batch-norm statistics for w0.40; '
+            'measured are: .*w0.30'):
         pretrained(save(tmp_path / 'other.pth', full), width=0.4)
 
 
@@ -179,9 +182,10 @@ def test_weights_of_another_network_are_an_error(full, tmp_path):
                     SlimmableResNet(18, width=0.3, **SMALL))
     with pytest.raises(
             ValueError, match=(
-                r'width=0.5.*\n.*shape: bn1.bias is \(6,\), needed \(8,\)')):
+                r'width=0.5[\s\S]*\n.*shape: bn1.bias is \(6,\) in the file, '
+                r'\(8,\) in the model')):
         pretrained(narrower, width=0.5)
-    with pytest.raises(ValueError, match='48 are missing'):
+    with pytest.raises(ValueError, match='48 are not in the file'):
         pretrained(file, depth=34, width=0.5)
     with pytest.raises(ValueError, match='another shape'):
         pretrained(file, width=0.5, base_channels=32)
@@ -190,7 +194,7 @@ def test_weights_of_another_network_are_an_error(full, tmp_path):
 
 
 def test_arguments_are_checked():
-    with pytest.raises(ValueError, match=r'outside the range \[0.25, 1.0\]'):
+    with pytest.raises(ValueError, match=r'outside the range \[0.25, 1\]'):
         SlimmableResNet(18, width=0.2)
     with pytest.raises(ValueError, match="one of .'error', 'reset'"):
         SlimmableResNet(18, width=0.5, missing_statistics='ignore')

@@ -6,15 +6,15 @@ import random
 
 import pytest
 import torch
-from mmengine.optim import OptimWrapper
+from algorithms import model_cfg, sgd, train_step
 from mmengine.runner.checkpoint import load_checkpoint
 from mmpretrain.models import ResNet, ResNet_CIFAR
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from us3l_mm.models import Plan, US3LAlgorithm
 from us3l_mm.models.backbones import SlimmableResNet, SlimmableResNet_CIFAR
 from us3l_mm.models.layers import (SlimmableBatchNorm, SlimmableConv2d,
-                                   SlimmableLayer, at_width)
+                                   SlimmableLayer, Subnet, at_width)
+from us3l_mm.registry import MODELS
 
 PAIRS = [(SlimmableResNet, ResNet), (SlimmableResNet_CIFAR, ResNet_CIFAR)]
 STEMS = pytest.mark.parametrize('ours, theirs', PAIRS,
@@ -219,7 +219,10 @@ def test_switchable_norms_equal_a_network_of_plain_layers():
     net.init_weights()
     assert all((norm.weight == 0).all()
                for name, module in net.named_modules() if name.endswith('bn2')
-               for norm in module.norms)
+               for norm in (module, *module.children()))
+    assert all((norm.weight == 1).all()
+               for name, module in net.named_modules() if name.endswith('bn1')
+               for norm in (module, *module.children()))
     randomised(net).train()
     for mode in (True, False):
         for width in widths:
@@ -315,8 +318,8 @@ def test_frozen_stages_train_the_rest_at_a_narrow_width():
     assert net.layer1[0].conv1.weight.grad is None
     assert net.layer2[0].conv1.weight.grad.count_nonzero() > 0
     # Only the norms that train have forgotten their statistics.
-    assert net.layer1[0].bn1.measured_widths == [0.5]
-    assert net.layer2[0].bn1.measured_widths == []
+    assert net.layer1[0].bn1.measured_subnets() == [Subnet(0.5)]
+    assert net.layer2[0].bn1.measured_subnets() == []
 
 
 @pytest.mark.parametrize('update_mode', ['sequential', 'accumulate'])
@@ -324,18 +327,18 @@ def test_activation_checkpointing_changes_no_gradient(update_mode):
     states = []
     for with_cp in (False, True):
         torch.manual_seed(2)
-        algorithm = US3LAlgorithm(
-            SlimmableResNet_CIFAR(18, with_cp=with_cp, **SMALL),
-            neck=dict(hid_channels=16,
-                      out_channels=8), update_mode=update_mode)
+        backbone = dict(type='us3l_mm.SlimmableResNet_CIFAR', depth=18,
+                        with_cp=with_cp, **SMALL)
+        algorithm = MODELS.build(
+            model_cfg('simclr_momentum', backbone, hid=16, out=8,
+                      update_mode=update_mode))
         algorithm.init_weights()
         randomised(algorithm.backbone)
         algorithm.double().train()
-        algorithm.views = lambda data: data
-        algorithm.plan = Plan.of([1.0, 0.6, 0.25])
-        optimizer = OptimWrapper(torch.optim.SGD(algorithm.parameters(), 0.1))
+        algorithm.views = lambda data: data['inputs']
         views = [images(8).double(), images(8).double().flip(3)]
-        algorithm.train_step(views, optimizer)
+        train_step(algorithm, dict(inputs=views),
+                   sgd(algorithm, lr=0.1, momentum=0.0), [1.0, 0.6, 0.25])
         states.append(algorithm.state_dict())
     for key, value in states[0].items():
         # The gradients of the two views may be added in the other order.
@@ -375,7 +378,7 @@ def test_a_checkpoint_of_another_depth_is_refused(tmp_path, depth, other):
     net = SlimmableResNet(depth, **SMALL)
     with pytest.raises(
             ValueError, match=rf'SlimmableResNet\(depth={depth}\)'
-            r'[\s\S]*Use the checkpoint of a network with the same'
+            r'[\s\S]*Use the checkpoint of a network of the same'
             r' depth'):
         load_checkpoint(net, file, strict=False)
     load_checkpoint(net, saved(ResNet(depth, **SMALL), tmp_path / 'right.pth'),
@@ -387,32 +390,39 @@ def test_a_checkpoint_of_other_channels_or_norms_is_refused(tmp_path):
     file = saved(ResNet(18, base_channels=32, stem_channels=32),
                  tmp_path / 'wide.pth')
     with pytest.raises(
-            ValueError, match=r'0 are missing, \d+ have another '
-            r'shape.*\n  shape: bn1.bias is \(32,\), needed'):
+            ValueError, match=r'0 are not in the file, 60 have another '
+            r'shape[\s\S]*\n  shape: bn1.bias is \(32,\) in the file, '
+            r'\(16,\) in the model'):
         load_checkpoint(net, file, strict=False)
     switchable = SlimmableResNet(
         18, **SMALL, norm_cfg=dict(type='SwitchableBN', widths=[1.0, 0.5]))
-    with pytest.raises(ValueError, match='are missing'):
+    with pytest.raises(
+            ValueError, match=r'batch norms for \[w1\.00\], and .* built '
+            r'for \[w1\.00, w0\.50\]'):
         load_checkpoint(switchable, saved(net, tmp_path / 'plain.pth'),
                         strict=False)
-    with pytest.raises(ValueError, match='are missing'):
+    with pytest.raises(
+            ValueError, match=r'20 of the file belong[\s\S]*not in the '
+            r'model: bn1\.w0500000\.weight'):
         load_checkpoint(net, saved(switchable, tmp_path / 'private.pth'),
                         strict=False)
 
 
 def small_algorithm(depth):
-    return US3LAlgorithm(SlimmableResNet(depth, **SMALL),
-                         neck=dict(hid_channels=16, out_channels=8))
+    backbone = dict(type='us3l_mm.SlimmableResNet', depth=depth, **SMALL)
+    return MODELS.build(model_cfg(backbone=backbone, hid=16, out=8))
 
 
 def test_a_checkpoint_with_another_prefix_is_refused(tmp_path):
     file = saved(small_algorithm(18), tmp_path / 'algorithm.pth')
     with pytest.raises(
-            ValueError, match=r'called \(no prefix\)[\s\S]*is its '
-            r'prefix another one\?'):
+            ValueError, match=r"60 are not in the file[\s\S]*below the "
+            r"prefix ''; the file begins with \['backbone\."):
         load_checkpoint(SlimmableResNet(18, **SMALL), file, strict=False)
     file = saved(ResNet(18, **SMALL), tmp_path / 'plain.pth')
-    with pytest.raises(ValueError, match=r'called backbone\.[\s\S]*prefix'):
+    with pytest.raises(
+            ValueError, match=r"below the prefix 'backbone\.'; the "
+            r"file begins with \['bn1"):
         load_checkpoint(small_algorithm(18), file, strict=False)
 
 
@@ -420,7 +430,8 @@ def test_a_checkpoint_with_another_prefix_is_refused(tmp_path):
 def test_a_pre_training_checkpoint_of_another_depth_is_refused(
         tmp_path, depth, other):
     file = saved(small_algorithm(other), tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match='Use the checkpoint of a network'):
+    with pytest.raises(ValueError,
+                       match='Use the checkpoint of a network of the'):
         load_checkpoint(small_algorithm(depth), file, strict=False)
 
 

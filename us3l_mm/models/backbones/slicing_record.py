@@ -140,7 +140,6 @@ def _measured(state_dict: Dict[str, Tensor], stem: str) -> List[Subnet]:
         if key.startswith(stem + MEAN)
     ]
     count = state_dict.get(f'{stem}{COUNT}', 1)
-    return [
-        Subnet.of(suffix[1:] or 'full') for suffix in suffixes
-        if suffix or count != 0
-    ]
+    return sorted((Subnet.of(suffix[1:] or 'full')
+                   for suffix in suffixes if suffix or count != 0),
+                  key=lambda subnet: subnet.width)
