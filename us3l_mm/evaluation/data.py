@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""From the dataloaders of a config to batches that a backbone can take."""
+"""Batches for a backbone, from the dataloaders of a config."""
 from copy import copy
 from typing import Iterator, Optional, Tuple
 
@@ -29,20 +29,20 @@ knn_query_dataloader = dict(  # the same with the images to classify
 
 
 def loader_cfg(config: Config, key: str) -> dict:
-    """What ``config`` says under ``key``, such as 'knn_bank_dataloader'.
+    """The dataloader of ``config`` under ``key``, as a dict.
 
     Raises:
-        ValueError: if there is no such key; shows what to write.
+        ValueError: If there is no such key, with an example to copy.
     """
     if key not in config:
         raise ValueError(
-            f'{config.filename or "The config"} has no {key}. Say in it which '
-            f'labelled images to use, for instance:\n{EXAMPLE}')
+            f'{config.filename or "The config"} has no {key}, which gives '
+            f'the labelled images to use. Add one, for instance:\n{EXAMPLE}')
     return config[key].to_dict()
 
 
 def build_loader(cfg: dict, batch_size: Optional[int] = None) -> DataLoader:
-    """The dataloader of a config, perhaps with another ``batch_size``."""
+    """The dataloader of ``cfg``, if given with another ``batch_size``."""
     cfg = dict(cfg)
     if batch_size is not None:
         cfg['batch_size'] = batch_size
@@ -50,19 +50,21 @@ def build_loader(cfg: dict, batch_size: Optional[int] = None) -> DataLoader:
 
 
 class DealtBatches:
-    """The batches that a single process would make, dealt out to all.
+    """The batches that a single process would make, shared out over all.
 
-    Process r takes every so many-th of them from the r-th, as it is. Where
-    layers normalise by their batch, several processes find what one does.
+    Of n processes, process r takes the batches r, r + n, r + 2n, ... Layers
+    that normalise by the batch then give the same result with any number of
+    processes.
 
     Args:
-        sampler (Sampler): Of the order, MMEngine's ``DefaultSampler`` or one
-            of its kind.
-        batch_size (int): Images of a batch. One that is left alone joins the
-            batch before.
-        num_images (int, optional): How many images of the order to use.
-            Defaults to None: all.
-        drop_last (bool): Leave out an incomplete batch. Defaults to False.
+        sampler (Sampler): The order of the images, MMEngine's
+            ``DefaultSampler`` or a similar one.
+        batch_size (int): Number of images in a batch. A single image at the
+            end is added to the batch before it.
+        num_images (int, optional): Number of images to use, from the first.
+            Defaults to None for all.
+        drop_last (bool): Whether to leave out an incomplete batch. Defaults
+            to False.
     """
 
     def __init__(self, sampler: DefaultSampler, batch_size: int,
@@ -79,7 +81,7 @@ class DealtBatches:
         self.size = size if num_images is None else min(size, num_images)
 
     def _starts(self) -> list:
-        """Where each batch begins in the order."""
+        """The position of the first image of each batch."""
         starts = list(range(0, self.size, self.batch_size))
         if len(starts) > 1 and starts[-1] == self.size - 1:
             starts.pop()
@@ -99,14 +101,14 @@ class DealtBatches:
 
 def dealt(loader: DataLoader, sampler: Optional[DefaultSampler] = None,
           num_images: Optional[int] = None) -> DataLoader:
-    """``loader`` with its batches dealt out whole, see :class:`DealtBatches`.
+    """``loader`` with whole batches for each process: :class:`DealtBatches`.
 
     Args:
-        loader (DataLoader): Of a config.
-        sampler (DefaultSampler, optional): Of another order. Defaults to that
-            of ``loader``, or where it has no end to a random one.
-        num_images (int, optional): How many images to use, over all
-            processes. Defaults to None: all.
+        loader (DataLoader): The loader.
+        sampler (DefaultSampler, optional): The order of the images. Defaults
+            to that of ``loader``, or to a random one if that has no end.
+        num_images (int, optional): Number of images to use, over all
+            processes. Defaults to None for all.
     """
     if sampler is None:
         sampler = loader.sampler
@@ -124,28 +126,27 @@ def shuffled(loader: DataLoader,
              num_images: Optional[int] = None) -> DataLoader:
     """The images of ``loader`` in random order, the same in every run.
 
-    For calibration: batches of one class after the other, as many data sets
-    are sorted, would have statistics of their own. ``num_images`` of them, or
-    all.
+    This is for calibration: many data sets are sorted by class, and batches
+    of one class have other statistics. ``num_images`` limits their number.
     """
     return dealt(loader, DefaultSampler(loader.dataset, shuffle=True, seed=0),
                  num_images)
 
 
 def image_size(loader: DataLoader) -> Tuple[int, int]:
-    """Height and width of the images in pixels, by the first one."""
+    """Height and width in pixels of the first image."""
     first = loader.dataset[0]['inputs']
     if not isinstance(first, Tensor):
         raise ValueError(
-            'The labelled images for kNN and linear probe come as single '
-            f'ones, got {len(first)} views of each. Use a plain pipeline, '
+            'kNN and linear probe take one view of each image, '
+            f'got {len(first)} views of each. Use a plain pipeline, '
             f'without MultiView, such as in:\n{EXAMPLE}')
     return tuple(first.shape[-2:])
 
 
 def image_batches(loader: DataLoader,
                   preprocessor: nn.Module) -> Iterator[Tensor]:
-    """Preprocessed images, (N, 3, H, W); of several views the first."""
+    """Preprocessed images (N, 3, H, W), of several views the first one."""
     for batch in loader:
         yield _images(batch, preprocessor)
 
@@ -158,8 +159,8 @@ def labelled_batches(
         samples = batch.get('data_samples')
         if not samples or not all('gt_label' in s for s in samples):
             raise ValueError(
-                f'{type(loader.dataset).__name__} gives images without '
-                'gt_label; kNN and linear probe need labelled ones.')
+                'kNN and linear probe need images with a gt_label, which '
+                f'{type(loader.dataset).__name__} does not give.')
         labels = torch.stack([s.gt_label.reshape(()) for s in samples])
         yield _images(batch, preprocessor), labels
 

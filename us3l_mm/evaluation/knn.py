@@ -15,15 +15,16 @@ def knn_accuracy(bank: np.ndarray, bank_labels: np.ndarray,
     Euclidean order is that of the cosine.
 
     Args:
-        bank: Features of labelled training images, (n, c).
-        bank_labels: Their labels, (n, ).
-        queries: Features of the images to classify, (m, c).
-        query_labels: Their labels, (m, ).
-        k: Neighbours that vote. Defaults to 20.
-        weights: 'uniform', or 'distance' for votes of one over the distance.
+        bank (np.ndarray): Features of labelled training images, (n, c).
+        bank_labels (np.ndarray): Their labels, (n, ).
+        queries (np.ndarray): Features of the images to classify, (m, c).
+        query_labels (np.ndarray): Their labels, (m, ).
+        k (int): Number of neighbours that vote. Defaults to 20.
+        weights (str): 'uniform', or 'distance' for votes of one over the
+            distance. Defaults to 'distance'.
 
     Raises:
-        ValueError: if k is no number from 1 to n, or if features are not
+        ValueError: If k is not a number from 1 to n, or features are not
             finite.
     """
     if isinstance(k,
@@ -42,7 +43,7 @@ def knn_accuracy(bank: np.ndarray, bank_labels: np.ndarray,
 
 
 def chance_accuracy(query_labels: np.ndarray) -> float:
-    """Accuracy in percent of always saying the most frequent class."""
+    """Accuracy in percent of always predicting the most frequent class."""
     return 100 * float(
         np.unique(query_labels, return_counts=True)[1].max() /
         len(query_labels))
@@ -55,6 +56,5 @@ def check_finite(*features: np.ndarray) -> None:
         if bad.any():
             raise ValueError(
                 f'The features of {bad.sum()} of {len(rows)} images are not '
-                'finite: the weights have probably diverged in training. Look '
-                'at the loss in the training log, and lower the learning '
-                'rate.')
+                'finite: the weights have probably diverged in training. See '
+                'the loss in the training log, and lower the learning rate.')

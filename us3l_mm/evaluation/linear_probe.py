@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""A linear classifier on the features of one width."""
+"""A linear classifier on the features of one sub-network."""
 from typing import Sequence, Tuple
 
 import numpy as np
@@ -19,21 +19,23 @@ def linear_probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray,
                  seed: int = 0) -> Tuple[float, float]:
     """Accuracy in percent of a linear classifier, and the decay chosen for it.
 
-    scikit-learn's ``LogisticRegression`` on features standardised by the
-    training images. It solves the convex problem to the end, so of the usual
-    grid of learning rates and weight decays only the decay is left to choose:
-    by the accuracy on a held-out fifth of the *training* images. The choice
-    is fitted again on all of them; test images only see the result.
+    This is scikit-learn's ``LogisticRegression`` on features standardised by
+    the training images. It solves the convex problem exactly, so that of the
+    usual grid of learning rates and weight decays only the decay has to be
+    chosen, by the accuracy on a held-out fifth of the *training* images. The
+    classifier with this decay is fitted on all training images and evaluated
+    on the test images.
 
     Args:
-        train: Features of training images, (n, c).
-        train_labels: Their labels, (n, ).
-        test: Features of test images, (m, c).
-        test_labels: Their labels, (m, ).
-        decays: Multiply half the squared norm of the weights, beside the mean
-            cross-entropy over images; scikit-learn's C is
-            ``1 / (decay * n)``. Of equally good ones the first is taken.
-        seed: Of the choice of held-out images. Defaults to 0.
+        train (np.ndarray): Features of training images, (n, c).
+        train_labels (np.ndarray): Their labels, (n, ).
+        test (np.ndarray): Features of test images, (m, c).
+        test_labels (np.ndarray): Their labels, (m, ).
+        decays (sequence[float]): Factors of half the squared norm of the
+            weights, which is added to the mean cross-entropy over images;
+            scikit-learn's C is ``1 / (decay * n)``. Of equally good ones the
+            first is taken. Defaults to 1, 0.1, ..., 0.0001.
+        seed (int): Seed of the choice of held-out images. Defaults to 0.
 
     Returns:
         tuple: Accuracy in percent and decay.

@@ -28,11 +28,11 @@ class Part:
     """One part of a model.
 
     Attributes:
-        name (str): Such as 'backbone'.
+        name (str): The name, such as 'backbone'.
         params (int): Number of parameters (no statistics).
         macs (int): Multiply-accumulates for one image.
-        times (int): How often it runs for one image, which ``macs`` includes;
-            a box head runs once per proposal. Defaults to 1.
+        times (int): How often it runs for one image, for instance once for
+            each proposal; ``macs`` is the total. Defaults to 1.
     """
 
     name: str

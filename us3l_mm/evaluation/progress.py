@@ -11,11 +11,12 @@ def count_images(batches: Iterable, description: Optional[str],
     """Yield ``batches`` unchanged while a bar counts their images.
 
     Args:
-        batches (iterable): Whose length is a number of images, such as
-            tensors (N, ...), or tuples that begin with one.
-        description (str, optional): Stands before the bar; None for no bar.
-            Only the main process has one.
-        total (int, optional): Images in all processes together.
+        batches (iterable): Batches whose length is a number of images, such
+            as tensors (N, ...), or tuples that begin with one.
+        description (str, optional): The text before the bar; None for no bar.
+            Only the main process shows it.
+        total (int, optional): Number of images over all processes. Defaults
+            to None, if it is not known.
     """
     if description is None or not is_main_process():
         yield from batches
