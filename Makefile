@@ -17,6 +17,7 @@ WHEELS ?=
 
 IN_VENV := $(VENV)/bin/python
 CONSTRAINTS := requirements/constraints.txt
+SOURCES := us3l_mm tools tests configs setup.py
 PIP := $(IN_VENV) -m pip --no-input
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -37,8 +38,8 @@ help:
 	@echo 'make test       install what the tests need (compiles the ops of mmcv'
 	@echo '                once: 10 minutes on 2 cores) and run them'
 	@echo 'make test-slow  the tests that take minutes each'
-	@echo 'make lint       check the style of the code'
-	@echo 'make format     check it and repair what can be repaired'
+	@echo 'make lint       check style, format and types of the code'
+	@echo 'make format     repair style and format'
 	@echo 'make benchmark  time a training step and its parts'
 	@echo 'make clean      remove build files and caches'
 	@echo 'make distclean  remove .venv and the compiled wheels as well'
@@ -91,7 +92,7 @@ $(VENV)/.installed-tests: $(VENV)/.installed-detection
 	@touch $@
 
 $(VENV)/.installed-lint: $(CONSTRAINTS) | $(IN_VENV)
-	$(PIP) install -c $(CONSTRAINTS) ruff
+	$(PIP) install -c $(CONSTRAINTS) ruff yapf mypy
 	@touch $@
 
 # --- the verbs ---------------------------------------------------------------
@@ -124,10 +125,12 @@ benchmark: $(VENV)/.installed
 
 lint: $(VENV)/.installed-lint
 	$(IN_VENV) -m ruff check .
+	$(IN_VENV) -m yapf --diff --recursive $(SOURCES)
+	$(IN_VENV) -m mypy us3l_mm
 
-# Not `ruff format`: the code breaks lines as OpenMMLab does, by sense.
 format: $(VENV)/.installed-lint
 	$(IN_VENV) -m ruff check --fix .
+	$(IN_VENV) -m yapf --in-place --recursive $(SOURCES)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -102,9 +102,10 @@ def test_every_requirement_is_pinned_inside_its_range(setup_arguments):
         assert requirement.specifier.contains(pins[requirement.name]), text
 
 
-def test_pre_commit_runs_the_pinned_ruff():
+@pytest.mark.parametrize('tool', ['mypy', 'ruff', 'yapf'])
+def test_pre_commit_runs_the_pinned_tools(tool):
     hooks = (ROOT / '.pre-commit-config.yaml').read_text()
-    assert f"'ruff=={read_pins()['ruff']}'" in hooks
+    assert f"'{tool}=={read_pins()[tool]}'" in hooks
 
 
 def test_missing_stack_says_what_to_install(monkeypatch):
@@ -204,10 +205,14 @@ def test_each_demo_has_a_folder_of_its_own(demo, config, folder):
             in commands)
 
 
-def test_code_passes_the_linter():
-    pytest.importorskip('ruff', reason='ruff is not installed')
-    done = subprocess.run([
-        sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format',
-        'concise', '.'
-    ], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize('command', [
+    'ruff check --no-cache --output-format concise .',
+    'yapf --diff --parallel --recursive us3l_mm tools tests configs setup.py',
+    'mypy --no-incremental us3l_mm'
+])
+def test_code_passes_make_lint(command):
+    tool, *arguments = command.split()
+    pytest.importorskip(tool, reason=f'{tool} is not installed')
+    done = subprocess.run([sys.executable, '-m', tool, *arguments], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
