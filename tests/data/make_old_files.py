@@ -72,9 +72,8 @@ def summary(x):
     """A few numbers about ``x`` that tell order, sign and size."""
     flat = x.detach().double().flatten()
     ramp = torch.linspace(1, 2, len(flat), dtype=torch.float64)
-    return dict(shape=list(x.shape), sum=float(flat.sum()),
-                abs=float(flat.abs().sum()), ramp=float(flat @ ramp),
-                first=flat[:3].tolist())
+    return dict(shape=list(x.shape), sum=float(flat.sum()), abs=float(
+        flat.abs().sum()), ramp=float(flat @ ramp), first=flat[:3].tolist())
 
 
 def total(tensors):
@@ -89,13 +88,20 @@ def state(algorithm, optimizer):
     result = {
         name: total(child.parameters())
         for name, child in algorithm.named_children()
-        if any(True for _ in child.parameters())
-    }
+        if any(True for _ in child.parameters())}
     states = optimizer.state.values()
     for name in sorted({key for one in states for key in one}):
-        result[f'optimizer.{name}'] = total(
-            [one[name] for one in states if name in one])
+        result[f'optimizer.{name}'] = total([
+            one[name] for one in states if name in one])
     return result
+
+
+def initial_weights(algorithm):
+    """The sum of the absolute weights of each part of the student."""
+    return {
+        name: total(child.parameters())['abs']
+        for name, child in algorithm.named_children()
+        if name != 'teacher' and any(True for _ in child.parameters())}
 
 
 def numbers(log):
@@ -122,7 +128,7 @@ def note(iterations):
     return Note()
 
 
-# --- networks and runs, with the arguments of then --------------------------
+# --- networks and runs, with the earlier arguments ---------------------------
 
 RESNET = dict(type='us3l_mm.SlimmableResNet_CIFAR', depth=18, base_channels=4,
               stem_channels=4, num_stages=2, strides=(1, 2), dilations=(1, 1),
@@ -166,9 +172,8 @@ METHODS = {
                                                   loss_weight=0.5)),
     'simclr_momentum, momentum 0.1, temperature 0.2':
     dict(base_method='simclr_momentum', teacher_momentum=0.1,
-         final_teacher_momentum=0.02,
-         base_loss=dict(type='us3l_mm.InfoNCELoss', temperature=0.2)),
-}
+         final_teacher_momentum=0.02, base_loss=dict(
+             type='us3l_mm.InfoNCELoss', temperature=0.2)), }
 
 
 def model(backbone=RESNET, base_method='simclr_momentum', **kwargs):
@@ -186,42 +191,41 @@ def run_cfg(work_dir, model, hooks, optimizer=SGD, save=4, size=16, **changes):
     """A training of two epochs of three batches, saved after ``save``."""
     from mmengine.config import Config
     view = [
-        dict(type='RandomResizedCrop', scale=size, crop_ratio_range=(0.4, 1.0))
-    ]
-    digits = dict(type='us3l_mm.RenderedDigits', split='train',
-                  rendering=dict(image_size=16, digit_size=(8, 15)),
-                  pipeline=[dict(type='PackInputs')])
-    bank = dict(batch_size=20, num_workers=0,
-                sampler=dict(type='DefaultSampler', shuffle=False),
-                collate_fn=dict(type='default_collate'),
-                dataset=dict(digits, num_images=40))
+        dict(type='RandomResizedCrop', scale=size,
+             crop_ratio_range=(0.4, 1.0))]
+    digits = dict(type='us3l_mm.RenderedDigits', split='train', rendering=dict(
+        image_size=16, digit_size=(8, 15)), pipeline=[dict(type='PackInputs')])
+    bank = dict(batch_size=20, num_workers=0, sampler=dict(
+        type='DefaultSampler', shuffle=False),
+                collate_fn=dict(type='default_collate'), dataset=dict(
+                    digits, num_images=40))
     pack = dict(type='PackInputs', meta_keys=('sample_idx', ))
     cfg = Config(
         dict(
-            default_scope='mmpretrain',
-            custom_imports=dict(imports=['us3l_mm'],
-                                allow_failed_imports=False), model=model,
+            default_scope='mmpretrain', custom_imports=dict(
+                imports=['us3l_mm'], allow_failed_imports=False), model=model,
             train_dataloader=dict(
                 batch_size=4, num_workers=1, persistent_workers=True,
                 sampler=dict(type='us3l_mm.SeededSampler', shuffle=True),
                 collate_fn=dict(type='default_collate'), dataset=dict(
                     digits, num_images=12, pipeline=[
                         dict(type='us3l_mm.SeedAugmentation'),
-                        dict(type='MultiView', num_views=[2],
-                             transforms=[view]), pack
+                        dict(type='MultiView', num_views=[2], transforms=[
+                            view]), pack
                     ])), knn_bank_dataloader=bank, knn_query_dataloader=bank,
             train_cfg=dict(by_epoch=True, max_epochs=2), optim_wrapper=dict(
                 type='OptimWrapper', optimizer=optimizer), param_scheduler=[
-                    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False)
-                ], custom_hooks=hooks, default_hooks=dict(
-                    logger=dict(type='LoggerHook', interval=1),
-                    checkpoint=dict(type='us3l_mm.AtomicCheckpointHook',
-                                    by_epoch=False, interval=save),
-                    exact_resume=dict(type='us3l_mm.ExactResumeHook'),
-                    non_finite=dict(type='us3l_mm.NonFiniteHook'),
-                    collapse=dict(type='us3l_mm.CollapseMonitorHook'),
-                    sampler_seed=dict(type='DistSamplerSeedHook')),
-            randomness=dict(seed=0), log_level='ERROR', work_dir=work_dir))
+                    dict(type='CosineAnnealingLR', eta_min=0.0,
+                         by_epoch=False)], custom_hooks=hooks,
+            default_hooks=dict(
+                logger=dict(type='LoggerHook', interval=1), checkpoint=dict(
+                    type='us3l_mm.AtomicCheckpointHook', by_epoch=False,
+                    interval=save),
+                exact_resume=dict(type='us3l_mm.ExactResumeHook'),
+                non_finite=dict(type='us3l_mm.NonFiniteHook'), collapse=dict(
+                    type='us3l_mm.CollapseMonitorHook'), sampler_seed=dict(
+                        type='DistSamplerSeedHook')), randomness=dict(
+                            seed=0), log_level='ERROR', work_dir=work_dir))
     cfg.merge_from_dict(changes)
     return cfg
 
@@ -237,17 +241,17 @@ def runs():
                init_style='mocov3')
     cfgs = dict(
         resnet=run_cfg('resnet', model(dict(RESNET, drop_path_rate=0.5)),
-                       [preflight, sampler, GROUP_REG]),
-        switchable=run_cfg('switchable', model(switchable, 'byol'),
-                           [preflight, fixed, GROUP_REG]),
-        vit=run_cfg('vit', model(vit, 'moco_v3'),
-                    [preflight, sampler, VIT_GROUP_REG], ADAMW))
+                       [preflight, sampler, GROUP_REG]), switchable=run_cfg(
+                           'switchable', model(switchable, 'byol'),
+                           [preflight, fixed, GROUP_REG]), vit=run_cfg(
+                               'vit', model(vit, 'moco_v3'),
+                               [preflight, sampler, VIT_GROUP_REG], ADAMW))
     for name in ('switchable', 'vit'):  # random states do not compress
         del cfgs[name].default_hooks.exact_resume
     return cfgs
 
 
-# --- what the code of then does ----------------------------------------------
+# --- what the earlier code computes -------------------------------------------
 
 
 def train(cfg, resume=None):
@@ -274,9 +278,7 @@ def step(algorithm, optimizer, hook, plans=1, checkpoint=None):
     algorithm = without_drop_path(algorithm.double().train())
     wrapper = OptimWrapper(
         getattr(torch.optim, optimizer['type'])(algorithm.parameters(), **{
-            k: v
-            for k, v in optimizer.items() if k != 'type'
-        }))
+            k: v for k, v in optimizer.items() if k != 'type'}))
     if checkpoint is not None:
         algorithm.load_state_dict(checkpoint['state_dict'])
         wrapper.load_state_dict(checkpoint['optimizer'])
@@ -295,13 +297,16 @@ def step(algorithm, optimizer, hook, plans=1, checkpoint=None):
 def method(name):
     """Two training steps of one of METHODS."""
     from us3l_mm.registry import MODELS
-    algorithm = fill(MODELS.build(model(**METHODS[name])).double())
+    torch.manual_seed(0)
+    algorithm = MODELS.build(model(**METHODS[name]))
+    algorithm.init_weights()
+    initial = initial_weights(algorithm)
+    fill(algorithm.double())
     names = [
         name for name, _ in algorithm.named_parameters()
-        if not name.startswith(('backbone.', 'teacher.'))
-    ]
+        if not name.startswith(('backbone.', 'teacher.'))]
     result = step(algorithm, SGD, GROUP_REG, plans=2)
-    return dict(result, names=names)
+    return dict(result, names=names, initial=initial)
 
 
 @torch.no_grad()
@@ -347,9 +352,9 @@ def pretrained(name, cfg):
     calibrated = f'{name}-calibrated.pt' if name == 'resnet' else f'{name}.pt'
     result = dict(
         features=features(load_backbone(calibrated).double()),
-        embeddings=embeddings(algorithm.backbone, algorithm.neck,
-                              [algorithm.backbone, algorithm.neck]),
-        teacher=embeddings(teacher.backbone, teacher.neck, teacher))
+        embeddings=embeddings(algorithm.backbone, algorithm.neck, [
+            algorithm.backbone, algorithm.neck]), teacher=embeddings(
+                teacher.backbone, teacher.neck, teacher))
     result['step'] = step(MODELS.build(cfg.model), cfg.optim_wrapper.optimizer,
                           cfg.custom_hooks[-1], checkpoint=checkpoint)
     if name == 'resnet':
@@ -362,7 +367,7 @@ def pretrained(name, cfg):
 
 
 def slice_at_half(source, out, expected):
-    """Cut width 0.5 out by the tool, and load what it wrote."""
+    """Slice width 0.5 with the tool, and load the file that it writes."""
     from us3l_mm.export.checkpoint_io import load_weights
     from us3l_mm.registry import MODELS
     tool('slice_checkpoint.py', source, out, '--width', 0.5, '--input-size',
@@ -373,8 +378,7 @@ def slice_at_half(source, out, expected):
     network = MODELS.build(dict(backbone, width=0.5)).double().eval()
     network.load_state_dict({
         key.removeprefix('backbone.'): value
-        for key, value in weights.items()
-    })
+        for key, value in weights.items()})
     with torch.no_grad():
         for x, y in zip(network(normalised(1)), expected['0.5']):
             assert summary(x)['shape'] == y['shape']
@@ -393,9 +397,9 @@ def tool(name, *args):
     root = Path(us3l_mm.__file__).parents[1]
     subprocess.run([
         sys.executable, '-W', 'ignore',
-        str(root / 'tools' / name), *map(str, args)
-    ], check=True, stdout=subprocess.DEVNULL, env=dict(os.environ,
-                                                       PYTHONPATH=str(root)))
+        str(root / 'tools' / name), *map(str, args)],
+                   check=True, stdout=subprocess.DEVNULL, env=dict(
+                       os.environ, PYTHONPATH=str(root)))
 
 
 def bare(name, backbone):
@@ -413,8 +417,7 @@ def bare(name, backbone):
         dict(
             state_dict={
                 f'backbone.{key}': value
-                for key, value in network.state_dict().items()
-            },
+                for key, value in network.state_dict().items()},
             meta=dict(cfg="default_scope = 'mmpretrain'\nmodel = dict(type="
                       f"'us3l_mm.US3LAlgorithm', backbone={backbone!r})\n")),
         f'{name}.pt')
@@ -436,15 +439,14 @@ def classifier():
         'classifier',
         dict(
             type='us3l_mm.AllWidthsClassifier', backbone=backbone,
-            neck=dict(type='GlobalAveragePooling'),
-            head=dict(type='us3l_mm.SwitchableLinearHead', num_classes=10,
-                      widths=[1.0, 0.5], topk=(1, 5),
-                      loss=dict(type='CrossEntropyLoss', loss_weight=1.0)),
-            data_preprocessor=NORMALISE), [],
+            neck=dict(type='GlobalAveragePooling'), head=dict(
+                type='us3l_mm.SwitchableLinearHead', num_classes=10,
+                widths=[1.0, 0.5], topk=(1, 5), loss=dict(
+                    type='CrossEntropyLoss',
+                    loss_weight=1.0)), data_preprocessor=NORMALISE), [],
         dict(type='SGD', lr=3.0, momentum=0.9))
     cfg.train_dataloader.dataset.pipeline = [
-        dict(type='PackInputs', meta_keys=('sample_idx', ))
-    ]
+        dict(type='PackInputs', meta_keys=('sample_idx', ))]
     for name in ('non_finite', 'collapse', 'exact_resume'):
         del cfg.default_hooks[name]
     train(cfg)
