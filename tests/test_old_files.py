@@ -77,7 +77,7 @@ def check(actual, expected, where='', tolerance=EXACT):
         assert actual == pytest.approx(expected, **tolerance), where
 
 
-# --- current arguments --------------------------------------------------------
+# --- current arguments -------------------------------------------------------
 
 LAST_NORM = dict(with_last_bn=True, with_last_bn_affine=False)
 SGD_REG = dict(type='us3l_mm.GroupRegHook', lam=1e-3, alpha=0.05)
@@ -208,7 +208,7 @@ def features(network, width=None):
         return [OLD.summary(x) for x in network(OLD.normalised(1))]
 
 
-# --- the algorithm -----------------------------------------------------------
+# --- the algorithm ----------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', EXPECTED['methods'])
@@ -278,7 +278,7 @@ def test_a_run_resumes_an_old_checkpoint_within_its_epoch(files, tmp_path):
           expected['after'])
 
 
-# --- networks ----------------------------------------------------------------
+# --- networks ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', FILES)

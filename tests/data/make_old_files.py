@@ -28,7 +28,7 @@ OUT = Path(__file__).parent / 'old_files'
 WIDTHS = (1.0, 0.5, 0.25)
 PASSES = ('max', 'rand', 'min')  # of a training step with these widths
 
-# --- inputs and summaries, which do not depend on the version ---------------
+# --- inputs and summaries, which do not depend on the version --------------
 
 
 def images(seed, count=4, size=16):
@@ -128,7 +128,7 @@ def note(iterations):
     return Note()
 
 
-# --- networks and runs, with the earlier arguments ---------------------------
+# --- networks and runs, with the earlier arguments --------------------------
 
 RESNET = dict(type='us3l_mm.SlimmableResNet_CIFAR', depth=18, base_channels=4,
               stem_channels=4, num_stages=2, strides=(1, 2), dilations=(1, 1),
@@ -251,7 +251,7 @@ def runs():
     return cfgs
 
 
-# --- what the earlier code computes -------------------------------------------
+# --- what the earlier code computes ------------------------------------------
 
 
 def train(cfg, resume=None):
