@@ -13,6 +13,7 @@ from torch import nn
 
 from us3l_mm.apis import at_width, load_backbone
 from us3l_mm.models import SlimmableResNet_CIFAR
+from us3l_mm.models.layers import FULL, Subnet
 
 TOOLS = Path(__file__).parent.parent / 'tools' / 'model_converters'
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
@@ -102,7 +103,7 @@ def test_the_authors_network_computes_the_same(tmp_path, capsys):
             'module.predictor, module.predictor_new') in printed
     network = load_backbone(out)
     assert isinstance(network, SlimmableResNet_CIFAR)
-    assert network.bn1.measured_widths == [0.5]
+    assert network.bn1.measured_subnets() == [Subnet(0.5)]
     with torch.no_grad(), at_width(network, 0.5):
         torch.testing.assert_close(
             network(IMAGES)[0], authors_forward(weights, IMAGES, 0.5))
@@ -144,7 +145,7 @@ def test_an_ordinary_resnet_is_the_full_width(tmp_path, depth, cls, prefix):
     out = str(tmp_path / 'ours.pth')
     tool('plain_to_ours')([str(tmp_path / 'plain.pth'), out])
     network = load_backbone(out)
-    assert network.layer1[0].bn1.measured_widths == [1.0]
+    assert network.layer1[0].bn1.measured_subnets() == [FULL]
     with torch.no_grad():
         assert torch.equal(network(IMAGES)[-1], plain(IMAGES)[-1])
 

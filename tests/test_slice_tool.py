@@ -15,12 +15,13 @@ from torch import nn
 
 from us3l_mm.apis import (Budget, at_width, calibrate, load_backbone,
                           slice_checkpoint, slice_network)
+from us3l_mm.apis.budget import (parse_amount, parse_seconds, selectable,
+                                 widest_within)
 from us3l_mm.evaluation import count_complexity
-from us3l_mm.fileio import writing
 from us3l_mm.export.formats import artifact
-from us3l_mm.export.select import (parse_amount, parse_seconds,
-                                   selectable_widths, widest_within)
+from us3l_mm.fileio import writing
 from us3l_mm.models import SlimmableResNet
+from us3l_mm.models.layers import FULL, Subnet
 
 TOOL = Path(__file__).parent.parent / 'tools' / 'slice_checkpoint.py'
 # Channels of a quarter of the real ones, on the same k/8 grid.
@@ -35,9 +36,8 @@ def written(path, network, **backbone):
     torch.save(
         dict(
             state_dict={
-                f'backbone.{k}': v
-                for k, v in network.state_dict().items()
-            }, meta=dict(
+                f'backbone.{k}': v for k, v in network.state_dict().items()},
+            meta=dict(
                 cfg="default_scope = 'mmpretrain'\nmodel = dict(\n"
                 "    type='us3l_mm.US3LAlgorithm',\n    backbone=dict("
                 f"type='us3l_mm.{type(network).__name__}', {arguments}),\n"
@@ -115,8 +115,7 @@ def test_mmpretrain_loads_it_as_printed(checkpoint, small, tmp_path, width,
     network.load_state_dict(
         {
             key.removeprefix('backbone.'): value
-            for key, value in weights.items()
-        }, strict=True)
+            for key, value in weights.items()}, strict=True)
 
 
 @pytest.mark.parametrize('width', [0.5, 0.3])
@@ -124,7 +123,7 @@ def test_mmdetection_loads_it_as_printed(real_size, tmp_path, width):
     pytest.importorskip('mmdet.models', exc_type=ImportError,
                         reason='MMDetection or its compiled ops are missing')
     network, checkpoint = real_size
-    report = slices(checkpoint, tmp_path / 'w.pth', width, format='mmdet')
+    report = slices(checkpoint, tmp_path / 'w.pth', width, file_format='mmdet')
     config = run_usage(report)
     with DefaultScope.overwrite_default_scope('mmdet'):
         backbone = ROOT_MODELS.build(config['backbone'])
@@ -142,14 +141,15 @@ def test_mmdetection_loads_it_as_printed(real_size, tmp_path, width):
 
 def test_torchvision_loads_the_full_width_as_printed(real_size, tmp_path):
     network, checkpoint = real_size
-    report = slices(checkpoint, tmp_path / 'w.pth', 1.0, format='torchvision')
+    report = slices(checkpoint, tmp_path / 'w.pth', 1.0,
+                    file_format='torchvision')
     names = run_usage(report, images=IMAGES)
     torch.testing.assert_close(names['features'], features_at(network, 1.0),
                                rtol=0, atol=1e-5)
     with pytest.raises(
             ValueError, match='always has 64 channels after its '
             r'stem.*width 0.5 has 32 and \[32, 64, 128, 256\]'):
-        slices(checkpoint, tmp_path / 'no.pth', 0.5, format='torchvision')
+        slices(checkpoint, tmp_path / 'no.pth', 0.5, file_format='torchvision')
     assert os.listdir(tmp_path) == ['w.pth']
 
 
@@ -162,7 +162,7 @@ def test_timm_loads_it_as_printed(real_size, tmp_path, depth, width, kind):
     if depth == 50:
         network = prepared(50, [width])
         checkpoint = written(tmp_path / 'full.pth', network, depth=50)
-    report = slices(checkpoint, tmp_path / 'w.pth', width, format='timm')
+    report = slices(checkpoint, tmp_path / 'w.pth', width, file_format='timm')
     names = run_usage(report, images=IMAGES)
     assert type(names['network']).__name__ == kind
     torch.testing.assert_close(names['features'], features_at(network, width),
@@ -174,7 +174,7 @@ def test_timm_says_what_it_cannot_hold(checkpoint, tmp_path):
     with pytest.raises(
             ValueError, match='rounds the middle channels .* to '
             'multiples of 8.* has 4'):
-        slices(checkpoint, tmp_path / 'w.pth', 0.25, format='timm')
+        slices(checkpoint, tmp_path / 'w.pth', 0.25, file_format='timm')
 
 
 def test_onnx_computes_the_same_and_is_smaller(real_size, tmp_path):
@@ -184,7 +184,7 @@ def test_onnx_computes_the_same_and_is_smaller(real_size, tmp_path):
     sizes = {}
     for width in (0.3, 1.0):
         report = slices(checkpoint, tmp_path / f'{width}.onnx', width,
-                        format='onnx')
+                        file_format='onnx')
         sizes[width] = os.path.getsize(report.out)
         names = run_usage(report)
         assert names['features'].shape == (1,
@@ -211,7 +211,7 @@ def test_onnx_computes_the_same_and_is_smaller(real_size, tmp_path):
 def test_the_file_says_what_it_is(checkpoint, tmp_path):
     report = slices(checkpoint, tmp_path / 'w.pth', 0.3125)
     meta = torch.load(report.out, weights_only=True)['meta']
-    assert meta['width'] == 0.3125
+    assert meta['width'] == 0.3125 and meta['subnet'] == 'w0.3125'
     assert meta['channels']['conv1'] == 6
     assert meta['channels']['layer4.1.conv2'] == 40 == meta[
         'feature_channels'][0]
@@ -228,14 +228,14 @@ def test_the_widest_inside_the_budget_is_taken(checkpoint, small, tmp_path,
                                                kind):
     sizes = count_complexity(small, WIDTHS, (32, 32))
     costs = {
-        w: size.macs if kind == 'flops' else size.params
-        for w, size in sizes.items()
-    }
+        s.width: size.macs if kind == 'flops' else size.params
+        for s, size in sizes.items()}
     for width in (0.25, 0.40625):
         # The largest budget that this width is the answer to.
         limit = costs[width + 1 / 32] - 1
         report = slices(checkpoint, tmp_path / 'w.pth', Budget(kind, limit))
-        assert report.width == width
+        assert report.subnet == Subnet(width)
+        assert report.choice.next_subnet == Subnet(width + 1 / 32)
         assert report.choice.cost == costs[width] <= limit
         assert report.choice.next_cost == costs[width + 1 / 32] > limit
         plain = torch.load(report.out, weights_only=True)['state_dict']
@@ -243,40 +243,45 @@ def test_the_widest_inside_the_budget_is_taken(checkpoint, small, tmp_path,
             assert costs[width] == sum(value.numel()
                                        for key, value in plain.items()
                                        if key.endswith(('.weight', '.bias')))
-    assert slices(checkpoint, tmp_path / 'w.pth', Budget(kind,
-                                                         1e15)).width == 1.0
+    report = slices(checkpoint, tmp_path / 'w.pth', Budget(kind, 1e15))
+    assert report.subnet == FULL and report.choice.next_subnet is None
 
 
 def test_a_latency_is_measured(checkpoint, tmp_path):
     report = slices(checkpoint, tmp_path / 'w.pth', Budget('latency', 60.0))
-    assert report.width == 1.0 and 0 < report.choice.cost < 60
+    assert report.subnet == FULL and 0 < report.choice.cost < 60
     with pytest.raises(
             ValueError, match='No width is inside the budget of '
-            '1us: the smallest, 0.25, takes .*s'):
+            '1us: the smallest, w0.25, takes .*s'):
         slices(checkpoint, tmp_path / 'no.pth', Budget('latency', 1e-6))
 
 
 def test_a_choice_asks_for_each_cost_once():
     asked = []
 
-    def cost(width):
-        asked.append(width)
-        return 10 * width
+    def cost(subnet):
+        asked.append(subnet)
+        return 10 * subnet.width
 
-    choice = widest_within(WIDTHS, cost, 6.0)
-    assert choice.width == 0.59375 and choice.next_width == 0.625
+    subnets = [Subnet(width) for width in WIDTHS]
+    choice = widest_within(subnets, cost, 6.0)
+    assert choice.subnet == Subnet(0.59375)
+    assert choice.next_subnet == Subnet(0.625)
     assert len(asked) == len(set(asked)) <= 7
-    with pytest.raises(ValueError, match='the smallest, 0.25, takes 2.5'):
-        widest_within(WIDTHS, cost, 2.0)
+    with pytest.raises(ValueError, match='the smallest, w0.25, takes 2.5'):
+        widest_within(subnets, cost, 2.0)
 
 
-def test_widths_to_choose_from():
-    assert selectable_widths(SlimmableResNet(18, **SMALL)) == WIDTHS
+def test_sub_networks_to_choose_from():
+    assert selectable(SlimmableResNet(18, **SMALL)) == [
+        Subnet(width) for width in WIDTHS]
     narrow = SlimmableResNet(18, width_range=(0.3, 0.4), **SMALL)
-    assert selectable_widths(narrow) == [0.3125, 0.34375, 0.375]
+    assert selectable(narrow) == [
+        Subnet(0.3125), Subnet(0.34375),
+        Subnet(0.375)]
     switchable = SlimmableResNet(
         18, **SMALL, norm_cfg=dict(type='SwitchableBN', widths=[1.0, 0.5]))
-    assert selectable_widths(switchable) == [0.5, 1.0]
+    assert selectable(switchable) == [Subnet(0.5), FULL]
 
 
 @pytest.mark.parametrize('text, value', [('1G', 1e9), ('250M', 250e6),
@@ -302,8 +307,8 @@ def test_statistics_are_measured_where_there_is_a_config(tmp_path):
     file = str(tmp_path / 'epoch_1.pth')
     cfg.dump(tmp_path / 'config.py')
     with pytest.raises(
-            ValueError, match='No batch-norm statistics for width '
-            '0.5.*--config'):
+            ValueError, match='no batch-norm statistics for w0.50; '
+            'measured are: none.*--config'):
         slices(file, tmp_path / 'w.pth', 0.5)
     report = slices(file, tmp_path / 'w.pth', 0.5, num_images=16,
                     config=str(tmp_path / 'config.py'))
@@ -344,20 +349,21 @@ def test_a_full_disk_leaves_nothing(checkpoint, tmp_path, monkeypatch):
 def test_what_cannot_be_done_is_refused_and_nothing_is_written(
         checkpoint, small, tmp_path):
     out = tmp_path / 'w.pth'
-    with pytest.raises(ValueError, match=r'outside the range \[0.25, 1.0\]'):
+    with pytest.raises(ValueError, match=r'outside the range \[0.25, 1\]'):
         slices(checkpoint, out, 0.2)
     with pytest.raises(
             ValueError, match='No width is inside the budget of 1k '
-            'parameters: the smallest, 0.25, takes '):
+            'parameters: the smallest, w0.25, takes '):
         slices(checkpoint, out, Budget.parse('params', '1k'))
     with pytest.raises(ValueError, match='A format is one of'):
-        slices(checkpoint, out, 0.5, format='caffe')
+        slices(checkpoint, out, 0.5, file_format='caffe')
     with pytest.raises(ValueError, match='is the checkpoint that is read'):
         slices(checkpoint, checkpoint, 0.5)
     with pytest.raises(FileNotFoundError, match='no checkpoint'):
         slices(str(tmp_path / 'none.pth'), out, 0.5)
     other = written(tmp_path / 'other.pth', small, depth=34, **SMALL)
-    with pytest.raises(ValueError, match='not those of this SlimmableResNet'):
+    with pytest.raises(ValueError,
+                       match=r'SlimmableResNet\(depth=34\): .*48 are not in '):
         slices(other, out, 0.5)
     assert os.listdir(tmp_path) == ['other.pth']
 
@@ -377,8 +383,7 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_written(
     ("model = dict(backbone=dict(type='us3l_mm.SlimmableResNet', depth=18, "
      'width=0.5))', 'ordinary network of width 0.5 already'),
     ("model = dict(backbone=dict(type='us3l_mm.SlimmableResNet', depth=18, "
-     'colour=3))', 'colour.*Give the training --config'),
-])
+     'colour=3))', 'colour.*Give the training --config'), ])
 def test_the_config_in_a_checkpoint_is_not_executed(small, tmp_path, cfg,
                                                     message, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -407,13 +412,14 @@ def test_the_command(checkpoint, tmp_path, capsys):
     out = str(tmp_path / 'w.pth')
     tool.main([checkpoint, out, '--params', '0.2M', '--input-size', '32'])
     printed = capsys.readouterr().out
-    assert 'takes 1' in printed and 'parameters; 0.' in printed
+    assert 'takes 1' in printed and 'parameters; w0.' in printed
     assert 'init_cfg=dict(' in printed and out in printed
     for arguments, message in [
         (['--width', '2'], 'slice_checkpoint: A width is a multiplier'),
-        (['--width', 'nan'], 'slice_checkpoint: A width is a multiplier'),
-        (['--flops', '1 apple'], 'slice_checkpoint: A budget is')
-    ]:
+        (['--width',
+          'nan'], 'slice_checkpoint: A sub-network is a width such'),
+        (['--width', 'gated'], 'slice_checkpoint: .* no gates'),
+        (['--flops', '1 apple'], 'slice_checkpoint: A budget is')]:
         with pytest.raises(SystemExit, match=message):
             tool.main([checkpoint, str(tmp_path / 'no.pth'), *arguments])
     assert os.listdir(tmp_path) == ['w.pth']

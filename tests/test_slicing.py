@@ -11,7 +11,7 @@ from us3l_mm.evaluation import calibrate
 from us3l_mm.export import plain_arguments, slice_backbone, slice_network
 from us3l_mm.models import (SlimmableProjector, SlimmableResNet,
                             SlimmableResNet_CIFAR, at_width)
-from us3l_mm.models.layers import SlimmableLayer
+from us3l_mm.models.layers import SlimmableLayer, SwitchableBatchNorm
 
 EIGHTHS = [k / 8 for k in range(2, 9)]
 # Everything a quarter of the real size, rounding included, so that the grid
@@ -96,10 +96,8 @@ def test_a_slice_shares_nothing_and_leaves_the_network_as_it_was():
     before = {k: v.clone() for k, v in network.state_dict().items()}
     plain = slice_network(network, 0.5)
     assert not any(isinstance(m, SlimmableLayer) for m in plain.modules())
-    assert not {p.data_ptr()
-                for p in plain.parameters()
-                } & {p.data_ptr()
-                     for p in network.parameters()}
+    assert not {p.data_ptr() for p in plain.parameters()} & {
+        p.data_ptr() for p in network.parameters()}
     with torch.no_grad():
         for parameter in plain.parameters():
             parameter.zero_()
@@ -108,17 +106,83 @@ def test_a_slice_shares_nothing_and_leaves_the_network_as_it_was():
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_a_switchable_norm_gives_the_slice_its_private_one():
-    network = SlimmableResNet(
-        18, **SMALL, norm_cfg=dict(type='SwitchableBN',
-                                   widths=[0.25, 0.5, 1.0]))
+SWITCHABLE = dict(type='SwitchableBN', widths=[1.0, 0.5, 0.25])
+
+
+@pytest.fixture
+def switchable():
+    """Private norms of three widths, all of them random."""
+    torch.manual_seed(0)
+    network = SlimmableResNet(18, **SMALL, norm_cfg=SWITCHABLE)
     for value in network.state_dict().values():
         if value.ndim == 1:
             nn.init.uniform_(value, 0.5, 1.5)
-    network.eval()
-    assert largest_gap(network, 0.5, slice_network(network, 0.5)) == 0
+        elif value.ndim == 0:
+            value.fill_(3)  # batches that were tracked
+    return network.eval()
+
+
+def numbered(network):
+    """Its state dict with the keys that older files have."""
+    keys = {'': 'norms.0.', 'w0500000.': 'norms.1.', 'w0250000.': 'norms.2.'}
+    norms = [
+        name for name, module in network.named_modules()
+        if isinstance(module, SwitchableBatchNorm)]
+    state = {}
+    for key, value in network.state_dict().items():
+        for norm in norms:
+            if key.startswith(f'{norm}.'):
+                child, _, leaf = key[len(norm) + 1:].rpartition('.')
+                key = f'{norm}.{keys[child + "." if child else ""]}{leaf}'
+        state[key] = value
+    assert 'bn1.norms.2.running_var' in state and 'bn1.weight' not in state
+    return state
+
+
+@pytest.mark.parametrize('width', SWITCHABLE['widths'])
+@pytest.mark.parametrize('keys', ['subnets', 'numbers'])
+def test_a_switchable_norm_gives_the_slice_its_private_one(
+        switchable, width, keys):
+    sliced = slice_network(switchable, width)
+    assert largest_gap(switchable, width, sliced) == 0
+    state = (numbered(switchable)
+             if keys == 'numbers' else switchable.state_dict())
+    again = SlimmableResNet(18, **SMALL, norm_cfg=SWITCHABLE)
+    again.load_state_dict(dict(state))
+    assert largest_gap(again.eval(), width, sliced) == 0
+    # A network of this width picks its norm from the file of all of them,
+    # and takes a sliced file as it is.
+    for weights in (state, sliced.state_dict()):
+        own = SlimmableResNet(18, **SMALL, width=width, norm_cfg=SWITCHABLE)
+        own.load_state_dict(dict(weights))
+        assert largest_gap(switchable, width, own.eval()) == 0
+
+
+def test_private_norms_of_another_list_are_refused(switchable):
     with pytest.raises(ValueError, match=r'built for \[w1.00, w0.50, w0.25\]'):
-        slice_network(network, 0.75)
+        slice_network(switchable, 0.75)
+    other = dict(SWITCHABLE, widths=[1.0, 0.75, 0.5])
+    lists = (r'batch norms for \[w1.00, w0.50, w0.25\].*built for '
+             r'\[w1.00, w0.75, w0.50\]')
+    for arguments in (dict(), dict(width=0.5)):
+        network = SlimmableResNet(18, **SMALL, norm_cfg=other, **arguments)
+        with pytest.raises(ValueError, match=lists):
+            network.load_state_dict(switchable.state_dict())
+    two = SlimmableResNet(18, **SMALL, norm_cfg=dict(SWITCHABLE, widths=[
+        1.0, 0.5]))
+    with pytest.raises(ValueError, match=r'3 batch norms.*2.*w1.00, w0.50'):
+        two.load_state_dict(numbered(switchable))
+
+
+def test_full_norms_are_no_substitute_for_private_ones():
+    """Weights are sliced from a plain network, statistics are not."""
+    plain = SlimmableResNet(18, **SMALL)
+    measured(plain, [1.0])
+    network = SlimmableResNet(18, **SMALL, width=0.5, norm_cfg=SWITCHABLE)
+    with pytest.raises(
+            ValueError, match='no batch-norm statistics for w0.50; '
+            'measured are: w1.00'):
+        network.load_state_dict(plain.state_dict())
 
 
 def test_a_projector_is_sliced_with_its_backbone():
@@ -156,10 +220,9 @@ def test_a_stock_network_is_named_exactly_where_there_is_one(
 
 
 def test_a_network_of_three_stages_is_a_stock_resnet_too():
-    network = SlimmableResNet_CIFAR(depth=18, base_channels=16,
-                                    stem_channels=16, num_stages=3,
-                                    strides=(1, 2, 2), dilations=(1, 1, 1),
-                                    out_indices=(2, ))
+    network = SlimmableResNet_CIFAR(
+        depth=18, base_channels=16, stem_channels=16, num_stages=3,
+        strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2, ))
     arguments = plain_arguments(network, 0.5)
     assert arguments['num_stages'] == 3 and arguments['out_indices'] == (2, )
     stock = ResNet_CIFAR(**arguments)

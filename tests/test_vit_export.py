@@ -21,6 +21,7 @@ from us3l_mm.evaluation import count_complexity
 from us3l_mm.export import plain_arguments, slice_network
 from us3l_mm.export.formats.timm_vit import zero_filled
 from us3l_mm.models import SlimmableViT, at_width
+from us3l_mm.models.layers import FULL, Subnet
 from us3l_mm.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +68,8 @@ def test_sizes_equal_a_formula(slicing, arch, sizes):
     pixels = sizes.get('patch_size', 16)
     tokens = 1 + (sizes['img_size'] // pixels)**2
     counted = count_complexity(net, WIDTHS, (sizes['img_size'], ) * 2)
-    for width, size in counted.items():
+    for subnet, size in counted.items():
+        width = subnet.width
 
         def expected(dead, width=width):
             return naive_vit.count(net.arch_settings, width, slicing, tokens,
@@ -85,8 +87,9 @@ def test_sizes_equal_a_formula(slicing, arch, sizes):
 def test_what_the_reference_computes_in_vain():
     """ViT-S at 224 pixels, whose MACs at full width are known as 4.6 G."""
     size = count_complexity(SlimmableViT('small'), [1.0, 0.25], (224, 224))
-    assert size[1.0].macs / 1e9 == pytest.approx(4.6, abs=0.05)
-    saved = 1 - size[0.25].macs / size[0.25].reference.macs
+    assert size[FULL].macs / 1e9 == pytest.approx(4.6, abs=0.05)
+    quarter = size[Subnet(0.25)]
+    saved = 1 - quarter.macs / quarter.reference.macs
     assert 0.45 < saved < 0.55
 
 
@@ -99,26 +102,29 @@ def test_counting_leaves_the_network_as_it_was():
 # Formats ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('format', ['mmpretrain', 'mmdet', 'timm', 'onnx'])
-def test_every_format_computes_what_the_width_does(saved, format, tmp_path):
+@pytest.mark.parametrize('file_format',
+                         ['mmpretrain', 'mmdet', 'timm', 'onnx'])
+def test_every_format_computes_what_the_width_does(saved, file_format,
+                                                   tmp_path):
     """Each is read back, run, and compared before it is written."""
-    for module in dict(timm=['timm'], onnx=['onnx',
-                                            'onnxruntime']).get(format, []):
-        pytest.importorskip(module, reason=f'--format {format} needs {module}')
+    needed = dict(timm=['timm'], onnx=['onnx', 'onnxruntime'])
+    for module in needed.get(file_format, []):
+        pytest.importorskip(module,
+                            reason=f'--format {file_format} needs {module}')
     net, checkpoint = saved
     sizes = []
     for width in WIDTHS:
         report = slice_checkpoint(checkpoint, str(tmp_path / f'{width}'),
-                                  width, format)
+                                  width, file_format)
         assert report.gap < 1e-5
         assert report.meta['feature_channels'] == list(
             net.feature_channels(width))
         sizes.append((tmp_path / f'{width}').stat().st_size)
-    if format == 'mmdet':
+    if file_format == 'mmdet':
         assert ("type='us3l_mm.SimpleFPN',\n    in_channels=["
                 f'{net.feature_channels(0.25)[0]}]') in report.usage
         assert "out_type='featmap'" in report.usage
-    if format == 'timm' and net.slicing == 'input':
+    if file_format == 'timm' and net.slicing == 'input':
         assert 'zeros for what is not read' in report.usage
         assert len(set(sizes)) == 1
     else:
@@ -193,7 +199,7 @@ def test_the_slice_tool_says_what_was_left_out(saved, tmp_path, capsys):
     width = torch.load(tmp_path / 'small.pth',
                        weights_only=True)['meta']['width']
     sizes = count_complexity(net, [width, width + 1 / 32], (32, 32))
-    macs = [sizes[w].macs for w in (width, width + 1 / 32)]
+    macs = [sizes[Subnet(w)].macs for w in (width, width + 1 / 32)]
     assert macs[0] <= 1.5e6 < macs[1]
 
 
@@ -202,6 +208,7 @@ def test_widths_are_evaluated_without_calibration(slicing, tmp_path, capsys):
     cfg = small_cfg('unused')
     cfg.model.backbone = dict(type='us3l_mm.SlimmableViT', slicing=slicing,
                               arch=ARCH, img_size=16, patch_size=4)
+    cfg.model.neck.in_channels = ARCH['embed_dims']
     cfg.knn_bank_dataloader = labelled('train', 48)
     cfg.knn_query_dataloader = labelled('test', 24)
     cfg.dump(tmp_path / 'tiny.py')

@@ -19,7 +19,7 @@ from us3l_mm.export.families import family_of, output_channels
 from us3l_mm.export.formats import FORMATS, SlicedNetwork, verify
 from us3l_mm.fileio import check_writable, save_atomically, sha256
 from us3l_mm.models.layers import (Subnet, SubnetLike, check_statistics,
-                                   has_statistics)
+                                   check_subnets, has_statistics)
 from us3l_mm.version import __version__
 from .budget import Budget, Choice
 
@@ -97,7 +97,8 @@ def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
         choice = subnet.choose(backbone.to(device), input_size)
         backbone.cpu()
         subnet = choice.subnet
-    subnet = Subnet.of(subnet).check(backbone.width_range)
+    subnet = Subnet.of(subnet)
+    check_subnets(backbone, [subnet])
     measure = not has_statistics(backbone, subnet)
     if measure and config is None:
         _refuse(backbone, subnet, choice)
@@ -130,7 +131,8 @@ def _refuse(backbone: nn.Module, subnet: Subnet,
     except ValueError as error:
         chosen = ('' if choice is None else
                   f'The widest within the budget is {subnet}. ')
-        raise ValueError(f'{chosen}{error}') from None
+        raise ValueError(f'{chosen}{error} The --config of the training lets '
+                         'this tool measure them.') from None
 
 
 def _calibrate(source: Source, config: Config, subnet: Subnet, num_images: int,
@@ -141,11 +143,10 @@ def _calibrate(source: Source, config: Config, subnet: Subnet, num_images: int,
     if key == BANK:
         loader = shuffled(loader)
     set_random_seed(0)  # of the augmentation
-    seen = calibrate(source.backbone.to(device),
-                     image_batches(loader,
-                                   source.preprocessor.to(device)), [subnet],
-                     min(num_images, len(loader.dataset)),
-                     progress='Calibrating')
+    seen = calibrate(
+        source.backbone.to(device),
+        image_batches(loader, source.preprocessor.to(device)), [subnet],
+        min(num_images, len(loader.dataset)), progress='Calibrating')
     source.backbone.cpu()
     name = osp.basename(config.filename or 'the given config')
     return f'measured on {seen} images of {key} in {name}'
@@ -159,13 +160,12 @@ def _describe(checkpoint: str, source: Source, subnet: Subnet,
     arguments = family.arguments(backbone)
     return dict(
         us3l_mm_version=__version__, format=file_format, width=subnet.width,
-        subnet=str(subnet),
-        architecture=dict(type=family.stock_class(backbone).__name__,
-                          **arguments),
-        feature_channels=list(backbone.feature_channels(subnet)),
-        input_channels=arguments.get('in_channels', 3), input_size=input_size,
-        data_preprocessor={
-            key: value
-            for key, value in source.preprocessing.items() if key != 'type'
-        }, source=dict(file=osp.basename(checkpoint),
-                       sha256=sha256(checkpoint)))
+        subnet=str(subnet), architecture=dict(
+            type=family.stock_class(backbone).__name__, **arguments),
+        feature_channels=list(
+            backbone.feature_channels(subnet)), input_channels=arguments.get(
+                'in_channels', 3), input_size=input_size, data_preprocessor={
+                    key: value for key, value in source.preprocessing.items()
+                    if key != 'type'}, source=dict(
+                        file=osp.basename(checkpoint),
+                        sha256=sha256(checkpoint)))

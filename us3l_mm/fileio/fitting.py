@@ -93,9 +93,10 @@ def check_fit(
     if not misfit:
         return
     if len(misfit.missing) == len(own):
-        advice = (f'None of them is in the file below the prefix {prefix!r}; '
-                  f'the file begins with {sorted(keys or given)[:2]}. Give '
-                  'the prefix of its keys (init_cfg.prefix, usually '
+        start = sorted(keys or given)[:2]
+        advice = (f'None of them is in the file below the prefix {prefix!r}' +
+                  (f'; the file begins with {start}' if start else '') +
+                  '. Give the prefix of its keys (init_cfg.prefix, usually '
                   "'backbone.'), or the file of such a network.")
     elif callable(advice):
         advice = advice(misfit)

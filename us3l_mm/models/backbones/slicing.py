@@ -6,7 +6,7 @@ from typing import Dict
 from torch import Tensor, nn
 
 from us3l_mm.models.layers import (KeepsOwnSubnet, SlimmableLayer, Subnet,
-                                   SubnetLike, check_statistics,
+                                   SubnetLike, check_statistics, check_subnets,
                                    slimmable_layers)
 
 
@@ -36,9 +36,7 @@ def slice_network(network: nn.Module, subnet: SubnetLike,
             f'This {type(network).__name__} has no slimmable layers: it is an '
             'ordinary network already.')
     subnet = Subnet.of(subnet)
-    for module in network.modules():
-        if hasattr(module, 'width_range'):
-            subnet.check(module.width_range)
+    check_subnets(network, [subnet])
     if not without_statistics:
         check_statistics(network, subnet)
     if isinstance(network, SlimmableLayer):
@@ -47,8 +45,7 @@ def slice_network(network: nn.Module, subnet: SubnetLike,
     sliced = deepcopy(
         network, {
             id(layer): plain
-            for layer, plain in _plain_layers(network, subnet).items()
-        })
+            for layer, plain in _plain_layers(network, subnet).items()})
     _tell(sliced, subnet)
     return sliced
 
