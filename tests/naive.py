@@ -181,11 +181,12 @@ class NaiveTrainer:
         total = 0
         for i, output in enumerate(self.features):
             weight = params[f'feature_distiller.projections.{i}.weight']
-            bias = params[f'feature_distiller.projections.{i}.bias']
+            bias = params.get(f'feature_distiller.projections.{i}.bias')
             c = maps[output].shape[1]
             lifted = torch.einsum('nchw,oc->nohw', maps[output], weight[:, :c,
                                                                         0, 0])
-            lifted = lifted + bias.view(1, -1, 1, 1)
+            if bias is not None:
+                lifted = lifted + bias.view(1, -1, 1, 1)
             total = total + ((lifted - target_maps[output])**2).mean()
         return total / len(self.features)
 

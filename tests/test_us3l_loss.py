@@ -103,7 +103,7 @@ def test_moco_v3_in_half_precision_is_that_of_single_precision():
 
 @pytest.mark.parametrize('name', naive.LOSSES)
 def test_each_loss_of_a_head_equals_its_definition(name):
-    head = PredictionHead(LOSSES[name])
+    head = PredictionHead(LOSSES[name], weight=1.0)
     pred, target = pair(features=12)
     loss = head.loss(pred, target)
     torch.testing.assert_close(loss, naive.LOSSES[name](pred, target.detach()),
@@ -117,7 +117,7 @@ def test_the_loss_of_half_precision_is_computed_in_single_precision(name):
     """The predictor runs in half precision, as the networks do."""
     predictor = dict(type='us3l_mm.Predictor', in_channels=12, hid_channels=16,
                      out_channels=12, num_layers=2, with_last_bn=False)
-    head = PredictionHead(LOSSES[name], predictor).train()
+    head = PredictionHead(LOSSES[name], predictor, weight=1.0).train()
     pred, target = (x.detach().bfloat16() for x in pair(features=12))
     seen = []
     head.predictor.fc1.register_forward_hook(
@@ -132,8 +132,10 @@ def test_the_loss_of_half_precision_is_computed_in_single_precision(name):
     assert all(p.grad.dtype == torch.float32 for p in head.parameters())
 
 
-def test_feature_distillation_averages_maps_and_lifts_narrow_ones():
-    distiller = FeatureDistiller([16, 24], loss_weight=3.0).double()
+@pytest.mark.parametrize('with_bias', [False, True])
+def test_feature_distillation_averages_maps_and_lifts_narrow_ones(with_bias):
+    distiller = FeatureDistiller([16, 24], with_bias=with_bias,
+                                 loss_weight=3.0).double()
     maps = [torch.randn(2, c, 3, 3, dtype=torch.float64) for c in (8, 16)]
     targets = [
         torch.randn(2, c, 3, 3, dtype=torch.float64, requires_grad=True)
@@ -145,7 +147,8 @@ def test_feature_distillation_averages_maps_and_lifts_narrow_ones():
     for x, t, layer in zip(maps, targets, distiller.projections):
         kernel = layer.weight[:, :x.shape[1], 0, 0]
         lifted = torch.einsum('nchw,oc->nohw', x, kernel)
-        lifted = lifted + layer.bias.view(1, -1, 1, 1)
+        if with_bias:
+            lifted = lifted + layer.bias.view(1, -1, 1, 1)
         expected = expected + 3 * ((lifted - t)**2).mean() / 2
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
     loss.backward()

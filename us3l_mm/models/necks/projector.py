@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple, Union
 
 from mmcv.cnn import build_norm_layer
 from mmpretrain.models.necks import NonLinearNeck
@@ -23,6 +23,8 @@ class SlimmableProjector(NonLinearNeck):
     Args:
         in_channels, hid_channels, out_channels (int): Numbers of features at
             full width.
+        with_bias (bool or sequence[bool]): Whether the hidden layers have
+            biases, all of them or each. Defaults to False.
         slice_in (bool): Whether the input narrows. Defaults to True.
         slice_hidden (bool): Whether the hidden layers narrow. Defaults to
             False.
@@ -41,7 +43,8 @@ class SlimmableProjector(NonLinearNeck):
     """
 
     def __init__(self, in_channels: int, hid_channels: int, out_channels: int,
-                 num_layers: int = 2, with_bias: bool = False,
+                 num_layers: int = 2, with_bias: Union[bool,
+                                                       Sequence[bool]] = False,
                  norm_cfg: dict = NORM, slice_in: bool = True,
                  slice_hidden: bool = False, divisor: int = 8,
                  steps: Optional[int] = None, **kwargs):
@@ -49,12 +52,21 @@ class SlimmableProjector(NonLinearNeck):
             raise ValueError(
                 'slice_hidden=True needs a backbone whose features narrow in '
                 f'multiples of a divisor; this one has {steps} steps.')
+        count = max(num_layers - 1, 1)
+        biases = [with_bias] * count if isinstance(with_bias,
+                                                   bool) else with_bias
+        if len(biases) != count:
+            raise ValueError(f'with_bias is one bool or {count}, one for each '
+                             f'hidden layer, got {with_bias!r}.')
         slimmable = issubclass(MODELS.get(norm_cfg['type']), SlimmableLayer)
         hidden = dict(norm_cfg, slice_channels=slice_hidden)
         super().__init__(in_channels, hid_channels, out_channels, num_layers,
-                         with_bias, norm_cfg=hidden if slimmable else norm_cfg,
-                         **kwargs)
+                         any(biases),
+                         norm_cfg=hidden if slimmable else norm_cfg, **kwargs)
         last = num_layers - 1
+        for i, biased in enumerate(biases):
+            if not biased:
+                getattr(self, f'fc{i}').register_parameter('bias', None)
         for i in range(num_layers):
             reads = slice_hidden if i else slice_in
             writes = slice_hidden and i < last
@@ -73,6 +85,20 @@ class SlimmableProjector(NonLinearNeck):
                 build_norm_layer(
                     dict(hidden, slice_channels=False, affine=old.affine),
                     out_channels)[1])
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        for name in dict(self.named_parameters()):
+            layer = f'{prefix}{name.rpartition(".")[0]}'
+            if (name.startswith('fc') and name.endswith('.bias')
+                    and f'{layer}.weight' in state_dict
+                    and f'{layer}.bias' not in state_dict):
+                option = f'model.{prefix}'.replace('model.teacher.', 'model.')
+                raise ValueError(
+                    f'The file has no {layer}.bias: it is of a run without '
+                    f'biases, as ours were at first. Set {option}with_bias='
+                    f'False {option}with_last_bias=False, and likewise for '
+                    'neck and predictors, to load it or to go on with it.')
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, x: Tuple[Tensor, ...]) -> Tuple[Tensor, ...]:
         # For the pooling, features such as a class token are one pixel.

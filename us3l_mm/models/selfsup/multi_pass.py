@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmpretrain.models import BaseSelfSupervisor
 from torch import Tensor, nn
 
+from us3l_mm.models.heads.feature_distiller import inner_maps
 from us3l_mm.models.layers import set_sync
 from us3l_mm.registry import MODELS
 from .checkpointing import use_plain_checkpoints
@@ -137,7 +138,8 @@ def encode(backbone: nn.Module, neck: nn.Module,
     The views are encoded one by one, so that batch statistics are per view.
 
     Args:
-        backbone (nn.Module): Returns a tuple of maps, each (N, c, H, W).
+        backbone (nn.Module): Returns a tuple of maps, each (N, c, H, W). The
+            outputs of its ``map_modules`` take their place, if it has any.
         neck (nn.Module): The projector of the last map.
         views (list[Tensor]): Images, each (N, 3, H, W).
 
@@ -146,8 +148,9 @@ def encode(backbone: nn.Module, neck: nn.Module,
     """
     encoded = []
     for view in views:
-        maps = backbone(view)
-        encoded.append((maps, neck(maps[-1:])[0]))
+        with inner_maps(backbone) as inner:
+            maps = backbone(view)
+        encoded.append((inner or maps, neck(maps[-1:])[0]))
     return encoded
 
 

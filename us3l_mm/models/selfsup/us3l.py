@@ -1,8 +1,10 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from copy import deepcopy
 from typing import Any, Dict, List, Optional, Union
 
 from torch import nn
 
+from us3l_mm.models.heads import FeatureDistiller
 from us3l_mm.registry import MODELS
 from .multi_pass import MultiPassSSL, encode, spread
 from .passes import Batch
@@ -10,6 +12,9 @@ from .plan import Pass
 from .teacher import Teacher
 
 TEACHER, ONLINE = 'teacher', 'online'
+CHOICES = dict(base_from=(TEACHER, ONLINE), distill_from=(TEACHER, ONLINE,
+                                                          None),
+               share_predictor=(False, True, 'at the start'))
 
 
 @MODELS.register_module()
@@ -19,8 +24,7 @@ class US3LAlgorithm(MultiPassSSL):
     The widest network learns by a base loss against a momentum teacher
     (guideline 1). Each narrower one matches the same full-width targets of
     the teacher (guideline 2) through a head of its own (guideline 3). Source:
-    `Three Guidelines You Should Know for Universally Slimmable
-    Self-Supervised Learning <https://arxiv.org/abs/2303.06870>`_, section 3.
+    US3L, `arXiv 2303.06870 <https://arxiv.org/abs/2303.06870>`_, section 3.
 
     Args:
         backbone (dict or nn.Module): A slimmable backbone.
@@ -35,36 +39,35 @@ class US3LAlgorithm(MultiPassSSL):
             'teacher'; 'online', the output of the base pass; or None for no
             distillation, where every width has the base loss with targets of
             its own width (US-Net). Defaults to 'teacher'.
-        share_predictor (bool): Whether distillation goes through the
-            predictor of the base pass, against guideline 3. Defaults to
-            False.
-        teacher (dict, optional): Arguments of :class:`Teacher`, ``momentum``
-            and ``final_momentum``. Defaults to a momentum of 0.01, which is a
-            paper's m = 0.99.
+        share_predictor (bool or str): Whether distillation goes through the
+            predictor of the base pass, against guideline 3; 'at the start'
+            through its own, which begins as a copy. Defaults to False.
+        teacher (dict, optional): Arguments of :class:`Teacher`. Defaults to
+            None: a momentum of 0.01, which is a paper's m = 0.99.
         feature_distiller (dict, optional): Arguments of
-            :class:`FeatureDistiller`. Defaults to None.
+            :meth:`FeatureDistiller.of`. Defaults to None.
         **kwargs: Arguments of :class:`MultiPassSSL`.
     """
 
     def __init__(self, backbone: Union[dict, nn.Module], neck: dict,
                  head: Union[dict, nn.Module],
                  distill_head: Optional[dict] = None, base_from: str = TEACHER,
-                 distill_from: Optional[str] = TEACHER,
-                 share_predictor: bool = False, teacher: Optional[dict] = None,
+                 distill_from: Optional[str] = TEACHER, share_predictor: Union[
+                     bool, str] = False, teacher: Optional[dict] = None,
                  feature_distiller: Optional[dict] = None, **kwargs):
-        check_sources(base_from, distill_from, distill_head, share_predictor,
-                      feature_distiller)
+        check_sources(distill_head, feature_distiller, base_from, distill_from,
+                      share_predictor)
         super().__init__(backbone, neck, head, **kwargs)
         self.base_from, self.distill_from = base_from, distill_from
         if distill_head is not None and share_predictor:
             distill_head = dict(distill_head, predictor=self.head.predictor)
         self.distill_head: Any = distill_head and MODELS.build(distill_head)
+        if share_predictor == 'at the start':
+            self.distill_head = deepcopy(self.distill_head)
         self.feature_distiller: Any = None
         if feature_distiller is not None:  # it may have no arguments
-            self.feature_distiller = MODELS.build(
-                dict(feature_distiller, type='us3l_mm.FeatureDistiller',
-                     channels=self.backbone.feature_channels(),
-                     rounding=self.backbone.feature_rounding))
+            self.feature_distiller = FeatureDistiller.of(
+                self.backbone, **feature_distiller)
         self.teacher: Optional[Teacher] = None
         if TEACHER in (base_from, distill_from):
             self.teacher = Teacher(self.backbone, self.neck, **teacher or {})
@@ -105,9 +108,7 @@ class US3LAlgorithm(MultiPassSSL):
         suffix = '' if pass_.role == 'base' else f'_{pass_.name}'
         # Crosswise: view 1 is matched to the target of view 2, and back.
         losses = {
-            f'loss_{name}{suffix}':
-            0.5 * (head.loss(z1, t2) + head.loss(z2, t1))
-        }
+            f'loss_{name}{suffix}': head.loss(z1, t2) + head.loss(z2, t1)}
         if distils and self.feature_distiller is not None:
             match = self.feature_distiller.loss
             losses[f'loss_feature{suffix}'] = 0.5 * (
@@ -120,32 +121,29 @@ class US3LAlgorithm(MultiPassSSL):
 
     def keep(self, encoded: List[tuple]) -> List[tuple]:
         """Targets: the embeddings, and the maps if they are distilled."""
-        return [([m.detach()
-                  for m in maps] if self.feature_distiller else None,
-                 z.detach()) for maps, z in encoded]
+        return [(self.feature_distiller and [m.detach()
+                                             for m in maps], z.detach())
+                for maps, z in encoded]
 
 
-def check_sources(base_from: str, distill_from: Optional[str],
-                  distill_head: Optional[dict], share_predictor: bool,
-                  feature_distiller: Optional[dict]) -> None:
+def check_sources(distill_head: Optional[dict],
+                  feature_distiller: Optional[dict], *choices) -> None:
     """Refuse targets and heads that do not fit each other."""
-    for name, value, allowed in (('base_from', base_from, (TEACHER, ONLINE)),
-                                 ('distill_from', distill_from,
-                                  (TEACHER, ONLINE, None))):
+    for (name, allowed), value in zip(CHOICES.items(), choices):
         if value not in allowed:
             raise ValueError(f'{name} is one of {allowed}, got {value!r}.')
+    _, distill_from, shares = choices
     if (distill_head is None) != (distill_from is None):
         raise ValueError(
             'distill_head is the head of the distillation passes, which '
             f'distill_from={distill_from!r} ' +
             ('needs; it is missing.' if distill_head is
              None else 'leaves out; remove it.'))
-    if share_predictor and (distill_head is None
-                            or 'predictor' in distill_head):
+    if shares and (distill_head is None or 'predictor' in distill_head):
         raise ValueError(
-            'share_predictor=True distils through the predictor of the base '
-            'pass: give a distill_head without a predictor, got '
-            f'{distill_head!r}.')
+            f'share_predictor={shares!r} distils through the predictor of the '
+            'base pass, or a copy: give a distill_head without a predictor, '
+            f'got {distill_head!r}.')
     if feature_distiller is not None and distill_from is None:
         raise ValueError('feature_distiller needs targets: set distill_from, '
                          'got None.')
