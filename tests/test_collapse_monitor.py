@@ -12,10 +12,8 @@ from us3l_mm.engine import CollapseMonitorHook
 # What configs/us3l/us3l_resnet18_demo-collapse_digits.py changes: an absolute
 # distance to the network's own, moving output.
 COLLAPSING = {
-    'model.base_method': 'simsiam', 'model.neck.with_last_bn': False,
-    'model.predictor': dict(_delete_=True, type='us3l_mm.Identity'),
-    'model.base_loss': dict(type='mmpretrain.CosineSimilarityLoss'),
-    'model.distill_from': 'online'
+    'model.base_from': 'online', 'model.distill_from': 'online',
+    'model.head.predictor': None
 }
 
 
@@ -26,6 +24,7 @@ def log_of(tmp_path, changes, **hook):
             'optim_wrapper.optimizer.lr': .2, 'train_cfg.max_epochs': 20,
             **changes
         })
+    cfg.model.neck.in_channels = 32
     cfg.model.backbone.update(num_stages=2, strides=(1, 2), dilations=(1, 1),
                               out_indices=(1, ))
     cfg.default_hooks.collapse = dict(type='us3l_mm.CollapseMonitorHook',
@@ -42,7 +41,7 @@ def test_a_collapse_is_warned_of_once_and_loudly(tmp_path):
     text = log_of(tmp_path, COLLAPSING, patience=12)
     assert text.count('The embeddings have collapsed') == 1
     assert '!' * 79 in text and "action='stop'" in text
-    assert "base_method='simclr_momentum'" in text
+    assert "base_from='teacher'" in text
 
 
 def test_a_sound_run_is_left_alone(tmp_path):

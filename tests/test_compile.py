@@ -24,6 +24,7 @@ def fresh_compiler():
 def train(folder, channels=64, **changes):
     """Four epochs; the widths, the number of graphs per iteration, weights."""
     cfg = small_cfg(folder, **changes)
+    cfg.model.neck.in_channels = channels
     cfg.model.backbone.update(num_stages=1, strides=(1, ), dilations=(1, ),
                               out_indices=(0, ), base_channels=channels,
                               stem_channels=channels)
@@ -34,14 +35,14 @@ def train(folder, channels=64, **changes):
     cfg.merge_from_dict(changes)
     runner = Runner.from_cfg(cfg)
     widths, graphs = [], []
-    get = runner.model.views
+    begin = runner.model.begin
 
-    def views(data):  # called in every training step
-        widths.append([s.width for s in runner.model.plan.subnets])
+    def noted(batch):  # called in every training step
+        widths.append([p.subnet.width for p in batch.plan.passes])
         graphs.append(counters['stats']['unique_graphs'])
-        return get(data)
+        begin(batch)
 
-    runner.model.views = views
+    runner.model.begin = noted
     runner.train()
     graphs = [*graphs[1:], counters['stats']['unique_graphs']]
     return widths, graphs, runner.model.state_dict()
@@ -52,7 +53,8 @@ def test_one_graph_for_each_width_and_no_more(tmp_path):
     met, expected = set(), []
     for iteration in widths:  # at 64 channels each is a network of its own
         met |= {*iteration}
-        expected.append(len(met) + 1)  # and the teacher, without a gradient
+        # And the teacher, without a gradient; backbone and projector.
+        expected.append(2 * (len(met) + 1))
     assert graphs == expected
     assert 5 <= len(met) <= 7 < len([w for it in widths for w in it])
     _, _, plain = train(tmp_path)
@@ -63,13 +65,13 @@ def test_one_graph_for_each_width_and_no_more(tmp_path):
 def test_more_widths_than_pytorch_compiles_by_itself(tmp_path):
     changes = {
         'default_hooks.sampler.grid': 1 / 32, 'compile': EAGER,
-        'default_hooks.sampler.num_samples': 6, 'train_cfg.max_epochs': 2
-    }
+        'default_hooks.sampler.num_samples': 6, 'train_cfg.max_epochs': 2}
     widths, graphs, _ = train(tmp_path, 128, **changes)
     met = {w for iteration in widths for w in iteration}
     networks = {active_channels(128, width) for width in met}
-    # Widths that round to the same channels are one network, and graph.
-    assert graphs[-1] == len(networks) + 1
+    # Widths that round to the same channels are one network, with the graphs
+    # of its backbone and its projector.
+    assert graphs[-1] == 2 * (len(networks) + 1)
     assert 10 < len(networks) < len(met)
     assert torch._dynamo.config.recompile_limit >= 2 * 25
 
@@ -78,8 +80,8 @@ def test_compiling_any_width_is_refused(tmp_path):
     with pytest.raises(
             ValueError, match='DynamicSamplerHook.grid=None. draws '
             'new ones.*Set a grid, such as grid=1/32'):
-        train(tmp_path,
-              **{'default_hooks.sampler.grid': None, 'compile': True})
+        train(tmp_path, **{
+            'default_hooks.sampler.grid': None, 'compile': True})
 
 
 def test_compiling_without_the_hook_is_refused(tmp_path):

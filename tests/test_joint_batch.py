@@ -5,12 +5,15 @@ import torch
 from processes import run_processes
 
 from us3l_mm.models import (InfoNCELoss, MoCoV3Loss, SlimmableBatchNorm1d,
-                            SlimmableBatchNorm2d, at_width)
+                            SlimmableBatchNorm2d, SwitchableBatchNorm1d,
+                            SwitchableBatchNorm2d, Subnet, at_width)
+from us3l_mm.models.layers import set_sync
 
 pytestmark = pytest.mark.ddp
 IMAGES = (3, 5)  # of each process
 NORMS = [(kind, width, dtype)
-         for kind in (SlimmableBatchNorm1d, SlimmableBatchNorm2d)
+         for kind in (SlimmableBatchNorm1d, SlimmableBatchNorm2d,
+                      SwitchableBatchNorm1d, SwitchableBatchNorm2d)
          for width in (1.0, 0.5, 0.25)
          for dtype in (torch.float64, torch.bfloat16)]
 LOSSES = [(kind, gather) for kind in (InfoNCELoss, MoCoV3Loss)
@@ -19,9 +22,10 @@ LOSSES = [(kind, gather) for kind in (InfoNCELoss, MoCoV3Loss)
 
 def norm_of(kind, dtype):
     torch.manual_seed(0)
-    norm = kind(24)
-    torch.nn.init.normal_(norm.weight)
-    torch.nn.init.normal_(norm.bias)
+    private = kind in (SwitchableBatchNorm1d, SwitchableBatchNorm2d)
+    norm = kind(24, **dict(subnets=[1.0, 0.5, 0.25]) if private else {})
+    for p in norm.parameters():
+        torch.nn.init.normal_(p)
     return norm.double() if dtype == torch.float64 else norm
 
 
@@ -29,7 +33,7 @@ def batch_of(kind, width, dtype):
     """The joint batch, (8, c, ...), and the gradient of its output."""
     torch.manual_seed(1)
     c = {1.0: 24, 0.5: 16, 0.25: 8}[width]
-    rest = (4, 4) if kind is SlimmableBatchNorm2d else ()
+    rest = (4, 4) if kind.__name__.endswith('2d') else ()
     x, grad = (torch.randn(sum(IMAGES), c, *rest, dtype=torch.float64)
                for _ in range(2))
     return (3 * x + 1).to(dtype), grad.to(dtype)
@@ -38,13 +42,16 @@ def batch_of(kind, width, dtype):
 def run_norm(case, x, grad, sync):
     kind, width, dtype = case
     norm = norm_of(kind, dtype)
-    norm.sync = sync
+    set_sync(torch.nn.Sequential(norm), sync)
     x = x.clone().requires_grad_()
     with at_width(norm, width):
         y = norm(x)
         y.backward(grad)
-    return dict(y=y.detach(), x=x.grad, weight=norm.weight.grad,
-                bias=norm.bias.grad)
+    key = Subnet(width).key
+    own = norm._modules.get(key, norm)  # a private one, or the shared one
+    assert own.num_batches_tracked == (norm.subnets != ())
+    return dict(y=y.detach(), x=x.grad, weight=own.weight.grad,
+                bias=own.bias.grad, mean=own.running_mean, var=own.running_var)
 
 
 def embeddings():
@@ -69,8 +76,7 @@ def worker(rank, folder):
         norms.append(run_norm(case, x[own], grad[own], sync=True))
     half = slice(4 * rank, 4 * rank + 4)
     losses = [
-        run_loss(case, *(e[half] for e in embeddings())) for case in LOSSES
-    ]
+        run_loss(case, *(e[half] for e in embeddings())) for case in LOSSES]
     torch.save((norms, losses), f'{folder}/{rank}.pth')
 
 
@@ -82,9 +88,10 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    'case', NORMS,
-    ids=lambda c: '-'.join([c[0].__name__[
-        -2:], str(c[1]), str(c[2])[6:]]))
+    'case', NORMS, ids=lambda c: '-'.join([
+        c[0].__name__.replace('BatchNorm', ''),
+        str(c[1]),
+        str(c[2])[6:]]))
 def test_a_norm_of_uneven_batches_equals_the_joint_one(ranks, case):
     first, second = (norms[NORMS.index(case)] for norms, _ in ranks)
     joint = run_norm(case, *batch_of(*case), sync=False)
@@ -95,6 +102,12 @@ def test_a_norm_of_uneven_batches_equals_the_joint_one(ranks, case):
         assert first[name].dtype == case[2]
         torch.testing.assert_close(torch.cat([first[name], second[name]]),
                                    joint[name], **tolerance)
+    for name in ('mean', 'var'):  # the same on all processes
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
+        torch.testing.assert_close(first[name], joint[name], rtol=0,
+                                   atol=1e-12 if exact else 1e-2)
+        assert case[0].__name__.startswith('Slimmable') or (
+            joint[name] - float(name == 'var')).abs().min() > 1e-4
     for name in ('weight', 'bias'):  # added up over processes
         c = batch_of(*case)[0].shape[1]
         assert joint[name][:c].abs().min() > 0 and not joint[name][c:].any()

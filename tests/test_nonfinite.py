@@ -7,27 +7,31 @@ from pathlib import Path
 import naive
 import pytest
 import torch
+from algorithms import train_step
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from processes import run_processes
 from small_run import small_cfg
 from test_precision import WIDTHS, algorithm_of
 
-from us3l_mm.models import Plan
-from us3l_mm.models.losses import GroupDecay
+from us3l_mm.engine import MultiPassOptimWrapper
+from us3l_mm.engine.wrappers import multi_pass_optim_wrapper
+from us3l_mm.engine.wrappers.multi_pass_optim_wrapper import skips_on_device
+from us3l_mm.models import GroupDecay
 from us3l_mm.models.selfsup.passes import UPDATE_MODES
-from us3l_mm.models.selfsup.step_guard import StepGuard, skips_on_device
 
 NAN, INF = float('nan'), float('inf')
 
 
 def guarded(update_mode='sequential', fused=False):
     algorithm, named = algorithm_of(update_mode)
-    algorithm.guard = StepGuard()
     # PyTorch's fused SGD wants a gradient of everything in its first step.
     optimizer = (torch.optim.AdamW(named.values(), fused=True) if fused else
                  torch.optim.SGD(named.values(), lr=.05, momentum=.9))
-    return algorithm, named, OptimWrapper(optimizer)
+    wrapper = MultiPassOptimWrapper(optimizer=optimizer)
+    if not fused:
+        wrapper.regularise(GroupDecay(named.items()))
+    return algorithm, named, wrapper
 
 
 def broken(data):
@@ -56,24 +60,22 @@ def same(a, b):
 def test_a_broken_image_costs_its_steps_and_nothing_else(update_mode, fused):
     algorithm, _, wrapper = guarded(update_mode, fused)
     assert skips_on_device(wrapper.optimizer) is fused
-    algorithm.train_step(naive.batch(0)[0], wrapper)
+    train_step(algorithm, naive.batch(0)[0], wrapper, WIDTHS)
     before = state_of(wrapper)
-    log = algorithm.train_step(broken(naive.batch(1)[0]), wrapper)
+    log = train_step(algorithm, broken(naive.batch(1)[0]), wrapper, WIDTHS)
     steps = 3 if update_mode == 'sequential' else 1
     assert same(state_of(wrapper), before)
-    assert (int(log['skipped']), int(algorithm.guard.consecutive)) == (steps,
-                                                                       steps)
-    log = algorithm.train_step(naive.batch(2)[0], wrapper)
+    assert (int(log['skipped']), int(wrapper.consecutive)) == (steps, steps)
+    log = train_step(algorithm, naive.batch(2)[0], wrapper, WIDTHS)
     assert not same(state_of(wrapper), before)
-    assert (int(log['skipped']), int(algorithm.guard.consecutive)) == (steps,
-                                                                       0)
+    assert (int(log['skipped']), int(wrapper.consecutive)) == (steps, 0)
     # What the next epochs are taught by has not seen it.
     assert all(torch.isfinite(t).all() for t in state_of(wrapper))
     assert all(torch.isfinite(p).all() for p in algorithm.teacher.parameters())
 
 
 @pytest.mark.parametrize('kind', ['loss', 'gradient'])
-def test_a_loss_or_a_gradient_alone_is_enough(kind):
+def test_a_loss_or_a_gradient_alone_is_enough(kind, monkeypatch):
     algorithm, named, wrapper = guarded()
     before = state_of(wrapper)
     if kind == 'loss':  # its gradient is finite
@@ -82,34 +84,54 @@ def test_a_loss_or_a_gradient_alone_is_enough(kind):
     else:
         p = next(iter(named.values()))
         p.register_hook(lambda grad: grad.index_fill(0, torch.tensor(3), INF))
-    algorithm.plan = Plan.of([1.0])
-    algorithm.train_step(naive.batch(0)[0], wrapper)
-    assert same(state_of(wrapper), before)
-    algorithm.guard = None  # and without the guard they move
-    algorithm.train_step(naive.batch(0)[0], wrapper)
+    train_step(algorithm, naive.batch(0)[0], wrapper)
+    assert same(state_of(wrapper), before) and int(wrapper.skipped) == 1
+    assert wrapper.last_skipped['left_out']
+    loss = wrapper.last_skipped['losses']['loss_base']
+    assert torch.isfinite(loss) != (kind == 'loss')
+    # And where nothing looks at the gradients they move.
+    monkeypatch.setattr(multi_pass_optim_wrapper, 'not_finite',
+                        lambda grads: torch.tensor(False))
+    train_step(algorithm, naive.batch(0)[0], wrapper)
     assert not same(state_of(wrapper), before)
 
 
-def test_without_trouble_the_guard_changes_nothing():
+def test_without_trouble_the_check_changes_nothing(monkeypatch):
     states = []
-    for guard in (None, StepGuard()):
+    for checks in (True, False):
+        if not checks:
+            monkeypatch.setattr(multi_pass_optim_wrapper, 'not_finite',
+                                lambda grads: torch.tensor(False))
+            monkeypatch.setattr(MultiPassOptimWrapper, 'backward',
+                                OptimWrapper.backward)
         algorithm, _, wrapper = guarded()
-        algorithm.guard = guard
         for seed in range(2):
-            algorithm.train_step(naive.batch(seed)[0], wrapper)
+            train_step(algorithm, naive.batch(seed)[0], wrapper, WIDTHS)
         states.append(state_of(wrapper))
     assert same(*states)
+
+
+def test_the_number_of_skipped_steps_is_saved_with_the_optimizer():
+    algorithm, _, wrapper = guarded()
+    train_step(algorithm, broken(naive.batch(0)[0]), wrapper, WIDTHS)
+    state = wrapper.state_dict()
+    assert state['skipped'] == 3
+    _, _, resumed = guarded()
+    resumed.load_state_dict(state)
+    assert (int(resumed.skipped), int(resumed.consecutive)) == (3, 0)
+    del state['skipped']  # a file of an earlier version
+    resumed.load_state_dict(state)
+    assert int(resumed.skipped) == 0
 
 
 def test_a_step_left_out_on_the_device_decays_nothing():
     p = torch.nn.Parameter(torch.ones(8))
     optimizer = torch.optim.AdamW([p], lr=.1, weight_decay=0., fused=True)
-    optimizer.register_step_pre_hook(
-        GroupDecay([('p', p)], lam=.5).before_step)
-    guard = StepGuard()
+    wrapper = MultiPassOptimWrapper(optimizer=optimizer)
+    wrapper.regularise(GroupDecay([('p', p)], lam=.5, decoupled=True))
     for value, moves in ((NAN, False), (1.0, True)):
         p.grad = torch.full((8, ), value)
-        guard.step(OptimWrapper(optimizer), (), {})
+        wrapper.step()
         assert torch.equal(p, torch.ones(8)) is not moves
 
 
@@ -146,8 +168,8 @@ def test_training_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     # Iteration 5 is the first broken one, with three steps; 6 the second.
     assert 'stopped in iteration 6' in text
     assert 'last 6 optimizer steps' in text and 'max_consecutive=4' in text
-    assert re.search(r'min \(width 0.25\), not finite: loss_distill_min=nan',
-                     text)
+    assert re.search(
+        r'w0.25 \(width 0.25\), not finite: loss_distill_w0.25=nan', text)
     assert f'last good checkpoint is {tmp_path}/epoch_1.pth' in text
     file = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
     assert all(torch.isfinite(v).all() for v in file['state_dict'].values())
@@ -205,8 +227,8 @@ def worker(rank, folder):
     """Images of process 1 alone are broken; then, a stock wrapper."""
     folder = Path(folder)
     cfg = cfg_of(
-        folder / 'run', launcher='pytorch',
-        model_wrapper_cfg=dict(type='us3l_mm.US3LDistributedDataParallel'))
+        folder / 'run', launcher='pytorch', model_wrapper_cfg=dict(
+            type='us3l_mm.MultiPassDistributedDataParallel'))
     cfg.train_dataloader.batch_size = 4
     runner = Runner.from_cfg(cfg)
     broken_from(runner, 2, also=rank == 1)
@@ -236,10 +258,11 @@ def test_processes_agree_on_what_to_leave_out(tmp_path):
     assert first == second
     assert first['iterations'] == 3 and first['finite']
     assert 'process 0: in the passes' in first['first']
-    assert re.search('process 1: in the passes .*not finite: loss_distill_min',
-                     first['first'])
+    assert re.search(
+        'process 1: in the passes .*not finite: loss_distill_w0.25',
+        first['first'])
     # Only one of them had the broken images.
-    assert re.search('process 0: [^;]* the losses were: loss_distill_min=-',
+    assert re.search('process 0: [^;]* the losses were: loss_distill_w0.25=-',
                      first['first'])
     assert first['stock'].startswith(
         'ValueError: MMDistributedDataParallel does not run the passes')

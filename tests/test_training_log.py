@@ -52,6 +52,26 @@ def test_widths_follow_the_stage(log):
                for line in lines[3:])
 
 
+def test_names_of_a_fixed_list_are_those_of_its_sub_networks(tmp_path):
+    Runner.from_cfg(
+        small_cfg(
+            tmp_path, **{
+                'default_hooks.sampler.widths': [1.0, 0.75],
+                'train_cfg.max_epochs': 1
+            })).train()
+    scalars, = tmp_path.glob('*/vis_data/scalars.json')
+    for line in map(json.loads, scalars.read_text().splitlines()):
+        assert {
+            key
+            for key in line if key.startswith(('loss', 'width', 'spread'))
+        } == {
+            'loss', 'loss_base', 'loss_reg', 'width_w1.00', 'spread_w1.00',
+            'spread_teacher', 'loss_distill_w0.75', 'width_w0.75',
+            'spread_w0.75'
+        }
+        assert (line['width_w1.00'], line['width_w0.75']) == (1.0, 0.75)
+
+
 def test_tensorboard_by_configuration(log):
     folder, _ = log
     from tensorboard.backend.event_processing.event_accumulator import \
