@@ -206,12 +206,14 @@ def test_a_missing_tensor_is_named(slices, tmp_path, part, says):
 
 def test_files_of_elsewhere_may_have_a_classifier_and_lack_counters(
         slices, tmp_path):
-    path = edited(
-        slices, tmp_path, lambda state: {
-            **{
-                key.removeprefix('backbone.'): value.half() for key, value in state.items(
-                ) if 'num_batches' not in key}, 'fc.weight': torch.ones(
-                10, 512)})
+
+    def edit(state):
+        halves = {
+            key.removeprefix('backbone.'): value.half()
+            for key, value in state.items() if 'num_batches' not in key}
+        return {**halves, 'fc.weight': torch.ones(10, 512)}
+
+    path = edited(slices, tmp_path, edit)
     cfg = config_of(
         0.25, init_cfg=dict(type='Pretrained', checkpoint=path, _delete_=True))
     check_weights(initial_backbone(cfg), path, None)

@@ -15,9 +15,9 @@ from mmpretrain.models import VisionTransformer
 from naive_vit import ARCH
 from tiny_coco import SMALL, SMALL_MASKS, coco_options, write_coco
 
-from us3l_mm.engine.checks.pretrained import check_weights, read_file
 from us3l_mm.fileio import load_weights
 from us3l_mm.models import SlimmableViT, at_width
+from us3l_mm.models.backbones.pretrained import check_weights
 from us3l_mm.models.necks import SimpleFPN
 from us3l_mm.registry import MODELS
 
@@ -54,8 +54,7 @@ def test_a_pyramid_of_one_map():
     finer = second(F.gelu(finer))
     for level, expected in enumerate([
             finer, neck.scales[1](x), x,
-            x.unflatten(2, (3, 2)).unflatten(4, (2, 2)).amax((3, 5))
-    ]):
+            x.unflatten(2, (3, 2)).unflatten(4, (2, 2)).amax((3, 5))]):
         torch.testing.assert_close(levels[level], smooth(expected, level))
     assert torch.equal(levels[4], levels[3][..., ::2, ::2])
 
@@ -77,8 +76,7 @@ def full(request, tmp_path_factory):
         dict(
             state_dict={
                 f'backbone.{key}': value
-                for key, value in net.state_dict().items()
-            }, meta={}), path)
+                for key, value in net.state_dict().items()}, meta={}), path)
     return net, str(path)
 
 
@@ -87,8 +85,7 @@ def backbone_options(net, path) -> list:
     return [f'{arch}.{key}={value}' for key, value in ARCH.items()] + [
         f'model.backbone.slicing={net.slicing}', 'model.backbone.img_size=32',
         'model.backbone.width=0.5', 'model.backbone.positions=learned',
-        f'model.backbone.init_cfg.checkpoint={path}'
-    ]
+        f'model.backbone.init_cfg.checkpoint={path}']
 
 
 def test_the_config_builds_at_any_width():
@@ -98,8 +95,7 @@ def test_the_config_builds_at_any_width():
         cfg = Config.fromfile(CONFIG)
         cfg.merge_from_dict({
             'model.backbone.slicing': slicing, 'model.backbone.width': 0.25,
-            'model.backbone.init_cfg': None
-        })
+            'model.backbone.init_cfg': None})
         model = MODELS.build(cfg.model)
         assert model.neck.in_channels == [channels]
         model.eval()
@@ -127,16 +123,14 @@ def test_two_iterations_and_an_evaluation(full, tmp_path, monkeypatch):
         'train.py',
         str(tmp_path / 'config.py'), '--work-dir',
         str(tmp_path), '--cfg-options', *coco_options(coco), *SMALL,
-        *SMALL_MASKS, *backbone_options(net, path), 'log_level=ERROR'
-    ])
+        *SMALL_MASKS, *backbone_options(net, path), 'log_level=ERROR'])
     importlib.import_module('train').main()
     *steps, metrics = [
         json.loads(line) for file in tmp_path.glob('*/vis_data/scalars.json')
-        for line in file.read_text().splitlines()
-    ]
+        for line in file.read_text().splitlines()]
     assert len(steps) == 2 and np.isfinite([s['loss'] for s in steps]).all()
-    assert {'loss_rpn_cls', 'loss_cls', 'loss_bbox',
-            'loss_mask'} <= {*steps[0]}
+    assert {'loss_rpn_cls', 'loss_cls', 'loss_bbox', 'loss_mask'} <= {
+        *steps[0]}
     assert 0 <= metrics['coco/segm_mAP'] <= 1
     after = load_weights(str(tmp_path / 'epoch_1.pth'))['state_dict']
     narrow = SlimmableViT(ARCH, slicing=net.slicing, img_size=32, width=0.5)
@@ -152,23 +146,23 @@ def test_two_iterations_and_an_evaluation(full, tmp_path, monkeypatch):
 def test_weights_are_compared_before_training(full, img_size):
     """Also in the stock class, which loads what it can and says nothing."""
     net, path = full
-    file, sizes = read_file(path, 'backbone.'), dict(patch_size=16)
+    file, sizes = (path, 'backbone.'), dict(patch_size=16)
     narrow = SlimmableViT(ARCH, slicing=net.slicing, width=0.5,
                           img_size=img_size, **sizes)
     narrow.load_state_dict(net.state_dict())
-    check_weights(narrow, file)
+    check_weights(narrow, *file)
     stock = VisionTransformer(ARCH, img_size=img_size, **sizes)
     stock.load_state_dict(net.state_dict())
-    check_weights(stock, file)
+    check_weights(stock, *file)
     stock.layers[0].ln1.bias.data += 1
     with pytest.raises(ValueError, match='not those of.*layers.0.ln1.bias'):
-        check_weights(stock, file)
+        check_weights(stock, *file)
     half = dict(ARCH, embed_dims=16, num_heads=2, feedforward_channels=48)
     with pytest.raises(
             ValueError, match='does not fit this Vis.* 54 have another shape'
             '(.|\n)*SlimmableViT.width=W'):
         check_weights(VisionTransformer(half, img_size=img_size, **sizes),
-                      file, values=False)
+                      *file)
 
 
 def test_the_detector_sees_what_its_slice_computes(full):

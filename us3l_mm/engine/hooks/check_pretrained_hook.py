@@ -1,16 +1,12 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
+from mmpretrain.utils import get_ori_model
 
-from us3l_mm.engine.checks.pretrained import (KNOWN, check_neck, check_weights,
-                                              pretrained_cfg, read_file)
-from us3l_mm.engine.mmengine_internals import (built_loop, is_resuming,
-                                               start_file)
+from us3l_mm.engine.mmengine_internals import is_resuming, start_file
+from us3l_mm.models.backbones.pretrained import (check_neck, check_weights,
+                                                 is_known, pretrained_cfg)
 from us3l_mm.registry import HOOKS
-
-PREFIX = 'backbone.'
 
 
 @HOOKS.register_module()
@@ -19,11 +15,11 @@ class CheckPretrainedHook(Hook):
 
     Before the first iteration every tensor of the backbone is compared with
     the file of ``init_cfg=dict(type='Pretrained', ...)``, or with that of
-    ``load_from`` where there is one: a file of another width or depth, a full
+    ``load_from`` if there is one. A file of another width or depth, a full
     file in a narrow network, missing keys, a wrong prefix and weights that
-    were overwritten raise ValueError. A resumed run is left alone. It knows
-    ResNets, MMPretrain's, MMDetection's and ours; the weights of other
-    backbones are not compared, and the log says so.
+    were overwritten raise ValueError. A resumed run is not checked. The log
+    names a backbone whose weights cannot be compared, because its class
+    renames keys while it loads.
 
     The ``in_channels`` of the neck are compared with the backbone too, also
     before a test.
@@ -36,48 +32,30 @@ class CheckPretrainedHook(Hook):
         self._checkpoint_loaded = False
 
     def before_run(self, runner: Runner) -> None:
-        """Compare names and shapes, while nothing has been loaded."""
-        model = _unwrapped(runner)
-        if not hasattr(model, 'backbone'):
-            return
-        check_neck(model)
-        if built_loop(
-                runner,
-                'train') and not (is_resuming(runner) or start_file(runner)):
-            self._check(runner, values=False)
+        """Check the neck."""
+        model = get_ori_model(runner.model)
+        if hasattr(model, 'backbone'):
+            check_neck(model)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Remember that the initial weights have been replaced."""
         self._checkpoint_loaded = True
 
     def before_train(self, runner: Runner) -> None:
-        """Compare all numbers."""
-        if not (is_resuming(runner) and self._checkpoint_loaded):
-            self._check(runner, values=True)
-
-    def _check(self, runner: Runner, values: bool) -> None:
-        backbone = getattr(_unwrapped(runner), 'backbone', None)
+        """Check the weights."""
+        backbone = getattr(get_ori_model(runner.model), 'backbone', None)
         cfg = pretrained_cfg(backbone)
-        path, prefix = (start_file(runner),
-                        PREFIX) if start_file(runner) else (
-                            cfg and cfg['checkpoint'],
-                            cfg and cfg.get('prefix'))
-        if cfg is None or not path:
+        if cfg is None or (is_resuming(runner) and self._checkpoint_loaded):
             return
-        if type(backbone).__name__ not in KNOWN:
-            if values:
-                runner.logger.info(
-                    f'{type(self).__name__} does not know '
-                    f'{type(backbone).__name__}: its weights were not '
-                    f'compared with {path}.')
+        path, prefix = start_file(runner), 'backbone.'
+        if path is None:
+            path, prefix = cfg['checkpoint'], cfg.get('prefix')
+        if not is_known(backbone):
+            runner.logger.info(
+                f'{type(self).__name__} does not know '
+                f'{type(backbone).__name__}: its weights were not compared '
+                f'with {path}.')
             return
-        file = read_file(path, prefix)
-        check_weights(backbone, file, values)
-        if values:
-            runner.logger.info(f'All {len(backbone.state_dict())} tensors of '
-                               f'the backbone are those of {path}.')
-
-
-def _unwrapped(runner: Runner) -> nn.Module:
-    model = runner.model
-    return model.module if is_model_wrapper(model) else model
+        check_weights(backbone, path, prefix)
+        runner.logger.info(f'All {len(backbone.state_dict())} tensors of the '
+                           f'backbone are those of {path}.')
