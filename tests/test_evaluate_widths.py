@@ -200,7 +200,7 @@ def write_bad_checkpoints(files):
     ('short.pth', 'not copied completely'),
     ('code.pth', 'would execute code'),
     ('bare.pth', 'would execute code|not copied completely'),
-    ('deeper.pth', r'not those of this SlimmableResNet_CIFAR\(depth=18'),
+    ('deeper.pth', r'does not fit this SlimmableResNet_CIFAR\(depth=18'),
 ])
 def test_bad_checkpoints_are_refused_and_not_executed(files, tmp_path,
                                                       checkpoint, message):

@@ -20,6 +20,11 @@ from us3l_mm.models import SlimmableMobileNetV2, at_width
 RECIPE = (Path(__file__).parents[1] / 'configs/us3l' /
           'us3l_mobilenet-v2_4xb128-coslr-400e_cifar10.py')
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
+SMALLER = {
+    'model.neck.hid_channels': 32, 'model.neck.out_channels': 16,
+    'model.distill_head.predictor.in_channels': 16,
+    'model.distill_head.predictor.hid_channels': 32,
+    'model.distill_head.predictor.out_channels': 16}
 
 
 @pytest.fixture(scope='module')
@@ -30,11 +35,9 @@ def trained(tmp_path_factory):
     cfg.merge_from_dict({
         'work_dir': str(folder), 'log_level': 'WARNING',
         'train_cfg.max_epochs': 1, 'default_hooks.logger.interval': 1,
-        'model.neck': dict(hid_channels=32, out_channels=16),
-        'model.distill_predictor': dict(hid_channels=32),
-        'train_dataloader.batch_size': 6, 'train_dataloader.num_workers': 0,
-        'train_dataloader.persistent_workers': False
-    })
+        **SMALLER, 'train_dataloader.batch_size': 6,
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.persistent_workers': False})
     cfg.train_dataloader.dataset = dict(
         type='us3l_mm.RenderedDigits', split='train', num_images=12,
         pipeline=cfg.train_dataloader.dataset.pipeline)
@@ -46,8 +49,7 @@ def trained(tmp_path_factory):
     runner = Runner.from_cfg(cfg)
     before = {
         name: p.detach().clone()
-        for name, p in runner.model.backbone.named_parameters()
-    }
+        for name, p in runner.model.backbone.named_parameters()}
     runner.train()
     cfg.dump(folder / 'run.py')
     return folder, runner, before
@@ -80,8 +82,7 @@ def test_the_evaluation_tool(trained, tmp_path):
         str(folder / 'epoch_1.pth'), '--out',
         str(tmp_path), '--device', 'cpu', '--widths', '1.0', '0.5', '0.3',
         '--knn', '--linear', '--k', '3', '--save-checkpoint',
-        str(saved)
-    ])
+        str(saved)])
     rows = json.loads((tmp_path / 'widths.json').read_text())['rows']
     assert [row['width'] for row in rows] == [1.0, 0.5, 0.3]
     assert {row['channels'] for row in rows} == {1280}
@@ -89,13 +90,13 @@ def test_the_evaluation_tool(trained, tmp_path):
     assert all(0 <= row['knn'] <= 100 and 0 <= row['linear'] <= 100
                for row in rows)
     full = load_backbone(str(saved)).eval()
-    for format, name in (('mmpretrain', 'w.pth'), ('onnx', 'w.onnx')):
-        if format == 'onnx':
+    for file_format, name in (('mmpretrain', 'w.pth'), ('onnx', 'w.onnx')):
+        if file_format == 'onnx':
             pytest.importorskip('onnxruntime')
         report = slice_checkpoint(str(saved), str(tmp_path / name), 0.3,
-                                  input_size=32, format=format)
+                                  input_size=32, file_format=file_format)
         assert report.meta['feature_channels'] == [1280]
-        if format == 'mmpretrain':
+        if file_format == 'mmpretrain':
             config = run_usage(report)['backbone']
             assert config['type'] == 'us3l_mm.SlimmableMobileNetV2_CIFAR'
             assert run_usage(report)['head'] == dict(in_channels=1280)
@@ -104,7 +105,7 @@ def test_the_evaluation_tool(trained, tmp_path):
             ValueError, match='torchvision cannot hold this '
             'network: it has the strides'):
         slice_checkpoint(str(saved), str(tmp_path / 'no.pth'), 0.5,
-                         input_size=32, format='torchvision')
+                         input_size=32, file_format='torchvision')
 
 
 def compare(config, full, width, scope='mmpretrain', last=True):
@@ -137,12 +138,13 @@ def real(tmp_path_factory):
 
 
 @pytest.mark.parametrize('width', [1.0, 0.34375])
-@pytest.mark.parametrize('format', ['torchvision', 'timm'])
-def test_other_libraries_load_it_as_printed(real, tmp_path, format, width):
-    pytest.importorskip(format)
+@pytest.mark.parametrize('file_format', ['torchvision', 'timm'])
+def test_other_libraries_load_it_as_printed(real, tmp_path, file_format,
+                                            width):
+    pytest.importorskip(file_format)
     network, checkpoint = real
     report = slice_checkpoint(checkpoint, str(tmp_path / 'w.pth'), width,
-                              input_size=32, format=format)
+                              input_size=32, file_format=file_format)
     names = run_usage(report, images=IMAGES)
     with torch.no_grad(), at_width(network, width):
         expected = network(IMAGES)[-1].mean(dim=(2, 3))
@@ -172,7 +174,7 @@ def test_mmdetection_loads_it_as_printed(real, tmp_path):
                         reason='MMDetection or its compiled ops are missing')
     network, checkpoint = real
     report = slice_checkpoint(checkpoint, str(tmp_path / 'w.pth'), 0.5,
-                              input_size=32, format='mmdet')
+                              input_size=32, file_format='mmdet')
     config = run_usage(report)
     assert config['backbone']['type'] == 'mmpretrain.MobileNetV2'
     maps = compare(config['backbone'], network, 0.5, 'mmdet')
@@ -191,7 +193,7 @@ def test_what_other_libraries_cannot_hold(real, tmp_path):
     with pytest.raises(ValueError, match='channels and shortcuts of width '
                        '0.25'):
         slice_checkpoint(checkpoint, str(tmp_path / 'w.pth'), 0.25,
-                         input_size=32, format='timm')
+                         input_size=32, file_format='timm')
     network = SlimmableMobileNetV2(0.75, norm_cfg=dict(type='BN', eps=1e-3))
     calibrate(network, [torch.randn(4, 3, 32, 32)], [0.5, 1.0])
     checkpoint = written(tmp_path / 'full.pth', network, widen_factor=0.75,
@@ -200,5 +202,5 @@ def test_what_other_libraries_cannot_hold(real, tmp_path):
             ValueError, match='torchvision cannot hold this '
             'network: its MobileNetV2 knows no norm_cfg'):
         slice_checkpoint(checkpoint, str(tmp_path / 'w.pth'), 1.0,
-                         input_size=32, format='torchvision')
+                         input_size=32, file_format='torchvision')
     assert [p.name for p in tmp_path.iterdir()] == ['full.pth']
