@@ -4,45 +4,45 @@ import os
 
 import pytest
 import torch
-from mmengine.optim import OptimWrapper
+from algorithms import METHODS, RESNET, model_cfg
 from processes import run_processes
-from small_run import small_cfg
 
-from us3l_mm.engine import US3LDistributedDataParallel
-from us3l_mm.engine.sampling import sandwich
-from us3l_mm.models import GroupRegulariser, Plan, at_width
-from us3l_mm.models.selfsup import BASE_METHODS
+from us3l_mm.engine import (MultiPassDistributedDataParallel,
+                            MultiPassOptimWrapper)
+from us3l_mm.models import GroupDecay, Plan, at_width
+from us3l_mm.models.selfsup import Batch
 from us3l_mm.models.selfsup.passes import UPDATE_MODES
+from us3l_mm.models.selfsup.plan import sandwich
 from us3l_mm.registry import MODELS
 
 pytestmark = pytest.mark.ddp
 ITERATIONS, IMAGES, COMPARED = 20, 8, 4
 SWITCHABLE = dict(type='SwitchableBN', widths=[1.0, 0.5, 0.25])
+SMALL = dict(RESNET, num_stages=1, strides=(1, ), dilations=(1, ),
+             out_indices=(0, ))
 
 # Base method, update mode, whether norms and negatives span processes, and
 # changes to the algorithm.
-JOINT = [(method, mode, 'joint', {}) for method in sorted(BASE_METHODS)
+JOINT = [(method, mode, 'joint', {}) for method in sorted(METHODS)
          for mode in UPDATE_MODES]
-LOCAL = [(method, mode, 'local', {})
-         for method, mode in (('byol', 'sequential'), ('byol', 'accumulate'),
-                              ('byol', 'joint'), ('simclr_momentum',
-                                                  'sequential'),
-                              ('moco_v3', 'accumulate'), ('simsiam', 'joint'))]
+LOCAL = [
+    (method, mode, 'local', {})
+    for method, mode in (('byol', 'sequential'), ('byol', 'accumulate'),
+                         ('simclr_momentum', 'sequential'),
+                         ('moco_v3', 'accumulate'), ('simsiam', 'accumulate'))]
 # What leaves other parameters unused: private norms, feature projections, a
 # second head's absence; checkpoints, which hide parameters from the wrapper;
 # an update of several batches.
 OPTIONS = [
-    *[('byol', mode, 'local', {'backbone.norm_cfg': SWITCHABLE})
-      for mode in UPDATE_MODES],
-    ('byol', 'accumulate', 'joint', dict(feature_distill={})),
-    ('simclr_momentum', 'joint', 'joint', dict(share_head=True)),
+    *[('byol', mode, scope, {'backbone.norm_cfg': SWITCHABLE})
+      for mode in UPDATE_MODES for scope in ('local', 'joint')],
+    ('byol', 'accumulate', 'joint', dict(feature_distiller={})),
+    ('simclr_momentum', 'accumulate', 'joint', dict(share_predictor=True)),
     ('byol', 'sequential', 'joint', dict(distill_from='online')),
-    ('simsiam', 'joint', 'joint', dict(distill_from=None)),
+    ('simsiam', 'accumulate', 'joint', dict(distill_from=None)),
     ('byol', 'sequential', 'joint', {'backbone.with_cp': True}),
     ('byol', 'accumulate', 'joint', {'backbone.with_cp': True}),
-    ('byol', 'accumulate', 'joint', dict(accumulative_counts=3)),
-    ('byol', 'joint', 'joint', dict(accumulative_counts=3)),
-]
+    ('byol', 'accumulate', 'joint', dict(accumulative_counts=3)), ]
 CASES = JOINT + LOCAL + OPTIONS
 FOUR = [('moco_v3', 'accumulate', 'joint', {}),
         ('simclr_momentum', 'sequential', 'joint', {})]
@@ -56,46 +56,30 @@ def case_id(case):
 def build(case):
     method, mode, scope, options = case
     torch.manual_seed(0)
-    cfg = small_cfg('unused').model
-    cfg.backbone.update(num_stages=1, strides=(1, ), dilations=(1, ),
-                        out_indices=(0, ))
-    cfg.update(base_method=method, update_mode=mode,
-               sync_norms=scope == 'joint')
-    if BASE_METHODS[method].predictor is None:
-        cfg.pop('predictor')
-    if BASE_METHODS[method].loss in ('info_nce', 'moco_v3'):
-        loss = dict(
-            type='us3l_mm.MoCoV3Loss' if method == 'moco_v3' else
-            'us3l_mm.InfoNCELoss', gather=scope == 'joint')
-        cfg.base_loss = loss
-        if BASE_METHODS[method].distill_loss == BASE_METHODS[method].loss:
-            cfg.distill_loss = loss
     options = {k: v for k, v in options.items() if k != 'accumulative_counts'}
-    if options.get('share_head') or options.get('distill_from', 1) is None:
-        cfg.pop('distill_predictor')
-    for key, value in options.items():
-        _set(cfg, key, value)
+    backbone = dict(SMALL)
+    for key in [key for key in options if key.startswith('backbone.')]:
+        backbone[key.removeprefix('backbone.')] = options.pop(key)
+    cfg = model_cfg(method, backbone, hid=32, out=16, predictor_hid=32,
+                    distill_hid=32, update_mode=mode,
+                    sync_norms=scope == 'joint', **options)
+    for head in (cfg['head'], cfg['distill_head']):
+        if head and head['loss']['type'].startswith('us3l_mm.'):
+            head['loss'] = dict(head['loss'], gather=scope == 'joint')
     algorithm = MODELS.build(cfg).double()
-    algorithm.views = lambda data: data
-    algorithm.regulariser = GroupRegulariser(
-        (name, p) for name, p in algorithm.named_parameters()
-        if p.requires_grad)
+    algorithm.views = lambda data: data['views']
     return algorithm
-
-
-def _set(cfg, key, value):
-    *path, last = key.split('.')
-    for part in path:
-        cfg = cfg[part]
-    cfg[last] = value
 
 
 def optimizer(algorithm, case):
     counts = case[3].get('accumulative_counts', 1)
-    wrapper = OptimWrapper(
-        torch.optim.SGD(algorithm.parameters(), lr=.05, momentum=.9),
+    wrapper = MultiPassOptimWrapper(
+        optimizer=torch.optim.SGD(algorithm.parameters(), lr=.05, momentum=.9),
         accumulative_counts=counts)
     wrapper.initialize_count_status(torch.nn.Identity(), 0, ITERATIONS)
+    wrapper.regularise(
+        GroupDecay((name, p) for name, p in algorithm.named_parameters()
+                   if p.requires_grad))
     return wrapper
 
 
@@ -104,19 +88,18 @@ def plans(case):
     lowest = [1.0, .25, .25, .5, *[1.0, 1.0, 1.0, .25] * 4]
     if 'backbone.norm_cfg' in case[3]:
         middle = SWITCHABLE['widths']
-        return [Plan.of([1.0]), *[Plan.of(middle)] * (ITERATIONS - 1)]
+        return [
+            Plan.sampled([1.0]), *[Plan.sampled(middle)] * (ITERATIONS - 1)]
     return [
-        Plan.of(sandwich(lowest[i], 1.0, 3, 0, i, 1 / 32),
-                progress=i / ITERATIONS) for i in range(ITERATIONS)
-    ]
+        Plan.sampled(sandwich(lowest[i], 1.0, 3, 0, i, 1 / 32),
+                     progress=i / ITERATIONS) for i in range(ITERATIONS)]
 
 
 def shards(iteration, world_size):
     g = torch.Generator().manual_seed(iteration)
     views = [
         torch.rand(IMAGES, 3, 12, 12, generator=g, dtype=torch.float64)
-        for _ in range(2)
-    ]
+        for _ in range(2)]
     return list(zip(*(view.chunk(world_size) for view in views)))
 
 
@@ -124,19 +107,17 @@ def worker(rank, folder, cases):
     for case in cases:
         world_size = torch.distributed.get_world_size()
         algorithm = build(case)
-        model = US3LDistributedDataParallel(algorithm)
+        model = MultiPassDistributedDataParallel(algorithm)
         wrapper = optimizer(algorithm, case)
         saved = {}
         # Twenty iterations of every base method and mode; less of the rest.
         last = ITERATIONS if case in JOINT else COMPARED + 2
-        for iteration, algorithm.plan in enumerate(plans(case)[:last]):
-            model.train_step(list(shards(iteration, world_size)[rank]),
-                             wrapper)
+        for iteration, plan in enumerate(plans(case)[:last]):
+            views = list(shards(iteration, world_size)[rank])
+            model.train_step(dict(views=views, plan=plan), wrapper)
             if iteration + 1 == COMPARED:
                 saved['early'] = {
-                    k: v.clone()
-                    for k, v in algorithm.state_dict().items()
-                }
+                    k: v.clone() for k, v in algorithm.state_dict().items()}
         saved['late'] = algorithm.state_dict()
         torch.save(
             saved,
@@ -155,29 +136,29 @@ def joint_batch(case, iterations):
     """One process with all shards as one batch."""
     algorithm = build(case)
     wrapper = optimizer(algorithm, case)
-    for iteration, algorithm.plan in enumerate(plans(case)[:iterations]):
-        algorithm.train_step(
-            [torch.cat(view) for view in zip(*shards(iteration, 2))], wrapper)
+    for iteration, plan in enumerate(plans(case)[:iterations]):
+        views = [torch.cat(view) for view in zip(*shards(iteration, 2))]
+        algorithm.train_step(dict(views=views, plan=plan), wrapper)
     return algorithm.state_dict()
 
 
 def average_of_losses(case, iterations):
     """Both shards in one process, one after the other."""
     algorithm, sequential = build(case), case[1] == 'sequential'
-    wrapper = optimizer(algorithm, case)
-    for iteration, algorithm.plan in enumerate(plans(case)[:iterations]):
-        # The second shard meets the same teacher.
-        caches = [{}, {'student_moved': False}]
-        for subnet in algorithm.plan.subnets:
-            with at_width(algorithm, subnet.width):
-                for rank, views in enumerate(shards(iteration, 2)):
-                    views, cache = list(views), caches[rank]
+    wrapper = torch.optim.SGD(algorithm.parameters(), lr=.05, momentum=.9)
+    for iteration, plan in enumerate(plans(case)[:iterations]):
+        batches = [Batch(list(v), plan) for v in shards(iteration, 2)]
+        batches[1].student_moved = False  # meets the same teacher
+        algorithm.begin(batches[0])
+        kept = running(algorithm)
+        algorithm.begin(batches[1])
+        restore(algorithm, kept)  # those of rank 0
+        for pass_ in plan.passes:
+            with at_width(algorithm, pass_.subnet):
+                for rank, batch in enumerate(batches):
                     buffers = running(algorithm)
-                    targets = algorithm.targets(subnet, views, cache)
-                    output = algorithm(views, mode='loss', subnet=subnet,
-                                       targets=targets)
-                    if subnet.is_base:
-                        cache['online'] = output['encoded']
+                    output = algorithm(batch, mode='loss', pass_=pass_)
+                    batch.carried.update(output['carried'])
                     (sum(output['losses'].values()) / 2).backward()
                     if rank == 0:
                         kept = running(algorithm)
@@ -185,8 +166,9 @@ def average_of_losses(case, iterations):
                 restore(algorithm, kept)  # those of rank 0
                 sum(5e-5 * p.square().sum()
                     for name, p in algorithm.named_parameters()
-                    if p.requires_grad and not (
-                        subnet.is_base and 'predictor' in name)).backward()
+                    if p.requires_grad
+                    and not (pass_.role == 'base' and 'predictor' in name)
+                    ).backward()
             if sequential:
                 wrapper.step(), wrapper.zero_grad()
         if not sequential:
@@ -215,8 +197,7 @@ def close(actual, expected, what):
 def load(folder, world_size, case):
     return [
         torch.load(folder / f'{world_size}-{case_id(case)}-{rank}.pth')
-        for rank in range(world_size)
-    ]
+        for rank in range(world_size)]
 
 
 @pytest.mark.parametrize('case', CASES, ids=case_id)
@@ -228,8 +209,7 @@ def test_two_processes_equal_one(trained, case):
     close(ranks[0]['early'], expected, 'after 4 iterations,')
     still = [
         name for name, p in build(case).named_parameters()
-        if torch.equal(expected[name], initial[name])
-    ]
+        if torch.equal(expected[name], initial[name])]
     assert not still
 
 
@@ -239,8 +219,8 @@ def test_replicas_stay_identical(trained, case):
     buffers = {name for name, _ in build(case).named_buffers()}
     for name, value in first['late'].items():
         assert torch.isfinite(value).all(), name
-        # Private norms see the images of their own process.
-        if name not in buffers:
+        # Private norms see the images of their own process, or of all.
+        if name not in buffers or case[2] == 'joint':
             assert torch.equal(value, second['late'][name]), name
 
 
@@ -255,11 +235,12 @@ def test_four_processes_equal_one(trained, case):
 
 def test_a_stock_wrapper_is_refused():
     algorithm = build(CASES[0])
-    with pytest.raises(RuntimeError, match='US3LDistributedDataParallel'):
-        algorithm(list(shards(0, 1)[0]), mode='loss')
+    with pytest.raises(RuntimeError, match='MultiPassDistributedDataParallel'):
+        algorithm(Batch(list(shards(0, 1)[0]),
+                        plans(CASES[0])[0]), mode='loss')
 
 
 def test_unused_parameters_cannot_be_switched_off():
     with pytest.raises(ValueError, match='find_unused_parameters'):
-        US3LDistributedDataParallel(torch.nn.Linear(1, 1),
-                                    find_unused_parameters=False)
+        MultiPassDistributedDataParallel(torch.nn.Linear(1, 1),
+                                         find_unused_parameters=False)
