@@ -43,7 +43,7 @@ def numbers(value):
 
 @pytest.mark.parametrize(
     'network',
-    [['--depth', 18, '--image-size', 16],
+    [['--image-size', 16],
      [
          '--config', CONFIGS / 'us3l_vit-tiny_8xb64-coslr-300e_cifar10.py',
          '--image-size', 32, '--cfg-options', 'model.backbone.img_size=32'
@@ -126,10 +126,12 @@ def test_one_pass_and_by_width_measure_the_same(tmp_path):
 
 @pytest.mark.ddp
 def test_communication_counts_what_is_said(tmp_path):
-    figures = figures_of(tmp_path, 'communication.py', '--base-channels', 16,
-                         '--image-size', 8, '--batch-size', 2, '--rounds', 1,
-                         '--iterations', 200, '--modes', 'sequential',
-                         'accumulate')
+    figures = figures_of(tmp_path, 'communication.py', '--image-size', 8,
+                         '--batch-size', 2, '--rounds', 1, '--iterations', 200,
+                         '--modes', 'sequential', 'accumulate',
+                         '--cfg-options', 'model.backbone.base_channels=16',
+                         'model.backbone.stem_channels=16',
+                         'model.neck.in_channels=128')
     modes = {row['update_mode']: row for row in figures['modes']}
     assert [row['optimizer_steps'] for row in modes.values()] == [3, 1]
     for row in modes.values():
@@ -148,4 +150,4 @@ def test_communication_counts_what_is_said(tmp_path):
     with_grid, without = figures['shapes']['rows']
     assert with_grid['grid'] == 1 / 32 and without['grid'] is None
     assert with_grid['widths'] <= 25 < 100 < without['widths']
-    assert with_grid['graphs'] == with_grid['widths'] + 1
+    assert with_grid['graphs'] == 2 * (with_grid['widths'] + 1)

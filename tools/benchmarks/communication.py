@@ -19,16 +19,19 @@ from statistics import median
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
-from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 from rich.console import Console
 from rich.table import Table
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import \
     allreduce_hook
 
-from us3l_mm.engine import DynamicSamplerHook, US3LDistributedDataParallel
-from us3l_mm.models import (GroupRegulariser, Plan, SlimmableConv2d, at_width)
+from train_step import RECIPE
+from us3l_mm.engine import (DynamicSamplerHook,
+                            MultiPassDistributedDataParallel,
+                            MultiPassOptimWrapper)
+from us3l_mm.models import GroupDecay, Plan, SlimmableConv2d, at
 from us3l_mm.models.layers import SlimmableBatchNorm
 from us3l_mm.models.selfsup.passes import UPDATE_MODES
 from us3l_mm.registry import MODELS
@@ -39,18 +42,17 @@ MIB = 2**20
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument('--depth', type=int, default=18,
-                        help='depth of the ResNet, CIFAR stem (default: 18)')
-    parser.add_argument('--base-channels', type=int, default=64,
-                        help='of the ResNet (default: 64)')
+    parser.add_argument(
+        '--config', default=str(RECIPE), help='config of a pre-training '
+        '(default: the recipe of a ResNet-18 on\nCIFAR-10)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        metavar='KEY=VALUE', help='changes to the config')
     parser.add_argument('--image-size', type=int, default=32,
                         help='height and width in pixels (default: 32)')
     parser.add_argument('--batch-size', type=int, default=32,
                         help='images per view and process (default: 32)')
-    parser.add_argument('--widths', type=float, nargs='+',
-                        default=[1.0, 0.625, 0.25],
-                        help='of the iteration (default: 1.0 0.625 0.25)')
-    parser.add_argument('--base-method', default='simclr_momentum')
+    parser.add_argument('--widths', type=float, nargs='+', default=[
+        1.0, 0.625, 0.25], help='of the iteration (default: 1.0 0.625 0.25)')
     parser.add_argument('--local-norms', action='store_true',
                         help='batch norms of each process by itself')
     parser.add_argument('--modes', nargs='+', choices=UPDATE_MODES,
@@ -71,27 +73,22 @@ def parse_args():
 def build(args, update_mode, device, together):
     """An algorithm that talks to other processes, or one that does not."""
     torch.manual_seed(0)
+    config = Config.fromfile(args.config)
+    config.merge_from_dict(args.cfg_options or {})
     algorithm = MODELS.build(
-        dict(
-            type='us3l_mm.US3LAlgorithm', base_method=args.base_method,
-            update_mode=update_mode, sync_norms=not args.local_norms
-            and together, backbone=dict(type='us3l_mm.SlimmableResNet_CIFAR',
-                                        depth=args.depth,
-                                        base_channels=args.base_channels,
-                                        stem_channels=args.base_channels)))
+        dict(config.model, update_mode=update_mode, sync_norms=together
+             and not args.local_norms))
     algorithm.init_weights()
     algorithm.to(device).train()
     for module in algorithm.modules():
         if hasattr(module, 'gather'):
             module.gather = together
-    algorithm.views = lambda data: data  # images are made on the device
-    algorithm.plan = Plan.of(args.widths)
-    algorithm.regulariser = GroupRegulariser(
-        (name, p) for name, p in algorithm.named_parameters()
-        if p.requires_grad)
-    wrapper = OptimWrapper(
-        torch.optim.SGD([p for p in algorithm.parameters() if p.requires_grad],
-                        lr=1e-3, momentum=0.9))
+    algorithm.views = lambda data: data['views']  # made on the device
+    named = {
+        name: p for name, p in algorithm.named_parameters() if p.requires_grad}
+    wrapper = MultiPassOptimWrapper(
+        optimizer=torch.optim.SGD(named.values(), lr=1e-3, momentum=0.9))
+    wrapper.regularise(GroupDecay(named.items()))
     return algorithm, wrapper
 
 
@@ -139,13 +136,13 @@ class Counter:
 def measure_mode(args, rank, update_mode, device, counter):
     """Calls, bytes and times of one update mode."""
     together, wrapper = build(args, update_mode, device, together=True)
-    model = US3LDistributedDataParallel(together)
+    model = MultiPassDistributedDataParallel(together)
     counter.gradients(model)
     apart, own_wrapper = build(args, update_mode, device, together=False)
     views = [
         torch.randn(args.batch_size, 3, args.image_size, args.image_size,
-                    device=device) for _ in range(2)
-    ]
+                    device=device) for _ in range(2)]
+    data = dict(views=views, plan=Plan.fixed(args.widths))
     optimizer_steps = []
     wrapper.optimizer.register_step_post_hook(
         lambda *_: optimizer_steps.append(1))
@@ -153,21 +150,20 @@ def measure_mode(args, rank, update_mode, device, counter):
     for index in range(args.rounds + 1):
         counter.active = index == 0
         times['together_ms'].append(
-            timed(device, lambda: model.train_step(views, wrapper)))
+            timed(device, lambda: model.train_step(data, wrapper)))
         if index == 0:
             counter.active, steps = False, len(optimizer_steps)
         times['apart_ms'].append(
-            timed(device, lambda: apart.train_step(views, own_wrapper)))
+            timed(device, lambda: apart.train_step(data, own_wrapper)))
         if rank == 0:
             start = time.perf_counter()
-            apart.train_step(views, own_wrapper)
+            apart.train_step(data, own_wrapper)
             wait(device)
             times['alone_ms'].append(1000 * (time.perf_counter() - start))
         dist.barrier()
     said = {
         name: dict(calls=calls, mib=total / MIB)
-        for name, (calls, total) in counter.said.items()
-    }
+        for name, (calls, total) in counter.said.items()}
     counter.said = {}
     together_ms, apart_ms, alone_ms = (times[name][1:]
                                        for name in ('together_ms', 'apart_ms',
@@ -220,8 +216,7 @@ def worker(rank, args, meeting, out):
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         modes = [
             measure_mode(args, rank, mode, device, counter)
-            for mode in args.modes
-        ]
+            for mode in args.modes]
         if rank == 0:
             figures = dict(modes=modes, shapes=count_shapes(args))
             with open(out, 'w') as file:
@@ -242,11 +237,11 @@ def count_shapes(args):
         hook, widths, shapes, newest = DynamicSamplerHook(grid=grid), {}, {}, 0
         for iteration in range(args.iterations):
             plan = hook.plan(iteration, args.iterations, backbone.width_range)
-            for subnet in plan.subnets:
-                if subnet.width in widths:
+            for subnet in (pass_.subnet for pass_ in plan.passes):
+                if subnet in widths:
                     continue
-                widths[subnet.width], newest = iteration, iteration
-                with at_width(backbone, subnet.width):
+                widths[subnet], newest = iteration, iteration
+                with at(backbone, subnet):
                     for name, conv in convs:
                         shapes.setdefault(
                             (name, conv.active_in, conv.active_out), iteration)
@@ -257,19 +252,20 @@ def count_shapes(args):
                 last_new_width=newest,
                 shapes=len(shapes),
                 last_new_shape=max(shapes.values()),
-                # The student at each width, the teacher at full width.
-                graphs=len(widths) + 1))
+                # Backbone and projector of the student at each width, of
+                # the teacher at full width.
+                graphs=2 * (len(widths) + 1)))
     return dict(iterations=args.iterations, convolutions=len(convs),
                 norms=norms, rows=rows)
 
 
 def show(figures, args):
     console = Console(width=120)
-    table = Table(title=f'ResNet-{args.depth}, {args.base_channels} channels, '
-                  f'{args.image_size} px, {args.processes} processes x '
-                  f'{args.batch_size} images, widths {args.widths}, '
-                  f'{args.base_method}, '
-                  f'{"local" if args.local_norms else "synchronised"} norms')
+    norms = 'local' if args.local_norms else 'synchronised'
+    table = Table(
+        title=f'{os.path.basename(args.config)}, {args.image_size} '
+        f'px, {args.processes} processes x {args.batch_size} images, '
+        f'widths {args.widths}, {norms} norms')
     for column in ('mode', 'steps', 'gradients', 'calls', 'norms', 'calls',
                    'embeddings', 'calls', 'ms', 'apart', 'ratio', 'alone',
                    'ratio'):

@@ -13,36 +13,36 @@ import os
 import platform
 import time
 from copy import deepcopy
+from pathlib import Path
 from statistics import median
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
-from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from us3l_mm.export import slice_network
-from us3l_mm.models import GroupRegulariser, Plan, at_width
-from us3l_mm.models.selfsup import encode
+from us3l_mm.engine import MultiPassOptimWrapper
+from us3l_mm.models import GroupDecay, Plan, at
+from us3l_mm.models.selfsup import Batch, encode
 from us3l_mm.registry import MODELS
+
+RECIPE = (Path(__file__).parents[2] /
+          'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py')
 
 
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        '--config', help='config of a pre-training, whose '
-        'model is timed instead of a\nResNet of --depth and '
-        '--stem')
+        '--config', default=str(RECIPE),
+        help='config of a pre-training, whose '
+        'model is timed\n(default: the recipe of a ResNet-18 on CIFAR-10)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE', help='changes to the config')
-    parser.add_argument('--depth', type=int, default=18,
-                        help='depth of the ResNet (default: 18)')
-    parser.add_argument('--stem', choices=['cifar', 'imagenet'],
-                        default='cifar', help='default: cifar')
     parser.add_argument('--image-size', type=int, default=32,
                         help='height and width in pixels (default: 32)')
     parser.add_argument('--batch-size', type=int, default=64,
@@ -51,7 +51,6 @@ def parse_args():
         '--widths', type=float, nargs='+', default=[1.0, 0.625, 0.25],
         help='widths of the iteration; multiples of 1/8 are '
         'plain networks exactly (default: 1.0 0.625 0.25)')
-    parser.add_argument('--base-method', default='simclr_momentum')
     parser.add_argument('--rounds', type=int, default=7,
                         help='timed rounds after one warm-up (default: 7)')
     parser.add_argument('--device',
@@ -63,28 +62,17 @@ def parse_args():
 def build_algorithm(args):
     """The algorithm, its optimizer wrapper, and which dimensions it groups.
     """
-    group_dims = {1: 0, 4: 0}
-    if args.config:
-        config = Config.fromfile(args.config)
-        config.merge_from_dict(args.cfg_options or {})
-        model = config.model
-        group_dims = config.default_hooks.group_reg.get(
-            'group_dims', group_dims)
-    else:
-        stem = '_CIFAR' if args.stem == 'cifar' else ''
-        model = dict(
-            type='us3l_mm.US3LAlgorithm', base_method=args.base_method,
-            backbone=dict(type=f'us3l_mm.SlimmableResNet{stem}',
-                          depth=args.depth))
-    algorithm = MODELS.build(model)
+    config = Config.fromfile(args.config)
+    config.merge_from_dict(args.cfg_options or {})
+    algorithm = MODELS.build(config.model)
     algorithm.init_weights()
     algorithm.to(args.device).train()
-    algorithm.views = lambda data: data  # images are made on the device
-    algorithm.plan = Plan.of(args.widths)
-    wrapper = OptimWrapper(
-        torch.optim.SGD([p for p in algorithm.parameters() if p.requires_grad],
-                        lr=1e-3, momentum=0.9))
-    return algorithm, wrapper, dict(group_dims)
+    algorithm.views = lambda data: data['views']  # made on the device
+    wrapper = MultiPassOptimWrapper(optimizer=torch.optim.SGD(
+        [p for p in algorithm.parameters()
+         if p.requires_grad], lr=1e-3, momentum=0.9))
+    group_dims = config.default_hooks.group_reg.get('group_dims')
+    return algorithm, wrapper, dict(group_dims or {1: 0, 4: 0})
 
 
 def named_parameters(algorithm):
@@ -95,14 +83,13 @@ def named_parameters(algorithm):
 class BarePass:
     """Forward and backward of a plain network of one width, nothing else."""
 
-    def __init__(self, algorithm, subnet):
+    def __init__(self, algorithm, pass_):
         self.encoder = [
-            slice_network(module, subnet.width, without_statistics=True)
-            for module in (algorithm.backbone, algorithm.neck)
-        ]
+            slice_network(module, pass_.subnet, without_statistics=True)
+            for module in (algorithm.backbone, algorithm.neck)]
         # Heads are full at every width.
-        self.head = deepcopy(
-            algorithm.head if subnet.is_base else algorithm.distill_head)
+        self.head = deepcopy(algorithm.head if pass_.role ==
+                             'base' else algorithm.distill_head)
 
     def encode(self, views):
         return [z for _, z in encode(*self.encoder, views)]
@@ -153,42 +140,43 @@ class Stopwatch:
         return [sum(values) for values in zip(*map(self.times.get, names))]
 
 
-def time_round(watch, algorithm, wrapper, bare, views, regulariser,
+def time_round(watch, algorithm, wrapper, bare, views, plan, decay,
                group_dims):
     """Time one iteration, its floor, and its parts."""
-    watch('iteration', lambda: algorithm.train_step(views, wrapper))
-    algorithm.regulariser = None
-    cache = {}
+    watch('iteration',
+          lambda: algorithm.train_step(dict(views=views, plan=plan), wrapper))
+    wrapper.regulariser = None
     with torch.no_grad():
         targets = watch('bare teacher', lambda: bare[0].encode(views))
-    for subnet, bare_pass in zip(algorithm.plan.subnets, bare):
-        watch(f'bare {subnet.name}', lambda: bare_pass(views, targets))
-    for subnet in algorithm.plan.subnets:
-        if subnet.is_base:
-            matched = watch('teacher',
-                            lambda: algorithm.targets(subnet, views, cache))
+    for pass_, bare_pass in zip(plan.passes, bare):
+        watch(f'bare {pass_.name}', lambda: bare_pass(views, targets))
+    batch = Batch(views, plan)
+    watch('teacher', lambda: algorithm.begin(batch))
+    wrapper.begin_batch(plan, algorithm.update_mode)
+    for pass_ in plan.passes:
 
         def one_pass():
-            with at_width(algorithm, subnet.width):
-                output = algorithm(views, mode='loss', subnet=subnet,
-                                   targets=matched)
+            with at(algorithm, pass_.subnet):
+                output = algorithm(batch, mode='loss', pass_=pass_)
                 sum(output['losses'].values()).backward()
+                batch.carried.update(output['carried'])
 
-        watch(subnet.name, one_pass)
-        watch(f'optimizer {subnet.name}', wrapper.step)
+        watch(pass_.name, one_pass)
+        watch(f'optimizer {pass_.name}', wrapper.step)
 
         def regularise():
-            regulariser.loss(subnet.is_base).backward()
-            regulariser.add_gradients()
+            if pass_.role == 'base':  # once an iteration, for the log
+                decay.value([each.role for each in plan.passes])
+            decay.add_gradients({pass_.role: 1}, 1.0)
 
-        # Gradients exist, as they do when a pass adds to them.
-        watch(f'regulariser {subnet.name}', regularise)
+        # Gradients exist, as they do when a step adds to them.
+        watch(f'regulariser {pass_.name}', regularise)
         watch(
-            f'mask {subnet.name}', lambda: float64_mask_loss(
-                named_parameters(algorithm), regulariser.lam, regulariser.
-                alpha, group_dims).backward())
+            f'mask {pass_.name}',
+            lambda: float64_mask_loss(named_parameters(algorithm), decay.lam,
+                                      decay.alpha, group_dims).backward())
         wrapper.zero_grad()
-    algorithm.regulariser = regulariser
+    wrapper.regularise(decay)
 
 
 def summarise(watch, names):
@@ -212,21 +200,19 @@ def summarise(watch, names):
     table = [
         dict(part=part, ms=median(ms),
              floor_ms=None if under is None else median(under),
-             ratio=None if under is None else ratio(ms, under),
-             share=ratio(ms, iteration)) for part, ms, under in rows
-    ]
+             ratio=None if under is None else ratio(ms, under), share=ratio(
+                 ms, iteration)) for part, ms, under in rows]
     return dict(
-        parts=table,
-        beyond_the_passes=median(1 - b / a for a, b in zip(iteration, floor)),
-        regularisation_share=ratio(reg, iteration),
-        mask_over_regularisation=ratio(mask, reg))
+        parts=table, beyond_the_passes=median(
+            1 - b / a
+            for a, b in zip(iteration, floor)), regularisation_share=ratio(
+                reg, iteration), mask_over_regularisation=ratio(mask, reg))
 
 
 def show(figures, args):
-    network = (os.path.basename(args.config)
-               if args.config else f'ResNet-{args.depth} ({args.stem} stem)')
-    table = Table(title=f'{network}, {args.image_size} px, batch '
-                  f'{args.batch_size}, widths {args.widths}, {args.device}')
+    table = Table(title=f'{os.path.basename(args.config)}, '
+                  f'{args.image_size} px, batch {args.batch_size}, widths '
+                  f'{args.widths}, {args.device}')
     for column in ('part', 'ms', 'floor ms', 'ratio', 'of the iteration'):
         table.add_column(column,
                          justify='left' if column == 'part' else 'right')
@@ -256,29 +242,28 @@ def main():
     MMLogger.get_instance('benchmark', log_level='WARNING')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         algorithm, wrapper, group_dims = build_algorithm(args)
-        bare = [BarePass(algorithm, s) for s in algorithm.plan.subnets]
-    regulariser = GroupRegulariser(named_parameters(algorithm),
-                                   group_dims=group_dims)
-    regulariser.set_ramp(1.0)
-    algorithm.regulariser = regulariser
+        plan = Plan.fixed(args.widths)
+        bare = [BarePass(algorithm, pass_) for pass_ in plan.passes]
+    decay = GroupDecay(named_parameters(algorithm), group_dims=group_dims)
+    decay.set_ramp(1.0)
+    wrapper.regularise(decay)
     views = [
         torch.randn(args.batch_size, 3, args.image_size, args.image_size,
-                    device=args.device) for _ in range(2)
-    ]
+                    device=args.device) for _ in range(2)]
     watch = Stopwatch(args.device)
     for index in track(range(args.rounds + 1), 'timing'):
-        time_round(watch, algorithm, wrapper, bare, views, regulariser,
+        time_round(watch, algorithm, wrapper, bare, views, plan, decay,
                    group_dims)
         if index == 0:
             watch.times.clear()  # the warm-up
-    figures = summarise(watch, [s.name for s in algorithm.plan.subnets])
+    figures = summarise(watch, [pass_.name for pass_ in plan.passes])
     show(figures, args)
     if args.json:
         with open(args.json, 'w') as file:
             json.dump(
-                dict(figures, settings=vars(args),
-                     torch=str(torch.__version__),
-                     machine=platform.processor()), file, indent=2)
+                dict(figures, settings=vars(args), torch=str(
+                    torch.__version__), machine=platform.processor()), file,
+                indent=2)
 
 
 if __name__ == '__main__':
