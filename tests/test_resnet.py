@@ -17,8 +17,8 @@ from us3l_mm.models.layers import (SlimmableBatchNorm, SlimmableConv2d,
 from us3l_mm.registry import MODELS
 
 PAIRS = [(SlimmableResNet, ResNet), (SlimmableResNet_CIFAR, ResNet_CIFAR)]
-STEMS = pytest.mark.parametrize('ours, theirs', PAIRS,
-                                ids=['imagenet', 'cifar'])
+STEMS = pytest.mark.parametrize('ours, theirs', PAIRS, ids=[
+    'imagenet', 'cifar'])
 SMALL = dict(base_channels=16, stem_channels=16)
 
 
@@ -57,13 +57,11 @@ def backward(outputs):
 @pytest.mark.parametrize('depth', [18, 34, 50, 101])
 def test_keys_and_shapes_are_those_of_the_plain_network(ours, theirs, depth):
     actual, expected = ours(depth, **SMALL), theirs(depth, **SMALL)
-    assert {k: v.shape
-            for k, v in actual.state_dict().items()
-            } == {k: v.shape
-                  for k, v in expected.state_dict().items()}
+    assert {k: v.shape for k, v in actual.state_dict().items()} == {
+        k: v.shape for k, v in expected.state_dict().items()}
     assert list(actual.state_dict()) == list(expected.state_dict())
-    assert ([name for name, _ in actual.named_parameters()
-             ] == [name for name, _ in expected.named_parameters()])
+    assert ([name for name, _ in actual.named_parameters()] == [
+        name for name, _ in expected.named_parameters()])
 
 
 @STEMS
@@ -71,8 +69,7 @@ def test_keys_and_shapes_are_those_of_the_plain_network(ours, theirs, depth):
     dict(depth=18),
     dict(depth=50),
     dict(depth=50, zero_init_residual=False),
-    dict(depth=50, avg_down=True)
-], ids=str)
+    dict(depth=50, avg_down=True)], ids=str)
 def test_initial_weights_are_those_of_the_plain_network(ours, theirs, options):
     states = []
     for kind in (ours, theirs):
@@ -86,9 +83,8 @@ def test_initial_weights_are_those_of_the_plain_network(ours, theirs, options):
         v for k, v in states[0].items()
         if k.endswith('bn3.weight' if options['depth'] == 50 else 'bn2.weight')
     ]
-    assert all(
-        (v == 0).all() for v in last) == options.get('zero_init_residual',
-                                                     True)
+    assert all((v == 0).all()
+               for v in last) == options.get('zero_init_residual', True)
 
 
 @STEMS
@@ -117,8 +113,7 @@ def test_full_width_equals_the_plain_network(ours, theirs, depth):
 def cut(state, shapes):
     return {
         key: state[key][tuple(slice(s) for s in value.shape)]
-        for key, value in shapes.items()
-    }
+        for key, value in shapes.items()}
 
 
 def give_statistics(net, width, plain):
@@ -145,8 +140,7 @@ def full_size():
 @pytest.mark.parametrize('depth, theirs, k', [
     *((18, ResNet, k) for k in range(1, 9)),
     *((50, ResNet, k) for k in (1, 2, 5, 6, 8)), *((18, ResNet_CIFAR, k)
-                                                   for k in (2, 3, 8))
-])
+                                                   for k in (2, 3, 8))])
 def test_k_eighths_equal_a_narrower_plain_network(full_size, depth, theirs, k):
     net, x = full_size[depth, theirs], images(16)
     plain = theirs(depth, base_channels=8 * k, stem_channels=8 * k,
@@ -182,12 +176,11 @@ VARIANTS = [
      dict(depth=34, style='caffe', strides=(1, 2, 1, 1),
           dilations=(1, 1, 2, 4))),
     (SlimmableResNet_CIFAR, dict(depth=50)),
-    (SlimmableResNet_CIFAR, dict(depth=18, divisor=4)),
-]
+    (SlimmableResNet_CIFAR, dict(depth=18, divisor=4)), ]
 
 
-@pytest.mark.parametrize('kind, options', VARIANTS,
-                         ids=[str(options) for _, options in VARIANTS])
+@pytest.mark.parametrize('kind, options', VARIANTS, ids=[
+    str(options) for _, options in VARIANTS])
 def test_any_width_equals_a_network_of_plain_layers(kind, options):
     net = randomised(
         all_stages(kind, base_channels=24, stem_channels=32,
@@ -236,8 +229,7 @@ def test_switchable_norms_equal_a_network_of_plain_layers():
 # Width: parameters and GMACs of ResNet-50 with a 1000-way linear layer.
 SIZES = {
     1.0: (25_557_032, 4.089), 0.75: (14_771_992, 2.323), 0.5:
-    (6_917_640, 1.052), 0.25: (1_993_976, 0.278)
-}
+    (6_917_640, 1.052), 0.25: (1_993_976, 0.278)}
 
 
 def test_sizes_of_resnet_50_are_those_of_the_specification():
@@ -290,18 +282,14 @@ def test_frozen_stages_and_norm_eval_as_in_the_plain_network(ours, theirs):
         assert net.train() is net
         plain.train()
         modes = {
-            name: m.training
-            for name, m in plain.named_modules() if isinstance(m, _BatchNorm)
-        }
+            name: m.training for name, m in plain.named_modules()
+            if isinstance(m, _BatchNorm)}
         assert False in modes.values()
         assert {
-            name: m.training
-            for name, m in net.named_modules() if isinstance(m, _BatchNorm)
-        } == modes
+            name: m.training for name, m in net.named_modules()
+            if isinstance(m, _BatchNorm)} == modes
         frozen = {
-            name: p.requires_grad
-            for name, p in plain.named_parameters()
-        }
+            name: p.requires_grad for name, p in plain.named_parameters()}
         assert {name: p.requires_grad
                 for name, p in net.named_parameters()} == frozen
 
@@ -358,8 +346,7 @@ def test_activation_checkpointing_changes_no_gradient(update_mode):
      "norm_cfg.type is one of.*BN.*SwitchableBN.*got 'GN'"),
     (dict(depth=18, norm_cfg=dict(type='GN', num_groups=2)), "got 'GN'"),
     (dict(depth=18, norm_cfg=dict(type='SyncBN')),
-     'single width: set width=0.5, say.*by model.sync_norms=True'),
-], ids=str)
+     'single width: set width=0.5, say.*by model.sync_norms=True'), ], ids=str)
 def test_arguments_that_cannot_work_are_refused(ours, theirs, options,
                                                 message):
     with pytest.raises(ValueError, match=message):
@@ -408,6 +395,19 @@ def test_a_checkpoint_of_other_channels_or_norms_is_refused(tmp_path):
                         strict=False)
 
 
+def test_weights_of_another_type_are_refused():
+    state = ResNet(18, **SMALL).state_dict()
+    SlimmableResNet(18, **SMALL).load_state_dict(  # any precision fits
+        {
+            key: value.half() if value.ndim else value
+            for key, value in state.items()})
+    state['conv1.weight'] = (100 * state['conv1.weight']).to(torch.int8)
+    with pytest.raises(
+            ValueError, match=r'1 have another type[\s\S]*type: conv1.weight '
+            r'is torch.int8 in the file, torch.float32 in the model'):
+        SlimmableResNet(18, **SMALL).load_state_dict(state)
+
+
 def small_algorithm(depth):
     backbone = dict(type='us3l_mm.SlimmableResNet', depth=depth, **SMALL)
     return MODELS.build(model_cfg(backbone=backbone, hid=16, out=8))
@@ -449,10 +449,8 @@ def test_pretrained_weights_load_by_init_cfg_and_are_checked(tmp_path):
 def test_a_checkpoint_without_a_teacher_is_accepted(tmp_path):
     algorithm = small_algorithm(18)
     state = {
-        key: value
-        for key, value in algorithm.state_dict().items()
-        if not key.startswith('teacher.')
-    }
+        key: value for key, value in algorithm.state_dict().items()
+        if not key.startswith('teacher.')}
     torch.save(state, tmp_path / 'student.pth')
     other = small_algorithm(18)
     load_checkpoint(other, str(tmp_path / 'student.pth'), strict=False)

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Pre-train a slimmable network once; measure and cut out any width."""
+"""Pre-train a slimmable network once; measure and slice out any width."""
 from .stack import check_stack
 from .version import __version__
 

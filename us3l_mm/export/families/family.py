@@ -10,7 +10,7 @@ from us3l_mm.models.layers import SlimmableLayer
 
 
 class Family(ABC):
-    """A kind of slimmable backbone, and what it is cut into.
+    """A kind of slimmable backbone, and what it is sliced to.
 
     Attributes:
         name (str): To be read.
