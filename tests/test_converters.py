@@ -43,23 +43,20 @@ def authors_file(path, statistics):
         f'module.encoder_q.{key}': value
         for key, value in network.state_dict().items()
         if statistics or not key.endswith(('running_mean', 'running_var',
-                                           'num_batches_tracked'))
-    }
+                                           'num_batches_tracked'))}
     weights.update({
         'module.encoder_q.fc.0.weight':
         torch.zeros(8, 128), 'module.encoder_q.fc.1.running_mean':
         torch.zeros(8), 'module.encoder_k.layer1.0.conv1.weight':
         torch.zeros(16, 16, 3, 3), 'module.predictor.0.weight':
         torch.zeros(8, 8), 'module.predictor_new.0.weight':
-        torch.zeros(8, 8)
-    })
+        torch.zeros(8, 8)})
     torch.save(
         dict(epoch=400, arch='us_cifar_resnet18', state_dict=weights,
              optimizer=dict(state={}, param_groups=[])), path)
     return {
         key.removeprefix('module.encoder_q.'): value
-        for key, value in weights.items()
-    }
+        for key, value in weights.items()}
 
 
 def authors_forward(weights, x, width):
@@ -96,8 +93,9 @@ def test_the_authors_network_computes_the_same(tmp_path, capsys):
     authors_file(source, statistics=False)
     weights = authors_file(calibrated, statistics=True)
     out = str(tmp_path / 'ours.pth')
-    tool('us3l_to_ours')(
-        [str(source), out, '--statistics', f'0.5={calibrated}'])
+    tool('us3l_to_ours')([
+        str(source), out, '--backbone-only', '--statistics',
+        f'0.5={calibrated}'])
     printed = capsys.readouterr().out
     assert ('Left out: module.encoder_k, module.encoder_q.fc, '
             'module.predictor, module.predictor_new') in printed
@@ -114,17 +112,16 @@ def test_the_authors_statistics_must_fit(tmp_path):
     weights = authors_file(source, statistics=False)
     changed = {
         f'module.encoder_q.{key}': value + (value.ndim == 4)
-        for key, value in weights.items() if 'module' not in key
-    }
+        for key, value in weights.items() if 'module' not in key}
     torch.save(dict(state_dict=changed), other)
     convert, out = tool('us3l_to_ours'), str(tmp_path / 'ours.pth')
     for argument, message in [
         (f'0.5={other}', 'is of another network: its conv1.weight'),
         (f'0.5={source}', 'has no running statistics of bn1'),
-        (f'0.1={source}', 'outside the range')
-    ]:
+        (f'0.1={source}', 'outside the range')]:
         with pytest.raises(SystemExit, match=message):
-            convert([str(source), out, '--statistics', argument])
+            convert([
+                str(source), out, '--backbone-only', '--statistics', argument])
     assert not os.path.exists(out)
 
 
@@ -138,10 +135,9 @@ def test_an_ordinary_resnet_is_the_full_width(tmp_path, depth, cls, prefix):
         dict(
             state_dict={
                 **{
-                    prefix + key: value
-                    for key, value in plain.state_dict().items()
-                }, 'head.fc.weight': torch.zeros(10, 128)
-            }), tmp_path / 'plain.pth')
+                    prefix + key: value for key, value in plain.state_dict().items(
+                    )}, 'head.fc.weight': torch.zeros(10, 128)}),
+        tmp_path / 'plain.pth')
     out = str(tmp_path / 'ours.pth')
     tool('plain_to_ours')([str(tmp_path / 'plain.pth'), out])
     network = load_backbone(out)
@@ -168,24 +164,19 @@ def test_what_is_no_resnet_is_refused(tmp_path):
     keys = plain.state_dict()
     cases = [
         ({'features.0.weight': torch.zeros(2)}, 'There is no ResNet in the '),
-        ({f'{p}.{k}': v
-          for k, v in keys.items()
-          for p in 'ab'},
+        ({f'{p}.{k}': v for k, v in keys.items() for p in 'ab'},
          r"several ResNets .* prefixes \['a.', 'b.'\]: .*--prefix"),
-        ({k: v
-          for k, v in keys.items() if 'layer4.1' not in k},
+        ({k: v for k, v in keys.items() if 'layer4.1' not in k},
          r'No ResNet has \[2, 2, 2, 1\] blocks without bottleneck'),
-        ({k: v
-          for k, v in keys.items()
-          if 'layer4.1.conv2' not in k}, 'missing: layer4.1.conv2.weight'),
-    ]
+        ({k: v for k, v in keys.items()
+          if 'layer4.1.conv2' not in k}, 'missing: layer4.1.conv2.weight'), ]
     for weights, message in cases:
         torch.save(weights, source)
         with pytest.raises(SystemExit, match=message):
             tool('plain_to_ours')([source, out])
     with pytest.raises(
-            SystemExit, match='There is no ResNet under '
-            'module.encoder_q. or encoder_q.'):
+            SystemExit, match=r'There is no student \(encoder_q or '
+            r'base_encoder\) in the file'):
         tool('us3l_to_ours')([source, out])
     assert os.listdir(tmp_path) == ['a.pth']
 
