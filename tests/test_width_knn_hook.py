@@ -8,6 +8,7 @@ import torch
 from lives import finish, start
 from mmengine.runner import Runner
 from small_run import small_cfg
+from torch._dynamo.utils import counters
 
 from us3l_mm.engine import WidthKNNHook
 from us3l_mm.evaluation import calibrate, extract_features, knn_accuracy
@@ -27,8 +28,7 @@ def labelled(split, num_images):
             type='us3l_mm.RenderedDigits', split=split, num_images=num_images,
             pipeline=[
                 dict(type='Resize', scale=(16, 16)),
-                dict(type='PackInputs')
-            ]))
+                dict(type='PackInputs')]))
 
 
 def hook_cfg(**arguments):
@@ -40,8 +40,8 @@ def hook_cfg(**arguments):
 
 def run(work_dir, hook=None, **changes):
     cfg = small_cfg(
-        work_dir,
-        **{'train_cfg.max_epochs': 3, 'randomness.seed': 3, **changes})
+        work_dir, **{
+            'train_cfg.max_epochs': 3, 'randomness.seed': 3, **changes})
     # Augmentation out of the global random states, so that a hook which
     # disturbed them would be seen.
     cfg.train_dataloader.dataset.pipeline.pop(0)
@@ -82,8 +82,7 @@ def test_every_width_is_reported_under_its_name(watched):
         assert len(runner.message_hub.get_scalar(name).data[0]) == 3
     scalars = [
         json.loads(line) for path in folder.rglob('scalars.json')
-        for line in path.read_text().splitlines()
-    ]
+        for line in path.read_text().splitlines()]
     rows = [row for row in scalars if NAMES[0] in row]
     assert [row['step'] for row in rows] == [3, 6, 9]
     assert all(0 <= row[name] <= 100 for row in rows for name in NAMES)
@@ -122,13 +121,11 @@ def test_reports_by_iteration_and_at_the_end(tmp_path):
     runner = run(
         tmp_path, hook_cfg(by_epoch=False, interval=3), **{
             'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=5),
-            'param_scheduler': []
-        })
+            'param_scheduler': []})
     assert len(runner.message_hub.get_scalar(NAMES[0]).data[0]) == 2
     steps = [
         json.loads(line)['step'] for path in tmp_path.rglob('scalars.json')
-        for line in path.read_text().splitlines() if NAMES[0] in line
-    ]
+        for line in path.read_text().splitlines() if NAMES[0] in line]
     assert steps == [3, 5]
 
 
@@ -137,10 +134,29 @@ def test_the_last_epoch_is_reported_whatever_the_interval(tmp_path):
     assert len(runner.message_hub.get_scalar(NAMES[0]).data[0]) == 2
 
 
+def test_evaluation_runs_compiled_networks_as_they_are(tmp_path):
+    changes = {
+        'compile': dict(backend='eager'),  # counts graphs, generates no code
+        'default_hooks.compile': dict(type='us3l_mm.CompileHook'),
+        'default_hooks.sampler.num_samples': 2,
+        'train_dataloader.dataset.num_images': 8,
+        'model.neck.in_channels': 16}
+    backbone = dict(num_stages=1, strides=(1, ), dilations=(1, ),
+                    out_indices=(0, ))
+    changes.update({f'model.backbone.{k}': v for k, v in backbone.items()})
+    graphs = []
+    for hook in (hook_cfg(), None):
+        torch._dynamo.reset()
+        counters.clear()
+        run(tmp_path, hook, **changes)
+        graphs.append(counters['stats']['unique_graphs'])
+    torch._dynamo.reset()
+    assert graphs[0] == graphs[1] > 0
+
+
 @pytest.mark.parametrize('arguments, message', [
     (dict(k=31), '1 to the 30 images of bank_dataloader, got k=31'),
-    (dict(widths=[1.0, 0.1]), 'Width 0.1 is outside the range'),
-])
+    (dict(widths=[1.0, 0.1]), 'Width 0.1 is outside the range'), ])
 def test_what_cannot_be_evaluated_is_refused_before_training(
         tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -151,8 +167,7 @@ def test_what_cannot_be_evaluated_is_refused_before_training(
 @pytest.mark.parametrize('arguments, message', [
     (dict(interval=0), 'at least 1, got 0'),
     (dict(widths=[]), 'a list of at least one width'),
-    (dict(widths=[1.5]), r'multiplier in (0, 1], got 1.5'),
-])
+    (dict(widths=[1.5]), r'multiplier in (0, 1], got 1.5'), ])
 def test_bad_arguments_are_refused(arguments, message):
     cfg = hook_cfg(**arguments)
     cfg.pop('type')
@@ -162,9 +177,8 @@ def test_bad_arguments_are_refused(arguments, message):
 
 def report_of_one_model(folder, rank, world):
     """What the hook says of an untrained network, in one of the processes."""
-    torch.distributed.init_process_group('gloo',
-                                         f'file://{folder}/store-{world}',
-                                         rank=rank, world_size=world)
+    torch.distributed.init_process_group(
+        'gloo', f'file://{folder}/store-{world}', rank=rank, world_size=world)
     runner = Runner.from_cfg(small_cfg(f'{folder}/{world}'))
     cfg = hook_cfg(num_images=23)
     cfg.pop('type')
@@ -182,13 +196,12 @@ def test_processes_together_report_what_one_would(tmp_path):
     """23 images in batches of seven: two batches each, the last of two."""
     logs = [
         tmp_path / f'{world}-{rank}.log'
-        for world, rank in ((1, 0), (2, 0), (2, 1))
-    ]
+        for world, rank in ((1, 0), (2, 0), (2, 1))]
     assert finish(
         *(start(log, report_of_one_model, str(tmp_path),
                 *reversed([int(word) for word in log.stem.split('-')]))
-          for log in logs)) == [0, 0,
-                                0], '\n'.join(log.read_text() for log in logs)
+          for log in logs)) == [0, 0, 0], '\n'.join(log.read_text()
+                                                    for log in logs)
     (expected, weights), *others = (torch.load(log.with_suffix('.pth'))
                                     for log in logs)
     assert [*expected] == NAMES

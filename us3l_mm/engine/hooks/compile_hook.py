@@ -1,11 +1,13 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from contextlib import AbstractContextManager, nullcontext
+from typing import Optional
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 
+from us3l_mm.models.layers import slimmable_layers
 from us3l_mm.registry import HOOKS
 from .dynamic_sampler_hook import DynamicSamplerHook
 
@@ -37,10 +39,18 @@ class CompileHook(Hook):
         # For student and teacher, and some for whatever else may change.
         _raise_limits(2 * count + 8)
         for owner in (algorithm, getattr(algorithm, 'teacher', None)):
-            for module in (getattr(owner, 'backbone',
-                                   None), getattr(owner, 'neck', None)):
+            for module in (getattr(owner, 'backbone', None),
+                           getattr(owner, 'neck', None)):
                 if module is not None:
                     module.compile(**{'dynamic': False, **options})
+
+    def before_train_iter(self, runner: Runner, batch_idx: int,
+                          data_batch: Optional[dict] = None) -> None:
+        """Discard measured statistics, which compiled norms cannot do."""
+        if runner.cfg.get('compile'):
+            for layer in slimmable_layers(get_ori_model(runner.model)):
+                if layer.measured_subnets():
+                    layer.clear_statistics()
 
     def _count_widths(self, runner: Runner, algorithm: torch.nn.Module) -> int:
         """How many widths training can draw; an error where that is any."""
