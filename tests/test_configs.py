@@ -26,8 +26,7 @@ CONFIGS = sorted(p for p in (ROOT / 'configs/us3l').rglob('*.py')
 BASELINES = sorted((ROOT / 'configs/us3l/baselines').glob('*.py'))
 DATA = [
     *sorted((ROOT / 'configs/_base_/datasets').glob('*_two-views*.py')),
-    ROOT / 'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10-folder.py'
-]
+    ROOT / 'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10-folder.py']
 ASYMMETRIC = [path for path in DATA if path.stem.endswith('_byol')]
 RECIPE = (ROOT / 'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py')
 
@@ -45,11 +44,8 @@ def leaves(value, prefix='') -> dict:
     """All values by dotted key."""
     if isinstance(value, (dict, Config)):
         return {
-            key: leaf
-            for name, child in value.items()
-            for key, leaf in leaves(child, f'{prefix}.{name}'.strip(
-                '.')).items()
-        }
+            key: leaf for name, child in value.items() for key, leaf in leaves(
+                child, f'{prefix}.{name}'.strip('.')).items()}
     return {prefix: value}
 
 
@@ -66,8 +62,7 @@ HOOK_NAMES = {
     'checkpoint': 'AtomicCheckpointHook',
     'calibration': 'CalibrationHook',
     'check_pretrained': 'CheckPretrainedHook',
-    'check_annotations': 'CheckAnnotationsHook',
-}
+    'check_annotations': 'CheckAnnotationsHook', }
 EVERY = sorted((ROOT / 'configs').rglob('*.py'))
 
 
@@ -82,8 +77,7 @@ def test_hooks_of_ours_have_names(path):
     found = {
         name: hook.type.removeprefix('us3l_mm.')
         for name, hook in cfg.get('default_hooks', {}).items()
-        if hook is not None and hook.type.startswith('us3l_mm.')
-    }
+        if hook is not None and hook.type.startswith('us3l_mm.')}
     assert found == {name: HOOK_NAMES[name] for name in found}
 
 
@@ -99,8 +93,8 @@ def test_config_builds(path):
     for hook in cfg.default_hooks.values():
         if hook.type.startswith('us3l_mm.'):
             HOOKS.build(hook)
-    assert {'preflight', 'sampler', 'group_reg',
-            'non_finite'} <= {*cfg.default_hooks}
+    assert {'preflight', 'sampler', 'group_reg', 'non_finite'} <= {
+        *cfg.default_hooks}
     assert (cfg.model_wrapper_cfg.type ==
             'us3l_mm.MultiPassDistributedDataParallel')
     assert cfg.optim_wrapper.type in ('us3l_mm.MultiPassOptimWrapper',
@@ -125,17 +119,17 @@ def test_one_option_changes_a_hook():
 
 
 # Source: US3L, arXiv 2303.06870; SimSiam, 2011.10566; MoCo v3, 2104.02057.
-# Projector, predictor of the base pass, predictor of distillation: sizes; 'n'
-# for a last norm, which has no affine parameters; 'b' for a last bias.
+# Projector, predictor of the base pass, predictor of distillation: sizes; 'b'
+# for a bias; 'n' for a last norm, which has no affine parameters.
 SIZES = {
-    'us3l_resnet18': '512-2048-2048-256 none 256-2048-256',
-    'us3l-byol_resnet18': '512-2048-2048-2048 2048-2048-2048 2048-2048-2048',
+    'us3l_resnet18': '512-2048b-2048b-256b none 256-2048-256b',
+    'us3l-byol_resnet18':
+    '512-2048b-2048-2048b 2048-2048-2048b 2048-2048-2048b',
     'us3l-simsiam_resnet18':
-    '512-2048-2048-2048-n 2048-512-2048-b 2048-512-2048-b',
+    '512-2048b-2048-2048-n 2048-2048-2048b 2048-2048-2048b',
     'us3l-simsiam-momentum_resnet18':
-    '512-2048-2048-2048-n 2048-512-2048-b 2048-512-2048-b',
-    'us3l_vit-tiny': '192-2048-2048-256-n 256-2048-256-n 256-2048-256-n',
-}
+    '512-2048b-2048-2048b 2048-2048-2048b 2048-2048-2048b',
+    'us3l_vit-tiny': '192-2048-2048-256-n 256-2048-256-n 256-2048-256-n', }
 
 
 def outline(module) -> str:
@@ -145,15 +139,12 @@ def outline(module) -> str:
     linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     *hidden, last = linear
-    assert not any(m.bias is not None for m in hidden)
-    assert [(m.num_features, m.affine) for m in norms] == [
-        (m.out_features, True) for m in hidden
-    ] + [(last.out_features, False)] * (len(norms) - len(hidden))
-    sizes = [linear[0].in_features, *(m.out_features for m in linear)]
-    return '-'.join(
-        map(
-            str, sizes + ['n'] * (len(norms) - len(hidden)) + ['b'] *
-            (last.bias is not None)))
+    assert [(m.num_features, m.affine)
+            for m in norms] == [(m.out_features, True) for m in hidden] + [
+                (last.out_features, False)] * (len(norms) - len(hidden))
+    sizes = [f'{m.out_features}{"b" * (m.bias is not None)}' for m in linear]
+    return '-'.join([str(linear[0].in_features), *sizes] + ['n'] *
+                    (len(norms) - len(hidden)))
 
 
 @pytest.mark.parametrize('name', SIZES)
@@ -165,9 +156,9 @@ def test_sizes_of_neck_and_heads(name):
     assert ' '.join(map(outline, parts)) == SIZES[name]
 
 
-@pytest.mark.parametrize(
-    'path', [path for path in CONFIGS if re.search(r'_\d+xb\d+', path.stem)],
-    ids=name_of)
+@pytest.mark.parametrize('path', [
+    path
+    for path in CONFIGS if re.search(r'_\d+xb\d+', path.stem)], ids=name_of)
 def test_config_is_what_its_name_says(path):
     cfg = config_of(path)
     gpus, per_gpu = map(int, re.search(r'_(\d+)xb(\d+)', path.stem).groups())
@@ -204,44 +195,37 @@ def test_short_name_is_the_canonical_config():
 ABSENT = 'absent'
 WEIGHT_DECAY = {
     'optim_wrapper.optimizer.weight_decay': 1e-4,
-    'default_hooks.group_reg.lam': 0.0
-}
+    'default_hooks.group_reg.lam': 0.0}
 PREDICTOR = ('type', 'in_channels', 'hid_channels', 'out_channels',
-             'num_layers', 'with_last_bn')
+             'num_layers', 'with_last_bn', 'with_last_bias')
 NO_PREDICTOR = {
-    f'model.distill_head.predictor.{key}': ABSENT
-    for key in PREDICTOR
-}
+    f'model.distill_head.predictor.{key}': ABSENT for key in PREDICTOR}
 NO_DISTILLATION = {
     'model.distill_from': None, 'model.distill_head': None,
     'model.distill_head.type': ABSENT, 'model.distill_head.loss.type': ABSENT,
-    **NO_PREDICTOR
-}
+    **NO_PREDICTOR}
 WHOLE_RANGE = {'default_hooks.sampler.num_stages': 1}
 FOUR = [1.0, 0.75, 0.5, 0.25]
 DIFFERENCES = {
     'individual': {
-        'default_hooks.sampler.widths': [0.5], 'default_hooks.knn.widths':
-        [0.5], **WEIGHT_DECAY
-    },
+        'default_hooks.sampler.widths': [0.5], 'default_hooks.knn.widths': [
+            0.5], **WEIGHT_DECAY},
     'us-net': {**NO_DISTILLATION, **WHOLE_RANGE, **WEIGHT_DECAY},
     's-net': {
         **NO_DISTILLATION, 'default_hooks.sampler.widths': FOUR,
         'model.backbone.norm_cfg.type': 'SwitchableBN',
-        'model.backbone.norm_cfg.widths': FOUR, **WEIGHT_DECAY
-    },
+        'model.backbone.norm_cfg.widths': FOUR, **WEIGHT_DECAY},
     'sandwich': WHOLE_RANGE,
     'distill-online': {'model.distill_from': 'online'},
     'cosine-no-momentum': {
         'model.base_from': 'online', 'model.distill_from': 'online',
         'model.teacher': None, 'model.teacher.momentum': ABSENT,
         'model.head.loss.type': 'CosineSimilarityLoss',
-        'model.head.loss.temperature': ABSENT, 'model.head.loss.gather': ABSENT
-    },
+        'model.head.loss.temperature': ABSENT, 'model.head.loss.gather':
+        ABSENT},
     'shared-head': {'model.share_predictor': True, **NO_PREDICTOR},
     'no-group-reg': WEIGHT_DECAY,
-    'accumulate': {'model.update_mode': 'accumulate'},
-}
+    'accumulate': {'model.update_mode': 'accumulate'}, }
 
 
 @pytest.mark.parametrize('path', BASELINES, ids=name_of)
@@ -250,8 +234,7 @@ def test_baseline_differs_from_the_recipe_in_what_it_is_about(path):
     found = {
         key: baseline.get(key, ABSENT)
         for key in recipe.keys() | baseline.keys()
-        if recipe.get(key, ABSENT) != baseline.get(key, ABSENT)
-    }
+        if recipe.get(key, ABSENT) != baseline.get(key, ABSENT)}
     assert found == DIFFERENCES[path.stem.split('_')[0]]
 
 
@@ -261,10 +244,8 @@ def test_the_collapsing_baseline_has_the_layers_of_the_recipe():
     for each in (RECIPE, path):
         algorithm = MODELS.build(config_of(each).model)
         shapes.append({
-            name: p.shape
-            for name, p in algorithm.named_parameters()
-            if 'teacher' not in name
-        })
+            name: p.shape for name, p in algorithm.named_parameters()
+            if 'teacher' not in name})
     assert shapes[0] == shapes[1]
 
 
@@ -288,8 +269,7 @@ def augmented(tmp_path, cfg, rgb, count) -> torch.Tensor:
     first = sample(tmp_path, cfg, rgb)
     views = [
         view for seed in range(count) for view in pipeline(
-            dict(first, sample_idx=SampleIndex(0, seed)))['inputs']
-    ]
+            dict(first, sample_idx=SampleIndex(0, seed)))['inputs']]
     size = max(
         t.get('scale', 0)
         for t in cfg.get('view_pipeline1', cfg.get('view_pipeline')))
@@ -299,9 +279,8 @@ def augmented(tmp_path, cfg, rgb, count) -> torch.Tensor:
     return colours.flip(1) if cfg.data_preprocessor.to_rgb else colours
 
 
-@pytest.mark.parametrize('path',
-                         [path for path in DATA if path not in ASYMMETRIC],
-                         ids=name_of)
+@pytest.mark.parametrize('path', [
+    path for path in DATA if path not in ASYMMETRIC], ids=name_of)
 def test_augmentation_has_the_shares_of_the_paper(path, tmp_path):
     cfg = config_of(path)
     in1k = cfg.train_dataloader.dataset.type == 'ImageNet'
@@ -361,8 +340,7 @@ def test_metafile_lists_the_recipes_and_invents_nothing():
     models = load(ROOT / 'configs/us3l/metafile.yml')['Models']
     recipes = [
         p for p in CONFIGS if p.parent.name == 'us3l' and 'demo' not in p.stem
-        and p.stem.count('_') >= 3
-    ]
+        and p.stem.count('_') >= 3]
     assert [m['Name'] for m in models] == [p.stem for p in recipes]
     for model, path in zip(models, recipes):
         cfg = config_of(path)
@@ -380,8 +358,6 @@ def test_readme_lists_every_config():
     linked = {folder / link for link in links}
     assert all(path.exists() for path in linked)
     recipes = {
-        p
-        for p in CONFIGS if p.parent == folder and 'demo' not in p.stem
-    }
+        p for p in CONFIGS if p.parent == folder and 'demo' not in p.stem}
     assert recipes <= linked
     assert all(f'`{name}`' in text for name in DIFFERENCES)

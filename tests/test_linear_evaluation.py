@@ -202,7 +202,7 @@ def test_linear_recipes_are_those_of_the_paper():
                                                  momentum=0.9,
                                                  weight_decay=0.0)
     assert cifar.param_scheduler[0].milestones == [60, 80]
-    assert cifar.train_dataloader.dataset.pipeline[0].crop_ratio_range == (0.8,
+    assert cifar.train_dataloader.dataset.pipeline[1].crop_ratio_range == (0.8,
                                                                            1.0)
     [path] = [p for p in CONFIGS if p.stem.startswith('linear_resnet50')]
     imagenet = Config.fromfile(path).optim_wrapper.optimizer

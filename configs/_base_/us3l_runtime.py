@@ -17,6 +17,6 @@ default_hooks = dict(
 model_wrapper_cfg = dict(
     _delete_=True, type='us3l_mm.MultiPassDistributedDataParallel')
 
-# Random widths bring new convolution shapes in nearly every iteration, and
-# cuDNN would time its algorithms for each of them.
+# ours: random widths bring new convolution shapes in nearly every iteration,
+# and cuDNN would time its algorithms for each of them.
 env_cfg = dict(cudnn_benchmark=False)

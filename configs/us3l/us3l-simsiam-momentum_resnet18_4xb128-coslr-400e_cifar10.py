@@ -1,11 +1,15 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-# SimSiam with a momentum teacher. The reference has no recipe for it: learning
-# rate, weight decay and sampling are those of its BYOL recipe and untested.
+# SimSiam with a momentum teacher on CIFAR-10. The reference has recipes for
+# ImageNet, and none for CIFAR: this one is *ours*, with the learning rate, the
+# weight decay and the sampling of its BYOL recipe, and has not been run.
 _base_ = './us3l-byol_resnet18_4xb128-coslr-400e_cifar10.py'
 
-# Layers as in SimSiam, arXiv 2011.10566, section 3: a projector that ends in a
-# batch norm without affine parameters, and predictors with a bottleneck.
+# Its projector has no last norm; layers are those of BYOL (reference).
 model = dict(
-    neck=dict(with_last_bn=True, with_last_bn_affine=False),
-    head=dict(predictor=dict(hid_channels=512, with_last_bias=True)),
-    distill_head=dict(predictor=dict(hid_channels=512, with_last_bias=True)))
+    backbone=dict(zero_init_residual=True),  # reference, for ImageNet
+    distill_head=dict(
+        loss=dict(
+            _delete_=True,
+            type='us3l_mm.InfoNCELoss',
+            temperature=0.5,  # reference
+            gather=True)))  # ours: as in the base loss of SimCLR

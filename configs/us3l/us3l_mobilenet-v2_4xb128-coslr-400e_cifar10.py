@@ -10,7 +10,16 @@ model = dict(
         type='us3l_mm.SlimmableMobileNetV2_CIFAR',
         width_range=(0.25, 1.0),  # paper
         norm_cfg=dict(type='BN')),
-    neck=dict(in_channels=1280))  # at every width
+    neck=dict(
+        in_channels=1280,  # at every width
+        init_cfg=[
+            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
+            # reference: of the first layer
+            dict(
+                type='Normal',
+                std=0.01,
+                override=dict(type='Normal', name='fc0', std=0.01))
+        ]))
 
 default_hooks = dict(
     sampler=dict(num_stages=1),  # reference: no dynamic sampling

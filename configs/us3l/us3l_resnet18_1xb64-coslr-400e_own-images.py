@@ -3,7 +3,7 @@
 # depth of one folder, as initial weights of a detector or a classifier:
 #   python tools/train.py <this file> --cfg-options data_root=path/to/images
 # For millions of images use the ImageNet recipes (_in1k). All values that are
-# not those of the CIFAR recipe are the project's own.
+# not those of the CIFAR recipe are *ours*.
 _base_ = [
     '../_base_/models/us3l-simclr_resnet18_cifar.py',
     '../_base_/schedules/cifar_sgd-coslr-400e.py',
@@ -73,7 +73,9 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=64,
     num_workers=4,
-    drop_last=True,  # batch statistics of a small last batch are noisy
+    # ours: of an unknown number of images, one may be left for a batch, and
+    # it has no statistics.
+    drop_last=True,
     sampler=dict(type='us3l_mm.SeededSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(

@@ -61,7 +61,9 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=128,  # 4 GPUs x 128 images = 512 (reference)
     num_workers=4,
-    drop_last=True,  # batch statistics of a small last batch are noisy
+    # ours: of an unknown number of images, one may be left for a batch, and
+    # it has no statistics.
+    drop_last=True,
     sampler=dict(type='us3l_mm.SeededSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(

@@ -6,8 +6,6 @@ _base_ = './us3l_resnet18_demo_digits.py'
 
 model = dict(
     head=dict(loss=dict(_delete_=True, type='CosineSimilarityLoss')),
-    # The bias is SimSiam's.
-    distill_head=dict(predictor=dict(with_last_bias=True)),
     base_from='online',
     distill_from='online',
     teacher=None)

@@ -1,7 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 # The ImageNet recipe at a batch of 2048. The learning rate follows the linear
 # rule from the reference's batch of 480, with a short warm-up; this scaling is
-# the project's own and has not been run on ImageNet.
+# *ours* and has not been run on ImageNet.
 _base_ = './us3l_resnet50_8xb60-coslr-100e_in1k.py'
 
 # 8 GPUs x 256 images = 2048

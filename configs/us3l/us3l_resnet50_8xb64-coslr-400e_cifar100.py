@@ -4,11 +4,15 @@
 _base_ = './us3l_resnet18_4xb128-coslr-400e_cifar100.py'
 
 model = dict(
-    # The outputs of stages 2 to 4; the reference takes maps inside their last
-    # blocks.
-    backbone=dict(depth=50, out_indices=(1, 2, 3)),
+    backbone=dict(depth=50),
     neck=dict(in_channels=2048),
-    feature_distiller=dict(loss_weight=1.0))  # reference
+    feature_distiller=dict(
+        # reference: 128, 256 and 512 channels, after the second norm of the
+        # last blocks of stages 2 to 4. For the outputs of the stages:
+        # modules=() and backbone.out_indices=(1, 2, 3).
+        modules=('layer2.3.bn2', 'layer3.5.bn2', 'layer4.2.bn2'),
+        with_bias=False,  # reference
+        loss_weight=1.0))  # reference
 
 # 8 GPUs x 64 images = 512 (reference)
 train_dataloader = dict(batch_size=64)

@@ -10,7 +10,7 @@ _base_ = [
 # 8 GPUs x 64 images = 512 (reference)
 train_dataloader = dict(batch_size=64)
 auto_scale_lr = dict(enable=False, base_batch_size=512)
-optim_wrapper = dict(optimizer=dict(lr=3e-4))  # 1.5e-4 * 512 / 256
+optim_wrapper = dict(optimizer=dict(lr=3e-4))  # reference: 1.5e-4 * 512 / 256
 
 default_hooks = dict(
     knn=dict(

@@ -23,7 +23,8 @@ model = dict(
         positions='sincos',  # reference: fixed
         out_type='avg_featmap',  # demo: no class token
         width_range=(0.25, 1.0)),  # paper
-    neck=dict(in_channels=64))
+    neck=dict(in_channels=64),
+    channels_last=False)  # demo: there is one convolution
 
 train_cfg = dict(max_epochs=38)  # demo
 optim_wrapper = dict(
@@ -43,4 +44,4 @@ default_hooks = dict(
     group_reg=dict(
         lam=0.05,  # reference: half of a weight decay of 0.1
         group_dims={2: 1},  # reference: input features of linear layers
-        decoupled=True))  # ours: as AdamW applies it
+        decoupled=True))  # as in the recipe: as AdamW applies it

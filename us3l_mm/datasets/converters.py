@@ -44,10 +44,9 @@ class Split:
     labels: np.ndarray
 
 
-def npz_to_folder(
-    source: Union[str, Path], target: Union[str, Path],
-    track: Optional[Callable[[Iterable, str],
-                             Iterable]] = None) -> Dict[str, int]:
+def npz_to_folder(source: Union[str, Path], target: Union[str, Path],
+                  track: Optional[Callable[[Iterable, str], Iterable]] = None
+                  ) -> Dict[str, int]:
     """Write ``target/<split>/<class>/<index>.<suffix>`` for every image.
 
     Encoded images are written as they are, pixels as PNG. All is checked

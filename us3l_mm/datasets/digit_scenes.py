@@ -116,11 +116,10 @@ def render_scenes(split: str, settings: SceneSettings) -> List[Scene]:
     return [
         render_scene(
             digits, labels, settings,
-            np.random.default_rng(
-                [settings.seed,
-                 list(SPLITS).index(split), number]))
-        for number in range(getattr(settings, f'num_{split}'))
-    ]
+            np.random.default_rng([
+                settings.seed,
+                list(SPLITS).index(split), number]))
+        for number in range(getattr(settings, f'num_{split}'))]
 
 
 def bounding_box(mask: np.ndarray) -> List[int]:
@@ -130,8 +129,7 @@ def bounding_box(mask: np.ndarray) -> List[int]:
         int(columns[0]),
         int(rows[0]),
         int(np.ptp(columns)) + 1,
-        int(np.ptp(rows)) + 1
-    ]
+        int(np.ptp(rows)) + 1]
 
 
 def coco_annotations(scenes: List[Scene], settings: SceneSettings) -> dict:
@@ -154,21 +152,19 @@ def coco_annotations(scenes: List[Scene], settings: SceneSettings) -> dict:
                 dict(
                     id=len(annotations) + 1, image_id=number,
                     category_id=label + 1, bbox=bounding_box(mask),
-                    area=int(mask.sum()), iscrowd=0,
-                    segmentation=dict(size=code['size'],
-                                      counts=code['counts'].decode())))
+                    area=int(mask.sum()), iscrowd=0, segmentation=dict(
+                        size=code['size'], counts=code['counts'].decode())))
     size = settings.image_size
     return dict(
         info=dict(description='Scenes of rendered digits, by us3l_mm',
                   settings=asdict(settings)), licenses=[], categories=[
                       dict(id=label + 1, name=name, supercategory='digit')
-                      for label, name in enumerate(CLASSES)
-                  ], images=[
-                      dict(id=number, file_name=file_name(number), width=size,
-                           height=size)
-                      for number in range(1,
-                                          len(scenes) + 1)
-                  ], annotations=annotations)
+                      for label, name in enumerate(CLASSES)], images=[
+                          dict(id=number, file_name=file_name(number),
+                               width=size, height=size)
+                          for number in range(1,
+                                              len(scenes) + 1)],
+        annotations=annotations)
 
 
 def file_name(number: int) -> str:

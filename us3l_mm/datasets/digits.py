@@ -59,13 +59,12 @@ class RenderDigit(BaseTransform):
         size, lean, shear, stretch, ink = rng.uniform(*np.transpose([
             self.digit_size, (-self.lean, self.lean), (
                 -self.shear, self.shear), (-self.shear,
-                                           self.shear), self.brightness
-        ]))
+                                           self.shear), self.brightness]))
         angle, stretch = np.deg2rad(lean), np.exp(stretch)
         turn = np.array([[np.cos(angle), -np.sin(angle)],
                          [np.sin(angle), np.cos(angle)]])
-        linear = size / len(digit) * turn @ [[stretch, shear],
-                                             [0, 1 / stretch]]
+        linear = size / len(digit) * turn @ [[stretch, shear], [
+            0, 1 / stretch]]
         # The middle of the digit goes where the whole of it is visible.
         middle = size / 2 + rng.uniform(size=2) * (self.image_size - size)
         shift = middle - linear @ np.full(2, (len(digit) - 1) / 2)
@@ -126,5 +125,4 @@ class RenderedDigits(BaseDataset):
             dict(
                 img=self.renderer.render(digits[i], rng)
                 if self.renderer else digits[i], gt_label=int(labels[i]))
-            for i in indices
-        ]
+            for i in indices]

@@ -1,9 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-# CIFAR-100, otherwise as CIFAR-10.
+# CIFAR-100, otherwise as CIFAR-10. The reference normalises by the mean and
+# the standard deviation of CIFAR-10.
 _base_ = './cifar10_two-views.py'
-
-data_preprocessor = dict(
-    mean=[129.304, 124.070, 112.434], std=[68.170, 65.392, 70.418])
 
 train_dataloader = dict(
     dataset=dict(type='CIFAR100', data_root='data/cifar100'))

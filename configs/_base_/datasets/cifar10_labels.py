@@ -1,20 +1,37 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-# CIFAR-10 with labels, which MMPretrain downloads where it is missing. Images
-# are in RGB order; mean and standard deviation are those of pre-training.
+# CIFAR-10 with labels, which MMPretrain downloads where it is missing. It reads
+# images in RGB order; a swap makes them BGR, as files are. Mean and standard
+# deviation, in RGB order, are those of pre-training.
 data_preprocessor = dict(
     type='ClsDataPreprocessor',
     num_classes=10,
     mean=[125.307, 122.961, 113.8575],
     std=[51.5865, 50.847, 51.255],
-    to_rgb=False)
+    to_rgb=True)
 
 train_pipeline = [
-    # reference: crops of 0.8 to 1 of the area
-    dict(type='RandomResizedCrop', scale=32, crop_ratio_range=(0.8, 1.0)),
+    dict(type='us3l_mm.SwapRedBlue'),
+    # reference: crops of 0.8 to 1 of the area, bicubic
+    dict(
+        type='RandomResizedCrop',
+        scale=32,
+        crop_ratio_range=(0.8, 1.0),
+        interpolation='bicubic',
+        backend='pillow'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackInputs')
 ]
-test_pipeline = [dict(type='PackInputs')]
+# reference: the central 32 of 36 pixels
+test_pipeline = [
+    dict(type='us3l_mm.SwapRedBlue'),
+    dict(
+        type='Resize',
+        scale=(36, 36),
+        interpolation='bicubic',
+        backend='pillow'),
+    dict(type='CenterCrop', crop_size=32),
+    dict(type='PackInputs')
+]
 
 train_dataloader = dict(
     batch_size=128,

@@ -1,20 +1,18 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 # Two views of each image of CIFAR-10, which MMPretrain downloads where it is
-# missing. Images are in RGB order; mean and standard deviation are
-# MMPretrain's.
+# missing. It reads images in RGB order, and its colour operations are for BGR:
+# pipelines begin with a swap. Mean and standard deviation are in RGB order.
 data_preprocessor = dict(
     type='SelfSupDataPreprocessor',
-    mean=[125.307, 122.961, 113.8575],
-    std=[51.5865, 50.847, 51.255],
-    to_rgb=False)
+    mean=[125.307, 122.961, 113.8575],  # reference
+    std=[51.5865, 50.847, 51.255],  # reference
+    to_rgb=True)
 
 # The reference's augmentation, which has no blur at this size.
 view_pipeline = [
     # `scale` is the output size; the crop covers 0.2 to 1 of the area.
     dict(type='RandomResizedCrop', scale=32, crop_ratio_range=(0.2, 1.0)),
     dict(type='RandomFlip', prob=0.5),
-    # mmcv expects BGR. On RGB the hue shift changes its sign, and its
-    # range is symmetric.
     dict(
         type='RandomApply',
         transforms=[
@@ -31,19 +29,20 @@ view_pipeline = [
         type='RandomGrayscale',
         prob=0.2,
         keep_channels=True,
-        channel_weights=(0.2989, 0.587, 0.114)),  # of red, green, blue
+        channel_weights=(0.114, 0.587, 0.2989)),  # of blue, green, red
 ]
 train_pipeline = [
     dict(type='us3l_mm.SeedAugmentation'),
+    dict(type='us3l_mm.SwapRedBlue'),
     dict(type='MultiView', num_views=[2], transforms=[view_pipeline]),
     dict(type='PackInputs')
 ]
-test_pipeline = [dict(type='PackInputs')]
+test_pipeline = [dict(type='us3l_mm.SwapRedBlue'), dict(type='PackInputs')]
 
 train_dataloader = dict(
     batch_size=128,
     num_workers=4,
-    drop_last=True,  # batch statistics of a small last batch are noisy
+    drop_last=False,  # reference
     sampler=dict(type='us3l_mm.SeededSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(

@@ -5,11 +5,12 @@
 _base_ = './cifar10_two-views.py'
 
 crop_and_colour = [
-    # `scale` is the output size; the crop covers 0.2 to 1 of the area.
+    # `scale` is the output size; the crop covers 0.08 to 1 of the area
+    # (reference).
     dict(
         type='RandomResizedCrop',
         scale=224,
-        crop_ratio_range=(0.2, 1.0),
+        crop_ratio_range=(0.08, 1.0),
         backend='pillow'),
     dict(
         type='RandomApply',
@@ -27,7 +28,7 @@ crop_and_colour = [
         type='RandomGrayscale',
         prob=0.2,
         keep_channels=True,
-        channel_weights=(0.2989, 0.587, 0.114)),  # of red, green, blue
+        channel_weights=(0.114, 0.587, 0.2989)),  # of blue, green, red
 ]
 # 'inf' draws the radius, 0.1 to 2 pixels, from a uniform distribution.
 blur = dict(
@@ -41,6 +42,7 @@ view_pipeline2 = [
 ]
 train_pipeline = [
     dict(type='us3l_mm.SeedAugmentation'),
+    dict(type='us3l_mm.SwapRedBlue'),
     dict(
         type='MultiView',
         num_views=[1, 1],
@@ -48,11 +50,15 @@ train_pipeline = [
     dict(type='PackInputs')
 ]
 test_pipeline = [
+    dict(type='us3l_mm.SwapRedBlue'),
     dict(type='Resize', scale=(224, 224), backend='pillow'),
     dict(type='PackInputs')
 ]
 
-train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(
+    batch_size=64,
+    drop_last=True,  # reference
+    dataset=dict(pipeline=train_pipeline))
 knn_bank_dataloader = dict(
     batch_size=128, dataset=dict(pipeline=test_pipeline))
 knn_query_dataloader = dict(

@@ -57,7 +57,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=60,
     num_workers=8,
-    drop_last=True,  # batch statistics of a small last batch are noisy
+    drop_last=False,  # reference
     sampler=dict(type='us3l_mm.SeededSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(

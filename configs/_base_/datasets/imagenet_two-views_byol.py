@@ -5,11 +5,12 @@
 _base_ = './imagenet_two-views.py'
 
 crop_and_colour = [
-    # `scale` is the output size; the crop covers 0.2 to 1 of the area.
+    # `scale` is the output size; the crop covers 0.08 to 1 of the area
+    # (reference).
     dict(
         type='RandomResizedCrop',
         scale=224,
-        crop_ratio_range=(0.2, 1.0),
+        crop_ratio_range=(0.08, 1.0),
         backend='pillow'),
     dict(
         type='RandomApply',
@@ -48,4 +49,7 @@ train_pipeline = [
         transforms=[view_pipeline1, view_pipeline2]),
     dict(type='PackInputs')
 ]
-train_dataloader = dict(batch_size=256, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(
+    batch_size=256,
+    drop_last=True,  # reference
+    dataset=dict(pipeline=train_pipeline))

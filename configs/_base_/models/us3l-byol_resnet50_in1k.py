@@ -9,14 +9,16 @@ model = dict(
         # Batch statistics in training. Running ones are not tracked:
         # tools/evaluate_widths.py measures them afterwards.
         norm_cfg=dict(type='BN'),
-        zero_init_residual=False),  # as in MMPretrain's BYOL
+        zero_init_residual=False),  # reference
     neck=dict(
         type='us3l_mm.SlimmableProjector',
         in_channels=2048,
         hid_channels=2048,  # reference
         out_channels=2048,  # reference
         num_layers=3,  # reference
-        with_last_bn=False),  # reference
+        with_last_bn=False,  # reference
+        with_bias=(True, False),  # reference
+        with_last_bias=True),  # reference
     head=dict(
         type='us3l_mm.PredictionHead',
         predictor=dict(
@@ -25,7 +27,8 @@ model = dict(
             hid_channels=2048,  # reference
             out_channels=2048,
             num_layers=2,  # reference
-            with_last_bn=False),  # reference
+            with_last_bn=False,  # reference
+            with_last_bias=True),  # reference
         loss=dict(type='CosineSimilarityLoss')),  # reference
     # The same layers as in the base pass, with weights of their own.
     distill_head=dict(
@@ -36,7 +39,8 @@ model = dict(
             hid_channels=2048,  # reference
             out_channels=2048,
             num_layers=2,  # reference
-            with_last_bn=False),  # reference
+            with_last_bn=False,  # reference
+            with_last_bias=True),  # reference
         loss=dict(type='CosineSimilarityLoss')),  # reference
     base_from='teacher',  # paper, guideline 1
     distill_from='teacher',  # paper, guideline 2

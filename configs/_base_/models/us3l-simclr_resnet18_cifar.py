@@ -9,14 +9,28 @@ model = dict(
         # Batch statistics in training. Running ones are not tracked:
         # tools/evaluate_widths.py measures them afterwards.
         norm_cfg=dict(type='BN'),
-        zero_init_residual=False),  # as in MMPretrain's BYOL
+        # reference: PyTorch's own. MMPretrain's, Kaiming by fan_out, has 2.45
+        # times the weights.
+        init_cfg=[
+            dict(
+                type='Kaiming',
+                layer='Conv2d',
+                a=5**0.5,
+                mode='fan_in',
+                nonlinearity='leaky_relu',
+                distribution='uniform'),
+            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])
+        ],
+        zero_init_residual=False),  # reference
     neck=dict(
         type='us3l_mm.SlimmableProjector',
         in_channels=512,
         hid_channels=2048,  # reference
         out_channels=256,  # reference
         num_layers=3,  # reference
-        with_last_bn=False),  # reference
+        with_last_bn=False,  # reference
+        with_bias=True,  # reference
+        with_last_bias=True),  # reference
     # SimCLR has no predictor.
     head=dict(
         type='us3l_mm.PredictionHead',
@@ -32,7 +46,8 @@ model = dict(
             hid_channels=2048,  # reference
             out_channels=256,
             num_layers=2,  # reference
-            with_last_bn=False),  # reference
+            with_last_bn=False,  # reference
+            with_last_bias=True),  # reference
         loss=dict(type='CosineSimilarityLoss')),  # reference
     base_from='teacher',  # paper, guideline 1
     distill_from='teacher',  # paper, guideline 2

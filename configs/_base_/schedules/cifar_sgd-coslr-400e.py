@@ -9,8 +9,8 @@ optim_wrapper = dict(
         lr=0.5,  # reference, for a batch of 512
         momentum=0.9,  # reference
         weight_decay=0.0))  # group regularisation decays instead
-# The curve is counted in iterations and ends where training ends, whatever
-# train_cfg says.
+# ours: the curve is counted in iterations. It ends where training ends,
+# whatever train_cfg says.
 param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False)]
 train_cfg = dict(by_epoch=True, max_epochs=400)
 

@@ -1,18 +1,20 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 # The reference's schedule for transformers: AdamW, 300 epochs, 40 of warm-up,
-# then half a cosine.
+# then half a cosine, mixed precision (float16). Without a GPU: --cfg-options
+# optim_wrapper.dtype=bfloat16, or for single precision
+# optim_wrapper.type=us3l_mm.MultiPassOptimWrapper
 _base_ = '../us3l_runtime.py'
 
 optim_wrapper = dict(
-    type='us3l_mm.MultiPassOptimWrapper',
+    type='us3l_mm.MultiPassAmpOptimWrapper',  # reference
     optimizer=dict(
         type='AdamW',
         lr=1.5e-4,  # reference, for a batch of 256
-        weight_decay=0.0))  # group regularisation decays instead
+        weight_decay=0.1))  # reference
 param_scheduler = [
     dict(
         type='LinearLR',
-        start_factor=1e-4,
+        start_factor=1e-9,  # reference: from 0, which would stay 0 here
         end=40,  # reference
         by_epoch=True,
         convert_to_iter_based=True),
@@ -28,8 +30,11 @@ train_cfg = dict(by_epoch=True, max_epochs=300)
 default_hooks = dict(
     group_reg=dict(
         type='us3l_mm.GroupRegHook',
-        lam=0.05,  # reference: half of a weight decay of 0.1
+        # reference: plain weight decay. In its place: lam=0.05, half of a
+        # weight decay of 0.1, and optim_wrapper.optimizer.weight_decay=0.
+        lam=0.0,
         alpha=0.05,  # paper
+        warmup_epochs=100,  # reference
         group_dims={2: 1},  # reference: input features of linear layers
         # ours: as AdamW applies it. In the loss, Adam would divide this
         # gradient by its own size.

@@ -1,12 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-# As on CIFAR-10, with the classes and the colour statistics of CIFAR-100.
+# As on CIFAR-10, with the classes of CIFAR-100.
 _base_ = './linear_resnet18_4xb128-steplr-100e_cifar10.py'
 
 model = dict(head=dict(num_classes=100))
-data_preprocessor = dict(
-    num_classes=100,
-    mean=[129.304, 124.070, 112.434],
-    std=[68.170, 65.392, 70.418])
+data_preprocessor = dict(num_classes=100)
 train_dataloader = dict(
     dataset=dict(type='CIFAR100', data_root='data/cifar100'))
 val_dataloader = dict(dataset=dict(type='CIFAR100', data_root='data/cifar100'))

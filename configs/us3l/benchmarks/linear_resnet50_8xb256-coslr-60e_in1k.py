@@ -33,8 +33,8 @@ optim_wrapper = dict(
     optimizer=dict(
         type='LARS',
         lr=0.8,  # reference, for a batch of 2048
-        momentum=0.9,  # ours
-        weight_decay=0.0))  # ours, as on CIFAR
+        momentum=0.9,  # reference
+        weight_decay=0.0))  # reference
 # The curve is counted in iterations and ends where training ends.
 param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False)]
 train_cfg = dict(by_epoch=True, max_epochs=60, val_interval=5)

@@ -31,12 +31,14 @@ model = dict(
         topk=(1, 5)))
 
 train_pipeline = [
+    dict(type='us3l_mm.SwapRedBlue'),
     # reference: torchvision's defaults, 0.08 to 1 of the area
     dict(type='RandomResizedCrop', scale=224, backend='pillow'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackInputs')
 ]
 test_pipeline = [
+    dict(type='us3l_mm.SwapRedBlue'),
     # reference: the central 224 of 256 pixels
     dict(type='ResizeEdge', scale=256, edge='short', backend='pillow'),
     dict(type='CenterCrop', crop_size=224),
