@@ -212,6 +212,7 @@ def test_widths_are_evaluated_without_calibration(slicing, tmp_path, capsys):
     cfg.knn_bank_dataloader = labelled('train', 48)
     cfg.knn_query_dataloader = labelled('test', 24)
     cfg.dump(tmp_path / 'tiny.py')
+    init_default_scope('mmpretrain')
     algorithm = MODELS.build(cfg.model)
     torch.save(dict(state_dict=algorithm.state_dict(), meta={}),
                tmp_path / 'tiny.pth')
