@@ -97,10 +97,10 @@ def _backbone_weights(backbone: nn.Module,
 
 def untrained_network(config: Config, seed: int = 0) -> nn.Module:
     """The backbone of ``config`` with initial weights, drawn from ``seed``."""
+    set_random_seed(seed)  # a constructor may draw weights as well
     backbone = build_algorithm(config).backbone.eval()
     if isinstance(backbone.init_cfg, dict):  # such as Pretrained
         backbone.init_cfg = None
-    set_random_seed(seed)
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel('WARNING')  # MMEngine would list every parameter
