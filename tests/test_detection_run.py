@@ -17,8 +17,8 @@ from mmengine.registry import init_default_scope
 from mmpretrain.models import ResNet
 from tiny_coco import NARROW, SMALL, SMALL_MASKS, coco_options, write_coco
 
-from us3l_mm.engine.checks.annotations import (check_detection_data,
-                                               read_categories)
+from us3l_mm.datasets.coco_checks import (check_detection_data,
+                                          read_categories)
 from us3l_mm.fileio import load_weights
 from us3l_mm.registry import DATASETS, MODELS
 

@@ -5,7 +5,7 @@ from mmengine.runner import Runner
 from mmpretrain.models import BaseSelfSupervisor
 from mmpretrain.utils import get_ori_model
 
-from us3l_mm.engine.checks.agreement import check_agreement
+from us3l_mm.engine.agreement import check_agreement
 from us3l_mm.engine.wrappers import (MultiPassDistributedDataParallel,
                                      MultiPassOptimWrapper)
 from us3l_mm.models.selfsup import check_views
@@ -15,14 +15,13 @@ from .compile_hook import CompileHook
 
 @HOOKS.register_module()
 class PreflightHook(Hook):
-    """Refuse, before the first iteration, what would train something else.
+    """Refuse settings that would train something else, before training.
 
-    A distributed wrapper that trains the full width alone, a conversion to
-    SyncBatchNorm that replaces the slimmable norms, frozen norms, which have
-    no statistics of random widths, an accumulation over batches where each
-    pass has its step, checkpoints that lose gradients, a compilation that
-    gives up, a pipeline without two views, processes that disagree about what
-    they train.
+    These are a distributed wrapper that trains the full width alone, a
+    conversion to SyncBatchNorm, frozen norms, an optimizer wrapper that does
+    not count passes, re-entrant activation checkpoints, a compilation of the
+    whole step, a pipeline without two views, and processes that disagree about
+    what they train.
     """
 
     priority = 'VERY_HIGH'
@@ -41,9 +40,9 @@ class PreflightHook(Hook):
                 'batch norms by plain ones. Remove it, and set '
                 'model.sync_norms=True for statistics over all processes.')
         check_agreement(runner)
-        backbone = get_ori_model(runner.model).backbone
+        algorithm = get_ori_model(runner.model)
         for name, off in (('norm_eval', False), ('frozen_stages', -1)):
-            value = getattr(backbone, name, off)
+            value = getattr(algorithm.backbone, name, off)
             if value != off:
                 raise ValueError(
                     f'backbone.{name}={value} freezes batch norms, which '
@@ -57,7 +56,7 @@ class PreflightHook(Hook):
                 "MultiPassOptimWrapper', or in mixed precision 'us3l_mm."
                 "MultiPassAmpOptimWrapper'; --amp of MMPretrain's own tool "
                 'replaces it, that of ours does not.')
-        runner.optim_wrapper.check(get_ori_model(runner.model).update_mode)
+        runner.optim_wrapper.check(algorithm.update_mode)
         if runner.cfg.get('activation_checkpointing') is not None:
             raise ValueError(
                 'activation_checkpointing makes re-entrant checkpoints, which '
@@ -70,7 +69,7 @@ class PreflightHook(Hook):
                 'compile without CompileHook would compile the whole training '
                 'step, and give up after a few widths. Add '
                 "default_hooks.compile=dict(type='us3l_mm.CompileHook').")
-        if not isinstance(get_ori_model(runner.model), BaseSelfSupervisor):
+        if not isinstance(algorithm, BaseSelfSupervisor):
             return  # a detector of many widths
         loader = runner.train_dataloader
         check_views(loader.dataset[next(iter(loader.sampler))].get('inputs'))
