@@ -2,8 +2,10 @@
 """The widest sub-network within a budget."""
 import math
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Tuple
+from functools import cache
+from typing import Callable, Dict, List, Optional
 
 from torch import nn
 
@@ -11,8 +13,9 @@ from us3l_mm.evaluation.complexity import count_complexity
 from us3l_mm.evaluation.latency import width_latency
 from us3l_mm.models.layers import Subnet, subnets_of
 
-GRID_STEP = 1 / 32
-AMOUNTS = {'': 1, 'k': 1e3, 'm': 1e6, 'g': 1e9, 't': 1e12}
+STEPS = 32  # multiples of 1 / 32
+# From large to small
+AMOUNTS = {'T': 1e12, 'G': 1e9, 'M': 1e6, 'k': 1e3, '': 1}
 SECONDS = {'s': 1.0, 'ms': 1e-3, 'us': 1e-6}
 COSTS = ('flops', 'params', 'latency')
 
@@ -22,11 +25,12 @@ class Choice:
     """The sub-network that was chosen, and what it and the next one cost.
 
     Attributes:
-        subnet (Subnet): The widest within the budget.
+        subnet (Subnet): The widest sub-network within the budget.
         cost (float): Its cost.
-        next_subnet (Subnet, optional): The next wider one; None if ``subnet``
-            is the widest of all.
-        next_cost (float, optional): Its cost, which exceeds the budget.
+        next_subnet (Subnet, optional): The next wider sub-network; None if
+            ``subnet`` is the widest of all.
+        next_cost (float, optional): The cost of the next wider one, which
+            exceeds the budget.
     """
 
     subnet: Subnet
@@ -62,14 +66,13 @@ class Budget:
         if self.kind == 'latency':
             return format_seconds(cost)
         return format_amount(cost) + {
-            'flops': ' MACs', 'params': ' parameters'
-        }[self.kind]
+            'flops': ' MACs', 'params': ' parameters'}[self.kind]
 
     def choose(self, network: nn.Module, input_size: int) -> Choice:
         """The widest sub-network of ``network`` within the budget.
 
         Raises:
-            ValueError: If none is.
+            ValueError: If there is none.
         """
         size = (input_size, input_size)
 
@@ -85,60 +88,47 @@ class Budget:
 def selectable(network: nn.Module) -> List[Subnet]:
     """The sub-networks to choose from, from narrow to wide.
 
-    Those of the list that ``network`` was built for; if it runs at any width,
-    the multiples of 1/32 in its range.
+    They are those of the list that ``network`` was built for; if it runs at
+    any width, the multiples of 1/32 in its range.
     """
     low, high = network.width_range
     subnets = subnets_of(network)
     if subnets is not None:
         return [s for s in reversed(subnets) if low <= s.width <= high]
-    first = math.ceil(low / GRID_STEP - 1e-9)
-    last = math.floor(high / GRID_STEP + 1e-9)
-    return [
-        Subnet(width)
-        for width in ([step * GRID_STEP
-                       for step in range(first, last +
-                                         1)] or sorted({low, high}))
-    ]
+    steps = range(math.ceil(low * STEPS - 1e-9),
+                  math.floor(high * STEPS + 1e-9) + 1)
+    return [Subnet(step / STEPS) for step in steps] or [
+        Subnet(width) for width in sorted({low, high})]
 
 
 def widest_within(subnets: List[Subnet], cost: Callable[[Subnet], float],
                   budget: float, show: Callable[[float], str] = str) -> Choice:
     """The widest of ``subnets`` whose cost is at most ``budget``.
 
-    It is found by bisection, as wider networks cost more. Where a *measured*
-    cost does not grow with every step, the one found is within the budget and
-    the next one is not. The cost of each is asked for once.
+    It is found by bisection, as wider networks cost more. If a *measured* cost
+    does not grow with every step, the result is within the budget and the next
+    one is not. The cost of each is computed at most once.
 
     Args:
-        subnets (list[Subnet]): From narrow to wide.
+        subnets (list[Subnet]): The sub-networks, from narrow to wide.
         cost (callable): The cost of a sub-network.
-        budget (float): In the unit of ``cost``.
+        budget (float): The highest cost.
         show (callable): Writes a cost in a message. Defaults to ``str``.
 
     Raises:
         ValueError: If the cost of the narrowest exceeds the budget.
     """
-    known: Dict[Subnet, float] = {}
-
-    def inside(index: int) -> bool:
-        subnet = subnets[index]
-        if subnet not in known:
-            known[subnet] = cost(subnet)
-        return known[subnet] <= budget
-
-    if not inside(0):
+    known = cache(cost)
+    count = known(subnets[0]) <= budget and bisect_right(
+        subnets, budget, lo=1, key=known)
+    if not count:
         raise ValueError(
             f'No width is inside the budget of {show(budget)}: the smallest, '
-            f'{subnets[0]}, takes {show(known[subnets[0]])}.')
-    low, high = 0, len(subnets)  # inside, outside
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if inside(middle) else (low, middle)
-    best = subnets[low]
-    if high == len(subnets):
-        return Choice(best, known[best])
-    return Choice(best, known[best], subnets[high], known[subnets[high]])
+            f'{subnets[0]}, takes {show(known(subnets[0]))}.')
+    best = subnets[count - 1]
+    if count == len(subnets):
+        return Choice(best, known(best))
+    return Choice(best, known(best), subnets[count], known(subnets[count]))
 
 
 def parse_amount(text: str) -> float:
@@ -152,11 +142,13 @@ def parse_seconds(text: str) -> float:
 
 
 def _parse(text: str, units: Dict[str, float], example: str) -> float:
+    scales = {unit.lower(): scale for unit, scale in units.items()}
     found = re.fullmatch(r'([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)',
                          text.strip().lower())
     try:
-        value = float(found.group(1)) * units[found.group(2)]
-    except (AttributeError, KeyError, ValueError):
+        number, unit = found.groups() if found else ('0', '')
+        value = float(number) * scales[unit]
+    except (KeyError, ValueError):
         value = 0.0
     if not 0.0 < value < math.inf:
         raise ValueError(f'A budget is a positive number {example}, got '
@@ -166,18 +158,16 @@ def _parse(text: str, units: Dict[str, float], example: str) -> float:
 
 def format_amount(value: float) -> str:
     """1.052e9 as '1.052G'."""
-    unit, scale = _unit(value, (('G', 1e9), ('M', 1e6), ('k', 1e3)))
-    return f'{value / scale:.4g}{unit}'
+    return _format(value, AMOUNTS)
 
 
 def format_seconds(value: float) -> str:
     """0.0123 as '12.3ms'."""
-    unit, scale = _unit(value, (('s', 1.0), ('ms', 1e-3), ('us', 1e-6)))
-    return f'{value / scale:.4g}{unit}'
+    return _format(value, SECONDS)
 
 
-def _unit(value: float, units) -> Tuple[str, float]:
-    for unit, scale in units:
-        if value >= scale:
-            return unit, scale
-    return ('', 1.0) if units[-1][1] > 1 else units[-1]
+def _format(value: float, units: Dict[str, float]) -> str:
+    """``value`` in the largest unit that it reaches, or in the smallest."""
+    unit = next((unit for unit, scale in units.items() if value >= scale), [
+        *units][-1])
+    return f'{value / units[unit]:.4g}{unit}'
