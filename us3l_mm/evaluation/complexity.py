@@ -9,8 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from us3l_mm.export import slice_network
-from us3l_mm.models.layers import (Subnet, SubnetLike, check_subnets,
-                                   slimmable_layers)
+from us3l_mm.models.layers import Subnet, SubnetLike, slimmable_layers
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ def count_complexity(network: nn.Module, subnets: Sequence[SubnetLike],
         subnets (sequence): The sub-networks, or their widths.
         input_size (tuple[int, int]): Height and width in pixels.
     """
-    network, subnets = deepcopy(network).to('meta'), list(subnets)
-    check_subnets(network, subnets)
+    network = deepcopy(network).to('meta')
+    subnets = [Subnet.of(subnet) for subnet in subnets]
     images = image_on_meta(input_size)
     slimmable = any(slimmable_layers(network))
 
@@ -55,9 +54,7 @@ def count_complexity(network: nn.Module, subnets: Sequence[SubnetLike],
             subnet:
             count_size(
                 slice_network(network, subnet, without_statistics=True)
-                if slimmable else network, images)[0]
-            for subnet in map(Subnet.of, subnets)
-        }
+                if slimmable else network, images)[0] for subnet in subnets}
 
     counted = count_all()
     if not getattr(network, 'skip_dead', False):
@@ -66,8 +63,7 @@ def count_complexity(network: nn.Module, subnets: Sequence[SubnetLike],
     reference = count_all()
     return {
         subnet: replace(size, reference=reference[subnet])
-        for subnet, size in counted.items()
-    }
+        for subnet, size in counted.items()}
 
 
 def image_on_meta(size: Tuple[int, int]) -> torch.Tensor:

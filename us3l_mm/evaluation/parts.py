@@ -11,8 +11,7 @@ from mmpretrain.models import BaseSelfSupervisor
 from torch import nn
 
 from us3l_mm.export import slice_network
-from us3l_mm.models.layers import (Subnet, SubnetLike, check_subnets,
-                                   slimmable_layers)
+from us3l_mm.models.layers import Subnet, SubnetLike, slimmable_layers
 from us3l_mm.registry import MODELS
 from .complexity import count_size, image_on_meta
 from .loading import model_cfg, set_scope
@@ -116,10 +115,9 @@ class _Counter:
                      regions)
 
 
-def count_config(
-    config: Config, shape: Tuple[int, int],
-    subnets: Optional[Sequence[SubnetLike]] = None
-) -> Dict[Subnet, List[Part]]:
+def count_config(config: Config, shape: Tuple[int, int],
+                 subnets: Optional[Sequence[SubnetLike]] = None
+                 ) -> Dict[Subnet, List[Part]]:
     """The parts of the model of ``config`` at each of ``subnets``.
 
     A slimmable network is sliced. A config of one width is built for another
@@ -146,17 +144,11 @@ def count_config(
     if not any(slimmable_layers(model.backbone)):
         return {
             subnet: count_parts(_rebuilt(config, subnet), shape)
-            for subnet in subnets
-        }
+            for subnet in subnets}
     return {
-        subnet: count_parts(_sliced(model, subnet), shape)
-        for subnet in subnets
-    }
-
-
-def _sliced(model: nn.Module, subnet: Subnet) -> nn.Module:
-    check_subnets(model.backbone, [subnet])
-    return slice_network(model, subnet, without_statistics=True)
+        subnet:
+        count_parts(slice_network(model, subnet, without_statistics=True),
+                    shape) for subnet in subnets}
 
 
 def _own_subnet(config: Config) -> Subnet:
@@ -200,7 +192,7 @@ def _change_channels(model: dict, width: float) -> None:
     for part in (model.get('neck'), model.get('head')):
         given = part and part.get('in_channels')
         if given:
-            part.in_channels = ([c * channels // old for c in given]
-                                if isinstance(given,
-                                              (list, tuple)) else given *
+            part.in_channels = ([c * channels // old
+                                 for c in given] if isinstance(
+                                     given, (list, tuple)) else given *
                                 channels // old)
