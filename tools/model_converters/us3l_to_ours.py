@@ -1,16 +1,18 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Convert a checkpoint of the authors' US3L code (ResNets).
+"""Convert a pre-training file of the authors' US3L code.
 
-The student's backbone (module.encoder_q) is taken over; projector, predictors
-and momentum encoder are left out, and listed.
+The result holds the whole algorithm: the student's backbone, projector,
+predictor and distillation head, and the momentum encoder as the teacher. Read
+are ResNets, MobileNetV2 and vision transformers. The config of this network is
+stored in the file, with the biases that its linear layers have.
 """
 import argparse
 import os.path as osp
 import sys
 
+from us3l_mm.export.us3l_checkpoints import METHODS, STEMS, from_us3l
 from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
                             sha256)
-from us3l_mm.export.foreign import from_us3l
 
 
 def width_and_file(text):
@@ -33,6 +35,17 @@ def parse_args(argv=None):
         '--statistics', nargs='+', default=[], type=width_and_file,
         metavar='W=FILE', help="files of the authors' calibrate.py, to take "
         'over the\nbatch-norm statistics of their widths')
+    parser.add_argument(
+        '--method', choices=list(METHODS),
+        help='base method (default: the one that the predictors tell;\n'
+        'SimSiam with a momentum teacher looks like SimCLR and must\n'
+        'be given)')
+    parser.add_argument(
+        '--stem', choices=STEMS,
+        help='strides of a MobileNetV2, which weights do not show\n'
+        '(default: what the file or the base method tells)')
+    parser.add_argument('--backbone-only', action='store_true',
+                        help="convert the student's backbone and nothing else")
     parser.add_argument('--trust-pickle', action='store_true',
                         help='read files even if that executes code in them')
     return parser.parse_args(argv)
@@ -43,21 +56,17 @@ def main(argv=None):
     try:
         check_writable(args.out, args.checkpoint)
         converted = from_us3l(
-            load_weights(args.checkpoint, args.trust_pickle)['state_dict'], {
+            load_weights(args.checkpoint, args.trust_pickle), {
                 width: load_weights(path, args.trust_pickle)['state_dict']
-                for width, path in args.statistics
-            })
+                for width, path in args.statistics}, args.method, args.stem,
+            args.backbone_only)
         save_atomically(
             converted.checkpoint(
-                dict(file=osp.basename(args.checkpoint),
-                     sha256=sha256(args.checkpoint),
-                     converted_by='us3l_to_ours')), args.out)
+                dict(file=osp.basename(args.checkpoint), sha256=sha256(
+                    args.checkpoint), converted_by='us3l_to_ours')), args.out)
     except (OSError, ValueError) as error:
         sys.exit(f'us3l_to_ours: {error}')
-    widths = ', '.join(f'{w:g}' for w, _ in args.statistics)
-    print(f'{args.out}: {converted.arguments}, statistics of the widths: '
-          f'{widths or "none, calibrate"}.')
-    print('Left out:', ', '.join(converted.left_out) or 'nothing')
+    print(f'{args.out}: {converted.summary()}')
 
 
 if __name__ == '__main__':

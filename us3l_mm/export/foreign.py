@@ -14,12 +14,12 @@ from mmpretrain.models.backbones.resnet import Bottleneck
 from torch import Tensor, nn
 
 from us3l_mm.models.backbones import SlimmableResNet, SlimmableResNet_CIFAR
-from us3l_mm.models.layers import SlimmableBatchNorm, Subnet
+from us3l_mm.models.layers import FULL, SlimmableBatchNorm, Subnet
 from us3l_mm.version import __version__
 from .families import family_of
 
 State = Dict[str, Tensor]
-US3L_PREFIX = 'module.encoder_q.'
+STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
 
 
 @dataclass(frozen=True)
@@ -49,34 +49,8 @@ class Converted:
         return dict(
             state_dict={
                 f'backbone.{key}': value
-                for key, value in self.network.state_dict().items()
-            }, meta=dict(cfg=cfg, us3l_mm_version=__version__, source=source))
-
-
-def from_us3l(weights: State,
-              calibrated: Optional[Dict[float, State]] = None) -> Converted:
-    """The student's backbone in a file of the authors' US3L code.
-
-    That code trains without running statistics and writes, after calibrating
-    a width, a file of the whole network in which the leading channels of the
-    running statistics are those of that width.
-
-    Args:
-        weights (dict): With keys ``module.encoder_q.*``.
-        calibrated (dict, optional): Such a file's weights by its width.
-
-    Raises:
-        ValueError: if there is no such backbone, or if a calibrated file is of
-            other weights.
-    """
-    prefix = find_prefix(weights, (US3L_PREFIX, 'encoder_q.'))
-    converted = _convert(weights, prefix)
-    for width, other in (calibrated or {}).items():
-        _take_statistics(
-            converted.network,
-            _backbone(other, find_prefix(other, (US3L_PREFIX, 'encoder_q.'))),
-            width)
-    return converted
+                for key, value in self.network.state_dict().items()},
+            meta=dict(cfg=cfg, us3l_mm_version=__version__, source=source))
 
 
 def from_plain(weights: State, prefix: Optional[str] = None,
@@ -99,7 +73,7 @@ def from_plain(weights: State, prefix: Optional[str] = None,
     converted = _convert(weights, prefix, style)
     own = _backbone(weights, prefix)
     if 'bn1.running_mean' in own or 'stem.0.bn.running_mean' in own:
-        _take_statistics(converted.network, own, 1.0)
+        take_statistics(converted.network, own, FULL)
         _compare(converted, own)
     return converted
 
@@ -133,8 +107,7 @@ def infer_arguments(weights: State, style: str = 'pytorch') -> dict:
     is_bottleneck = 'layer1.0.conv3.weight' in weights
     depths = [
         depth for depth, (block, blocks) in ResNet.arch_settings.items()
-        if blocks == tuple(stages) and (block is Bottleneck) == is_bottleneck
-    ]
+        if blocks == tuple(stages) and (block is Bottleneck) == is_bottleneck]
     if not depths:
         raise ValueError(
             f'No ResNet has {stages} blocks '
@@ -155,10 +128,8 @@ def infer_arguments(weights: State, style: str = 'pytorch') -> dict:
     usual = dict(stem_channels=64, base_channels=64, deep_stem=False,
                  avg_down=False, in_channels=3, style='pytorch')
     return {
-        **arguments,
-        **{key: value
-           for key, value in extra.items() if value != usual[key]}
-    }
+        **arguments, **{
+            key: value for key, value in extra.items() if value != usual[key]}}
 
 
 def _convert(weights: State, prefix: str, style: str = 'pytorch') -> Converted:
@@ -170,16 +141,12 @@ def _convert(weights: State, prefix: str, style: str = 'pytorch') -> Converted:
     parts = dict(network.named_children())
     network.load_state_dict(
         {
-            key: value
-            for key, value in own.items()
-            if key.split('.')[0] in parts and not _is_statistic(key)
-        }, strict=False)
+            key: value for key, value in own.items()
+            if key.split('.')[0] in parts and not key.endswith(STATISTICS)},
+        strict=False)
     left_out = sorted({
-        _part(key, prefix)
-        for key in weights
-        if _part(key, prefix) not in {prefix + part
-                                      for part in parts}
-    })
+        _part(key, prefix) for key in weights
+        if _part(key, prefix) not in {prefix + part for part in parts}})
     return Converted(network.eval(), arguments, left_out)
 
 
@@ -193,32 +160,44 @@ def _part(key: str, prefix: str) -> str:
 
 def _backbone(weights: State, prefix: str) -> State:
     return {
-        key[len(prefix):]: value
-        for key, value in weights.items() if key.startswith(prefix)
-    }
+        key[len(prefix):]: value for key, value in weights.items()
+        if key.startswith(prefix)}
 
 
-def _is_statistic(key: str) -> bool:
-    return key.endswith(('running_mean', 'running_var', 'num_batches_tracked'))
+def take_statistics(backbone: nn.Module, weights: State,
+                    subnet: Subnet) -> None:
+    """Store the leading running statistics of ``weights`` for a width.
 
+    Args:
+        backbone (nn.Module): With the same weights as the file.
+        weights (dict[str, Tensor]): Of the file, under our names.
+        subnet (Subnet): The width that the statistics are of.
 
-def _take_statistics(network: nn.Module, own: State, width: float) -> None:
-    """Store the leading running statistics of ``own`` as those of a width."""
-    width = Subnet.of(width).check(network.width_range).width
-    for key, value in network.state_dict().items():
-        if not _is_statistic(key.rsplit('_w', 1)[0]) and (
-                key not in own or not torch.equal(own[key].to(value), value)):
+    Raises:
+        ValueError: If the weights are others, or there are no statistics.
+    """
+    norms = {
+        name: norm for name, norm in backbone.named_modules()
+        if isinstance(norm, SlimmableBatchNorm)}
+    if not norms:
+        raise ValueError(f'A {type(backbone).__name__} has no batch norms, so '
+                         'there are no statistics to take. Leave out the file '
+                         f'for width {subnet.width:g}.')
+    for key, value in backbone.named_parameters():
+        if key not in weights or not torch.equal(weights[key].to(value),
+                                                 value):
             raise ValueError(
-                f'The file of statistics for width {width:g} is of another '
-                f'network: its {key} is not the same.')
-    for name, norm in network.named_modules():
-        if isinstance(norm, SlimmableBatchNorm):
-            if f'{name}.running_mean' not in own:
-                raise ValueError(f'The file given for width {width:g} has no '
-                                 f'running statistics of {name}.')
-            c = norm.active(width)
-            norm.set_statistics(width, own[f'{name}.running_mean'][:c],
-                                own[f'{name}.running_var'][:c])
+                f'The file of statistics for width {subnet.width:g} is of '
+                f'another network: its {key} is not the same.')
+    for name, norm in norms.items():
+        if f'{name}.running_mean' not in weights:
+            raise ValueError(
+                f'The file given for width {subnet.width:g} has no running '
+                f'statistics of {name}.')
+        c = norm.active(subnet.width)
+        norm.set_statistics(
+            subnet, *(weights[f'{name}.{leaf}'][:c]
+                      for leaf in STATISTICS[:2]))
 
 
 @torch.no_grad()
@@ -226,9 +205,8 @@ def _compare(converted: Converted, own: State) -> None:
     """Raise unless the full width computes what the plain network does."""
     network = converted.network
     plain = family_of(network).stock_class(network)(**{
-        key: value
-        for key, value in converted.arguments.items() if key != 'type'
-    })
+        key: value for key, value in converted.arguments.items()
+        if key != 'type'})
     plain.load_state_dict(own, strict=False)
     plain.eval()
     images = torch.randn(2, converted.arguments.get('in_channels', 3), 64, 64,
