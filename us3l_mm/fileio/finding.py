@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""The checkpoint to go on from: the newest one that can really be read."""
+"""Finding the checkpoint to resume from."""
 import os
 import os.path as osp
 import re
@@ -18,27 +18,27 @@ def find_checkpoint(work_dir: str, folders: Sequence[str] = (),
                     templates: Sequence[str] = TEMPLATES,
                     trust_pickle: bool = False,
                     say: Callable[[str], None] = print) -> Optional[str]:
-    """The newest checkpoint of a run that is whole.
+    """The newest checkpoint of a run that can be read.
 
-    First the one that ``last_checkpoint`` names, then the others from new to
-    old. Each is read to its last byte, with checksums, before it is chosen.
+    The one that ``last_checkpoint`` names comes first, then the others from
+    new to old. Each is read to its last byte, with checksums.
 
     Args:
-        work_dir (str): Of the run; ``last_checkpoint`` is in it.
-        folders (sequence[str]): More folders that it wrote checkpoints to.
+        work_dir (str): The work dir of the run, with ``last_checkpoint``.
+        folders (sequence[str]): Other folders of its checkpoints.
         templates (sequence[str]): Names of its checkpoints, with ``{}`` for
             the number.
-        trust_pickle (bool): Read files that execute code when they are read.
-            Defaults to False.
-        say (callable): Is told of every file that is passed over, and why.
+        trust_pickle (bool): Whether to read files that execute code when they
+            are read. Defaults to False.
+        say (callable): A function that reports each file that is skipped.
 
     Returns:
         str, optional: The file; None if the run has written none.
 
     Raises:
-        ValueError: if there are checkpoints and none can be read, or if one
-            would have to execute code: it is not broken, and passing over it
-            would lose what was trained.
+        ValueError: If none of several checkpoints can be read, or if one would
+            execute code: it is not damaged, and skipping it would lose what
+            was trained.
     """
     candidates = _newest_first([work_dir, *folders], templates)
     named = _named_by_pointer(work_dir)
@@ -49,12 +49,8 @@ def find_checkpoint(work_dir: str, folders: Sequence[str] = (),
                 say(f'{osp.join(work_dir, POINTER)} names {named}, and there '
                     'is no such file.')
             named = moved
-        candidates = [
-            path for path in candidates
-            if osp.abspath(path) != osp.abspath(named)
-        ]
-        if osp.isfile(named):
-            candidates.insert(0, named)
+        rest = [path for path in candidates if path != osp.abspath(named)]
+        candidates = [named] * osp.isfile(named) + rest
     for path in candidates:
         reason = _defect(path, trust_pickle)
         if reason is None:
@@ -73,25 +69,24 @@ def _named_by_pointer(work_dir: str) -> Optional[str]:
     if not osp.isfile(pointer):
         return None
     with open(pointer, errors='replace') as file:
-        # Empty after a crash of a file system, where MMEngine wrote it.
+        # Empty after a crash of the file system, if MMEngine wrote it.
         return file.read().strip('\0 \n') or None
 
 
 def _newest_first(folders: Sequence[str],
                   templates: Sequence[str]) -> List[str]:
-    """All checkpoints; by number where these are of one kind, else by time."""
+    """All checkpoints, by number if they are of one kind, else by time."""
     patterns = [
         re.compile(re.escape(t).replace(r'\{\}', r'(\d+)'))
-        for t in dict.fromkeys(templates)
-    ]
+        for t in dict.fromkeys(templates)]
     found = {}
     for folder in dict.fromkeys(map(osp.abspath, folders)):
         for name in os.listdir(folder) if osp.isdir(folder) else ():
             for pattern in patterns:
                 match = pattern.fullmatch(name)
                 if match and osp.isfile(osp.join(folder, name)):
-                    found[osp.join(folder,
-                                   name)] = (pattern, int(match.group(1)))
+                    found[osp.join(folder, name)] = (pattern,
+                                                     int(match.group(1)))
     several = len({pattern for pattern, _ in found.values()}) > 1
 
     def age(path: str):

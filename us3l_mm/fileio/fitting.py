@@ -46,8 +46,7 @@ class Misfit:
               f'{own[name].dtype} in the model'
               for name in self.dtype[:SHOWN]),
             *(f'  not in the model: {prefix}{name}'
-              for name in self.unknown[:SHOWN])
-        ]
+              for name in self.unknown[:SHOWN])]
 
 
 def check_fit(
@@ -85,11 +84,9 @@ def check_fit(
         name for name in common if given[name].shape != own[name].shape
     ], [
         name for name in common
-        if given[name].is_floating_point() != own[name].is_floating_point()
-    ], [
-        name for name in given if name not in own and name.endswith('.weight')
-        and name.split('.')[0] in parts
-    ])
+        if given[name].is_floating_point() != own[name].is_floating_point()], [
+            name for name in given if name not in own
+            and name.endswith('.weight') and name.split('.')[0] in parts])
     if not misfit:
         return
     if len(misfit.missing) == len(own):
@@ -107,5 +104,4 @@ def check_fit(
         f'{len(misfit.missing)} are not in the file, {len(misfit.shape)} have '
         f'another shape there{of_type}, and {len(misfit.unknown)} of the file '
         'belong to layers that it does not have.', *misfit.lines(prefix),
-        advice
-    ]))
+        advice]))

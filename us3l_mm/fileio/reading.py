@@ -23,10 +23,10 @@ NEEDS_CODE = re.compile(
 
 
 def _history_method(owner: type, name: str) -> Callable:
-    """The one look-up by name that MMEngine's checkpoints make.
+    """The only look-up by name in MMEngine's checkpoints.
 
-    MMEngine itself allows ``getattr``, with which a pickle reaches the
-    builtins and replaces them by functions of its choice.
+    MMEngine allows ``getattr`` itself, with which a pickle could reach and
+    replace the builtins.
     """
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current',
                                                   'mean'):
@@ -35,14 +35,14 @@ def _history_method(owner: type, name: str) -> Callable:
 
 
 def _numpy_functions():
-    """What rebuilds arrays, by the names that NumPy 1 and 2 write."""
+    """The functions that rebuild arrays, by their names in NumPy 1 and 2."""
     for name in ('_reconstruct', 'scalar'):
         for core in ('core', '_core'):
             yield (getattr(multiarray,
                            name), f'numpy.{core}.multiarray.{name}')
 
 
-# What the log history in MMEngine's checkpoints is made of.
+# The types of the log history in MMEngine's checkpoints.
 SAFE_GLOBALS = [
     HistoryBuffer,
     np.ndarray,
@@ -53,8 +53,7 @@ SAFE_GLOBALS = [
     *{
         type(np.dtype(name))
         for name in ('bool', 'int32', 'int64', 'uint32', 'float32', 'float64')
-    },
-]
+    }, ]
 
 
 class CodeInFileError(ValueError):
@@ -70,22 +69,22 @@ def first_bytes(path: str) -> bytes:
 def load_weights(path: str, trust_pickle: bool = False) -> dict:
     """The checkpoint at ``path``, on the CPU, without executing its pickle.
 
-    Read are tensors, numbers, texts, containers, and the log history that
-    MMEngine keeps in its checkpoints; all else is refused.
+    Tensors, numbers, texts, containers and the log history of MMEngine's
+    checkpoints are read; a file with anything else is refused.
 
     Args:
         path (str): A file of ``torch.save``.
-        trust_pickle (bool): Read the file even if that executes code in it.
-            Defaults to False.
+        trust_pickle (bool): Whether to read the file even if that executes
+            code in it. Defaults to False.
 
     Returns:
-        dict: With a ``state_dict`` of tensors (also where the file calls it
-        'model', or is one) and, as far as present, ``meta`` and the rest.
+        dict: The checkpoint, with a ``state_dict`` of tensors, also if the
+        file names it 'model' or is a state dict itself.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        CodeInFileError: if reading it would execute code.
-        ValueError: if it is not a checkpoint, or is damaged.
+        FileNotFoundError: If there is no such file.
+        CodeInFileError: If reading it would execute code.
+        ValueError: If it is not a checkpoint, or is damaged.
     """
     if not osp.isfile(path):
         raise FileNotFoundError(f'There is no checkpoint {path}.')
@@ -123,9 +122,8 @@ def _with_state_dict(path: str, content: Any) -> dict:
     else:
         weights, checkpoint = checkpoint, {}
     weights = {
-        name: value
-        for name, value in weights.items() if isinstance(value, Tensor)
-    }
+        name: value for name, value in weights.items()
+        if isinstance(value, Tensor)}
     if not weights:
         raise ValueError(
             f'{path} holds no weights: a checkpoint is a dict of tensors by '
@@ -136,7 +134,7 @@ def _with_state_dict(path: str, content: Any) -> dict:
 
 
 def _reason(error: Exception) -> str:
-    """What PyTorch says, without the advice around it."""
+    """PyTorch's message, without the advice around it."""
     text = str(error)
     for advice in ('WeightsUnpickler error:', 'a trusted source.'):
         if advice in text:

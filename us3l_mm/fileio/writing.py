@@ -27,7 +27,7 @@ def sha256(path: str) -> str:
 
 
 def to_bytes(content: Any) -> bytes:
-    """What ``torch.save`` writes for ``content``."""
+    """The bytes that ``torch.save`` writes for ``content``."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
@@ -37,12 +37,13 @@ def save_atomically(content: Union[bytes, Any], path: str) -> None:
     """Write ``content`` to ``path``, as a whole or not at all.
 
     Args:
-        content (bytes or Any): Bytes as they are; all else by ``torch.save``.
-        path (str): Where to; its folder is created. A file that is there
-            stays what it is until the new one lies on the disk.
+        content (bytes or Any): Bytes, or what ``torch.save`` can write.
+        path (str): The file to write; its folder is created. An existing file
+            stays as it is until the new one is on the disk.
 
     Raises:
-        OSError: if it cannot be written; nothing is left behind then.
+        OSError: If it cannot be written, with the free space if the disk is
+            full. Nothing is left behind then.
     """
     data = content if isinstance(content, bytes) else to_bytes(content)
 
@@ -55,17 +56,22 @@ def save_atomically(content: Union[bytes, Any], path: str) -> None:
     try:
         write_atomically(path, write)
     except OSError as error:
-        raise OSError(error.errno, f'{path} was not written: '
-                      f'{error.strerror or error}') from error
+        text = f'{path} was not written: {error.strerror or error}'
+        if error.errno in DISK_FULL:
+            folder = osp.dirname(osp.abspath(path))
+            free = shutil.disk_usage(folder).free
+            text += (f': it has {len(data) / MEGABYTE:,.1f} MB and {folder} '
+                     f'has {free / MEGABYTE:,.1f} MB free')
+        raise OSError(error.errno, text) from error
 
 
 def write_atomically(path: str, write: Callable[[str], None]) -> None:
-    """Let ``write`` fill a temporary file, and only then call it ``path``.
+    """Let ``write`` fill a temporary file, and rename that to ``path``.
 
     Args:
         path (str): The file to write; its folder is created.
-        write (callable): Takes the name of the temporary file, which lies in
-            the same folder and has the same extension.
+        write (callable): A function of the name of the temporary file, which
+            is in the same folder and has the same extension.
     """
     _check_ordinary(path)
     folder = osp.dirname(osp.abspath(path))
@@ -78,11 +84,7 @@ def write_atomically(path: str, write: Callable[[str], None]) -> None:
     finally:
         if osp.exists(temporary):
             os.remove(temporary)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: str) -> None:
-    """Make the names in ``folder`` survive a loss of power."""
+    # So that the name survives a loss of power.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -98,11 +100,11 @@ def _check_ordinary(path: str) -> None:
 
 
 def check_writable(path: str, source: str) -> None:
-    """Refuse, before any long work, a target that cannot be written.
+    """Refuse a target that cannot be written, before any long work.
 
     Raises:
-        OSError, ValueError: if ``path`` is a folder, lies under something
-            that is none or that may not be written to, or is ``source``.
+        OSError, ValueError: If ``path`` is a folder or ``source``, or if its
+            folder is a file or may not be written to.
     """
     if osp.exists(path) and osp.samefile(path, source):
         raise ValueError(f'{path} is the checkpoint that is read: name '
@@ -121,28 +123,23 @@ def check_writable(path: str, source: str) -> None:
 class WholeFileBackend(LocalBackend):
     """MMEngine's backend of local files, whose writes are atomic.
 
-    The bytes go into a file beside the target, reach the disk, and only then
-    take the target's name. Whenever the process is killed, the target is the
-    old file or the new one.
+    Whenever the process is killed, the target is the old file or the new one.
     """
 
     def put(self, obj: bytes, filepath) -> None:
         """Write ``obj`` to ``filepath``.
 
         Raises:
-            OSError: if that fails; names the file and, where the disk is
-                full, the space that is left. The old file is untouched.
+            OSError: If that fails. The old file is unchanged.
         """
-        path = str(filepath)
         try:
-            save_atomically(bytes(obj), path)
+            save_atomically(bytes(obj), str(filepath))
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
             raise OSError(
-                error.errno, f'{error.strerror}: it has {megabytes(len(obj))} '
-                f'and {free_space(path)}. Checkpoints that were written '
-                'before are whole: make room and go on with --resume.'
+                error.errno, f'{error.strerror}. Checkpoints that were '
+                'written before are whole: make room and go on with --resume.'
             ) from error
 
     def put_text(self, obj: str, filepath, encoding: str = 'utf-8') -> None:
@@ -150,40 +147,26 @@ class WholeFileBackend(LocalBackend):
         self.put(obj.encode(encoding), filepath)
 
 
-def free_space(path: str) -> str:
-    """What is left on the disk of ``path``, to be put into a sentence."""
-    folder = osp.dirname(osp.abspath(path))
-    free = shutil.disk_usage(folder).free
-    return f'{folder} has {megabytes(free)} free'
-
-
-def megabytes(size: int) -> str:
-    """``size`` bytes as a text."""
-    return f'{size / MEGABYTE:,.1f} MB'
-
-
 def remove_leftovers(folder: str, templates: Sequence[str]) -> List[str]:
-    """Remove what killed writes have left in ``folder``.
+    """Remove the temporary files of killed writes.
 
     Args:
-        folder (str): Of checkpoints, of one run.
+        folder (str): The folder of the checkpoints of one run.
         templates (sequence[str]): Names of the files that the run writes;
             ``{}`` stands for anything.
 
     Returns:
         list[str]: The names of the removed files.
     """
-    removed = []
-    for name in sorted(os.listdir(folder)) if osp.isdir(folder) else ():
-        for template in templates:
-            stem, extension = map(_pattern, osp.splitext(template))
-            # The names that write_atomically gives to unfinished files.
-            if re.fullmatch(rf'\.{stem}\.\d+{extension}', name):
-                os.remove(osp.join(folder, name))
-                removed.append(name)
-                break
+    names = sorted(os.listdir(folder)) if osp.isdir(folder) else []
+    patterns = []  # of the names that write_atomically gives them
+    for template in templates:
+        stem, extension = (re.escape(part).replace(r'\{\}', '.+')
+                           for part in osp.splitext(template))
+        patterns.append(rf'\.{stem}\.\d+{extension}')
+    removed = [
+        name for name in names if any(
+            re.fullmatch(pattern, name) for pattern in patterns)]
+    for name in removed:
+        os.remove(osp.join(folder, name))
     return removed
-
-
-def _pattern(template: str) -> str:
-    return re.escape(template).replace(r'\{\}', '.+')
