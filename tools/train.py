@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Train from a config file: MMPretrain's flags, and earlier errors."""
+"""Train from a config file, with the flags of MMPretrain's tool."""
 import argparse
 import os
 import sys
@@ -28,9 +28,8 @@ def parse_args(argv=None):
         'one in the work dir that is whole')
     parser.add_argument(
         '--amp', action='store_true',
-        help='automatic mixed precision: float16, on a '
-        'GPU; --cfg-options optim_wrapper.dtype=bfloat16 for '
-        'bfloat16, on CPUs too')
+        help='automatic mixed precision: float16 on a GPU, bfloat16 on a CPU; '
+        '--cfg-options optim_wrapper.dtype=bfloat16 for bfloat16 on a GPU')
     parser.add_argument(
         '--no-validate', action='store_true',
         help='leave out evaluation during training, kNN '
@@ -53,8 +52,8 @@ def parse_args(argv=None):
         'default_hooks.sampler.num_stages=1; list values without blanks: '
         'model.backbone.out_indices="[2,3]"')
     parser.add_argument(
-        '--launcher', default='none',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        '--launcher', default='none', choices=[
+            'none', 'pytorch', 'slurm', 'mpi'],
         help='what starts the processes of a distributed run; '
         'tools/dist_train.sh and tools/slurm_train.sh set it')
     # Passed by launchers of the past; torchrun sets LOCAL_RANK instead.

@@ -1,9 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Is the OpenMMLab stack that this package extends installed, and only once?
+"""Whether the OpenMMLab stack is installed, and only once.
 
 The maintained ``onedl-*`` distributions and the original ones install the same
 import packages (``mmengine``, ``mmcv``, ``mmpretrain``). Installed together
-they overwrite each other's files, and what then breaks breaks far away.
+they overwrite each other's files, which fails later in unrelated places.
 """
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
@@ -13,8 +13,7 @@ from importlib.util import find_spec
 STACK = {
     'mmengine': ('onedl-mmengine', 'mmengine'),
     'mmcv': ('onedl-mmcv', 'mmcv'),
-    'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),
-}
+    'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'), }
 DETECTION = (
     'From a clone: python tools/setup/mmcv_ops.py (compiles the ops of mmcv '
     "once, 10 minutes on 2 cores), then pip install -e '.[detection]'.")
@@ -31,7 +30,7 @@ def is_installed(name: str) -> bool:
 
 
 def check_stack() -> None:
-    """Raise ImportError, with the way out, on a missing or mixed stack."""
+    """Raise ImportError, with what to install, on a missing or mixed stack."""
     missing = [name for name in STACK if find_spec(name) is None]
     if missing:
         raise ImportError(
@@ -49,7 +48,7 @@ def check_stack() -> None:
 
 
 def check_detection() -> None:
-    """Raise ImportError, with the way out, where no detector can be built."""
+    """Raise ImportError, with what to install, for detectors."""
     if find_spec('mmdet') is None:
         raise ImportError(
             'This is a config of MMDetection (mmdet), which is not installed. '

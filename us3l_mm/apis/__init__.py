@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""A checkpoint in Python: load, set a sub-network, calibrate, predict, slice.
+"""Using a checkpoint in Python.
 
 >>> from us3l_mm.apis import (at_width, calibrate, load_backbone,
 ...                           slice_network)
@@ -19,5 +19,4 @@ from .sliced_file import SliceReport, slice_checkpoint
 
 __all__ = [
     'Budget', 'SliceReport', 'at_width', 'calibrate', 'load_backbone',
-    'set_subnet', 'slice_backbone', 'slice_checkpoint', 'slice_network'
-]
+    'set_subnet', 'slice_backbone', 'slice_checkpoint', 'slice_network']

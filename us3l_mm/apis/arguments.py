@@ -6,7 +6,7 @@ from us3l_mm.models.layers import Subnet
 
 
 def subnet_argument(text: str) -> Subnet:
-    """The sub-network that ``text`` names, as the type of an argument.
+    """The sub-network that ``text`` names.
 
     Raises:
         ArgumentTypeError: With what is allowed, which argparse prints.

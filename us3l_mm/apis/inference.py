@@ -1,6 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Boxes and masks in image files; needs MMDetection."""
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import List, Optional, Union
 
@@ -39,8 +39,7 @@ def load_detector(config: Union[str,
 
     Raises:
         ImportError: If MMDetection cannot be used.
-        FileNotFoundError, ValueError: If the files do not fit, with what to
-            do.
+        FileNotFoundError, ValueError: If a file is missing or does not fit.
     """
     check_detection()
     if isinstance(config, str):
@@ -61,9 +60,7 @@ def load_detector(config: Union[str,
         'work dir has it.', checkpoint)
     detector.load_state_dict(weights, strict=False)
     detector.dataset_meta = {
-        key.lower(): value
-        for key, value in meta['dataset_meta'].items()
-    }
+        key.lower(): value for key, value in meta['dataset_meta'].items()}
     # MMDetection takes the test pipeline from it, and changes it.
     detector.cfg = deepcopy(config)
     return detector.to(device).eval()
@@ -87,15 +84,14 @@ def detect(detector: nn.Module, images: List[Union[str, np.ndarray]],
         (n, H, W) where the detector predicts them.
     """
     from mmdet.apis import inference_detector
-    context = nullcontext()
+    context: AbstractContextManager = nullcontext()
     if subnet is not None:
         check_runs(detector, subnet)
         context = at(detector, subnet)
     with context:
         return [
             inference_detector(detector, mmcv.imread(image))
-            for image in images
-        ]
+            for image in images]
 
 
 def check_runs(detector: nn.Module, subnet: SubnetLike) -> None:

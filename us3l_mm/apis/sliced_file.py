@@ -26,16 +26,18 @@ from .budget import Budget, Choice
 
 @dataclass(frozen=True)
 class SliceReport:
-    """What was written.
+    """The result of :func:`slice_checkpoint`.
 
     Attributes:
-        out (str): The file.
-        subnet (Subnet): The sub-network in it.
-        choice (Choice, optional): How it was chosen, where there was a budget.
+        out (str): The file that was written.
+        subnet (Subnet): The sub-network in the file.
+        choice (Choice, optional): The choice within a budget, if there was
+            one.
         gap (float): Largest difference to the slimmable network's outputs.
-        size (Complexity): Parameters and multiply-accumulates of it.
-        meta (dict): What the file says about itself.
-        usage (str): Python that loads it.
+        size (Complexity): Parameters and multiply-accumulates of the
+            sub-network.
+        meta (dict): The description in the file.
+        usage (str): Python code that loads the file.
     """
 
     out: str
@@ -143,6 +145,7 @@ def _calibrate(source: Source, config: Config, subnet: Subnet, num_images: int,
     if key == BANK:
         loader = shuffled(loader)
     set_random_seed(0)  # of the augmentation
+    assert source.preprocessor is not None  # it comes with the config
     seen = calibrate(
         source.backbone.to(device),
         image_batches(loader, source.preprocessor.to(device)), [subnet],
@@ -154,7 +157,7 @@ def _calibrate(source: Source, config: Config, subnet: Subnet, num_images: int,
 
 def _describe(checkpoint: str, source: Source, subnet: Subnet,
               file_format: str, input_size: int) -> Dict[str, object]:
-    """What the file says about itself, in plain types."""
+    """The description in the file, of plain types."""
     backbone = source.backbone
     family = family_of(backbone)
     arguments = family.arguments(backbone)

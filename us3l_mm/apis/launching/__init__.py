@@ -16,5 +16,4 @@ __all__ = [
     'check_pretrained_file', 'drop_disabled_hooks', 'dump_predictions',
     'is_detection', 'join_processes', 'leave_out_validation',
     'leave_processes', 'load_config', 'make_resumable', 'resume_from',
-    'scale_learning_rate', 'set_precision', 'set_up_loader', 'set_work_dir'
-]
+    'scale_learning_rate', 'set_precision', 'set_up_loader', 'set_work_dir']

@@ -4,7 +4,7 @@ import inspect
 import os.path as osp
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Optional
+from typing import Any, Callable, Optional
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -15,8 +15,7 @@ from us3l_mm.stack import check_detection
 RUNNER_EXTRAS = {
     'activation_checkpointing', 'compile', 'custom_imports',
     'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg',
-    'runner_type', 'sync_bn'
-}
+    'runner_type', 'sync_bn'}
 
 
 def is_detection(cfg: Config) -> bool:
@@ -34,9 +33,9 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
             of the config file. Defaults to None.
 
     Raises:
-        FileNotFoundError: if there is no such file; names similar ones.
-        ImportError: if MMDetection is needed and cannot be used.
-        ValueError: if the Runner would not read an option or a key.
+        FileNotFoundError: If there is no such file, with similar names.
+        ImportError: If MMDetection is needed and cannot be used.
+        ValueError: If the Runner would not read an option or a key.
     """
     options = dict(options or {})
     if not osp.isfile(path):
@@ -69,10 +68,10 @@ def _read(path: str) -> Config:
 
 
 def check_keys(cfg: Config, path: str, options: dict) -> None:
-    """Refuse a key that looks like one of the Runner and would not be read.
+    """Refuse a key that looks like one of the Runner's and is not read.
 
     Raises:
-        ValueError: with the key, and what it may have been meant to be.
+        ValueError: With the key, and similar ones.
     """
     read = RUNNER_EXTRAS | {*inspect.signature(Runner.__init__).parameters}
     for key in cfg.keys() - read:
@@ -99,23 +98,30 @@ def check_keys(cfg: Config, path: str, options: dict) -> None:
 
 
 def move_data_root(cfg: Config, folder: str) -> None:
-    """Let the data sets and metrics of ``cfg`` read ``folder``.
+    """Let data sets and metrics read ``folder`` for the config's data_root.
 
-    Instead of the ``data_root`` that its file sets, or of a path below that.
+    Paths below the ``data_root`` that the file sets are moved as well.
     """
     old, new = cfg.data_root.rstrip('/'), str(folder).rstrip('/')
 
-    def moved(value):
-        if isinstance(value, dict):
-            for key, child in value.items():
-                value[key] = moved(child)
-        elif isinstance(value, (list, tuple)):
-            return type(value)(map(moved, value))
-        elif isinstance(value, str) and f'{value}/'.startswith(f'{old}/'):
-            return new + value[len(old):]
-        return value
+    def moved(text: str) -> str:
+        return new + text[len(old):] if f'{text}/'.startswith(
+            f'{old}/') else text
 
     for key in cfg.keys():
         if key.endswith(('_dataloader', '_evaluator')):
-            moved(cfg[key])
+            cfg[key] = map_texts(cfg[key], moved)
     cfg.data_root = new
+
+
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """``value``, nested dicts and lists, with all texts changed.
+
+    Dicts are changed in place.
+    """
+    if isinstance(value, dict):
+        for key, child in value.items():
+            value[key] = map_texts(child, change)
+    elif isinstance(value, (list, tuple)):
+        return type(value)(map_texts(child, change) for child in value)
+    return change(value) if isinstance(value, str) else value

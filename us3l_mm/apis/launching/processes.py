@@ -1,8 +1,8 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Joining the processes that a launcher started, also where there is no GPU.
+"""Connecting the processes of a launcher where there is no GPU.
 
-MMEngine joins them on GPUs, and there its own way is kept. It begins by
-choosing a GPU and fails without one.
+MMEngine begins by choosing a GPU and fails without one. On GPUs it connects
+the processes.
 """
 import os
 import subprocess
@@ -11,10 +11,11 @@ from typing import Dict, Optional
 
 import torch.distributed as torch_dist
 from mmengine.config import Config
-from mmengine.device import (is_cuda_available, is_mlu_available,
-                             is_musa_available, is_npu_available)
+from mmengine.device import get_device
 
-# Seconds that a process waits for another one before it gives up.
+from .config import map_texts
+
+# Seconds that a process waits for another one
 TIMEOUT = 1800
 PORT = '29500'
 # What each launcher calls rank, number of processes and rank on its machine.
@@ -22,20 +23,18 @@ NAMES = {
     'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
     'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE',
-            'OMPI_COMM_WORLD_LOCAL_RANK'),
-}
+            'OMPI_COMM_WORLD_LOCAL_RANK'), }
 STARTED_BY = {
     'pytorch': 'tools/dist_train.sh, tools/dist_test.sh or torchrun',
     'slurm': 'tools/slurm_train.sh, tools/slurm_test.sh or srun',
-    'mpi': "Open MPI's mpirun",
-}
+    'mpi': "Open MPI's mpirun", }
 
 
 def environment(launcher: str) -> Dict[str, str]:
     """PyTorch's variables, from those that ``launcher`` has set.
 
     Raises:
-        ValueError: if a variable of the launcher is not there.
+        ValueError: If a variable of the launcher is missing.
     """
     found = {}
     for name, theirs in zip(NAMES['pytorch'], NAMES[launcher]):
@@ -50,16 +49,16 @@ def environment(launcher: str) -> Dict[str, str]:
         raise ValueError(
             f'--launcher {launcher} expects the environment variable '
             'MASTER_ADDR: the name of the machine of rank 0.')
-    return dict(found, MASTER_ADDR=address,
-                MASTER_PORT=os.environ.get('MASTER_PORT', PORT))
+    return dict(found, MASTER_ADDR=address, MASTER_PORT=os.environ.get(
+        'MASTER_PORT', PORT))
 
 
 def _first_host(launcher: str) -> Optional[str]:
-    """The machine of rank 0, as far as the launcher tells."""
+    """The machine of rank 0, if the launcher names it."""
     if launcher == 'slurm' and 'SLURM_NODELIST' in os.environ:
-        done = subprocess.run(
-            ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']],
-            capture_output=True, text=True, check=True)
+        done = subprocess.run([
+            'scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']],
+                              capture_output=True, text=True, check=True)
         return done.stdout.split()[0]
     one_machine = os.environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') == (
         os.environ.get('OMPI_COMM_WORLD_SIZE'))
@@ -75,7 +74,7 @@ def join_on_cpus(launcher: str, timeout: Optional[float] = None) -> None:
             one. Defaults to half an hour.
 
     Raises:
-        ValueError: if the launcher has not started this process.
+        ValueError: If the launcher has not started this process.
     """
     os.environ.update(environment(launcher))
     torch_dist.init_process_group(
@@ -87,9 +86,8 @@ def join_on_cpus(launcher: str, timeout: Optional[float] = None) -> None:
 
 
 def has_accelerator() -> bool:
-    """Whether MMEngine finds a device other than a CPU."""
-    return (is_cuda_available() or is_npu_available() or is_mlu_available()
-            or is_musa_available())
+    """Whether MMEngine trains on a device other than a CPU."""
+    return get_device() not in ('cpu', 'mps')
 
 
 def join_processes(cfg: Config) -> None:
@@ -98,7 +96,7 @@ def join_processes(cfg: Config) -> None:
     On accelerators the Runner does this itself.
 
     Raises:
-        ValueError: if the launcher has not started this process.
+        ValueError: If the launcher has not started this process.
     """
     if cfg.launcher == 'none' or has_accelerator():
         return
@@ -113,7 +111,7 @@ def leave_processes() -> None:
 
 
 def for_processes_on_cpus(cfg: Config) -> None:
-    """Let the processes of a run talk through gloo, without GPUs.
+    """Let the processes of a run communicate through gloo.
 
     PyTorch synchronises batch norms on GPUs only; each process takes the
     statistics of its own images instead.
@@ -125,16 +123,5 @@ def for_processes_on_cpus(cfg: Config) -> None:
     if cfg.model_wrapper_cfg.type == 'MMDistributedDataParallel':
         # MMEngine would name the GPU of this process.
         cfg.model_wrapper_cfg.setdefault('device_ids', None)
-    cfg.model = without_sync_norms(cfg.model)
-
-
-def without_sync_norms(value):
-    """``value``, nested dicts and lists, with BN for every SyncBN."""
-    if isinstance(value, dict):
-        for key, child in value.items():
-            value[key] = without_sync_norms(child)
-        if value.get('type') == 'SyncBN':
-            value['type'] = 'BN'
-    elif isinstance(value, (list, tuple)):
-        return type(value)(map(without_sync_norms, value))
-    return value
+    cfg.model = map_texts(cfg.model, lambda text: 'BN'
+                          if text == 'SyncBN' else text)

@@ -4,17 +4,16 @@ import os.path as osp
 
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
-from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
+from mmpretrain.utils import get_ori_model
 
 from us3l_mm.fileio import check_fit
 from us3l_mm.models.backbones.weights import adapt_weights
-from us3l_mm.models.layers import Subnet
 
 
 class EmptyDatasetError(ValueError):
-    """A training set that has no batch."""
+    """A training set without a single batch."""
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -26,7 +25,7 @@ def check_batches(runner: Runner) -> None:
     """Refuse a training set that is smaller than a batch.
 
     Raises:
-        EmptyDatasetError: with the number of images.
+        EmptyDatasetError: With the number of images.
     """
     try:
         loader = runner.train_dataloader
@@ -53,8 +52,7 @@ def check_all_loaded(runner: Runner, path: str) -> None:
     Raises:
         ValueError: As :func:`~us3l_mm.fileio.check_fit`.
     """
-    model = runner.model
-    model = model.module if is_model_wrapper(model) else model
+    model = get_ori_model(runner.model)
     weights = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     check_fit(dict(model.named_parameters()),
               adapt_weights(model, weights.get('state_dict', weights)),
@@ -63,12 +61,11 @@ def check_all_loaded(runner: Runner, path: str) -> None:
 
 
 def dump_predictions(runner: Runner, path: str) -> None:
-    """Let a test write its predictions to ``path``, one file per width."""
+    """Let a test write its predictions, to one file for each sub-network."""
     loop = runner.test_loop
     if not hasattr(loop, 'evaluators'):
         loop.evaluator.metrics.append(DumpResults(path))
         return
     stem, ending = osp.splitext(path)
-    for width, evaluator in loop.evaluators.items():
-        evaluator.metrics.append(
-            DumpResults(f'{stem}_{Subnet.of(width)}{ending}'))
+    for subnet, evaluator in loop.evaluators.items():
+        evaluator.metrics.append(DumpResults(f'{stem}_{subnet}{ending}'))
