@@ -2,7 +2,7 @@
 """All private attributes of MMEngine that this package uses."""
 import os.path as osp
 from collections import deque
-from typing import List, Optional
+from typing import Any, List, Optional
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
@@ -15,8 +15,7 @@ from us3l_mm.fileio.finding import POINTER
 def built_loop(runner: Runner, stage: str) -> Optional[BaseLoop]:
     """The loop of 'train', 'val' or 'test', if the Runner has built it.
 
-    The public ``runner.train_loop`` and its like build the loop, and with it
-    the data set, when they are read.
+    Reading the public ``runner.train_loop`` builds the loop and its data set.
     """
     loop = getattr(runner, f'_{stage}_loop')
     return loop if isinstance(loop, BaseLoop) else None
@@ -42,9 +41,8 @@ def start_file(runner: Runner) -> Optional[str]:
 def set_start_file(runner: Runner, path: Optional[str]) -> None:
     """Resume from ``path``; None starts from scratch.
 
-    Left to itself, the Runner takes the file that ``last_checkpoint`` names,
-    readable or not. No hook and no argument replaces that choice, and the
-    arguments have been read when the first hook is called.
+    The Runner would take the file that ``last_checkpoint`` names, readable or
+    not, and its arguments have been read when the first hook is called.
     """
     runner._load_from, runner._resume = path, path is not None
 
@@ -52,21 +50,22 @@ def set_start_file(runner: Runner, path: Optional[str]) -> None:
 class SaveThenRemove(CheckpointHook):
     """A ``CheckpointHook`` that removes old files after it has saved new ones.
 
-    MMEngine removes first, and a run that is killed in between is left with
-    one checkpoint less, or with none. It also writes ``last_checkpoint`` in
-    place, so that a killed run leaves it empty. Both happen inside of private
-    methods, around the call that saves.
+    MMEngine removes first, so a run that is killed in between may be left
+    without a checkpoint. It also writes ``last_checkpoint`` in place, so that
+    a killed run may leave it empty. Both happen inside private methods.
     """
+
+    file_backend: Any
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int,
                                    meta: dict) -> None:
-        """Save, then point to the file, then remove what is outdated."""
+        """Save, then write ``last_checkpoint``, then remove old files."""
         ids = [*getattr(self, 'keep_ckpt_ids', ())]
         if ids[-1:] != [step]:
             ids.append(step)
         if self.max_keep_ckpts > 0:
-            # With the outdated ones: a run that is killed before it removes
-            # them does so when it resumes.
+            # With the old ones, which a run that is killed before it removes
+            # them removes after it resumes.
             runner.message_hub.update_info('keep_ckpt_ids', ids)
         path = self._path(step)
         runner.message_hub.update_info('last_ckpt', path)
@@ -96,28 +95,14 @@ class SaveThenRemove(CheckpointHook):
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         """Save as MMEngine does, and remove the previous best afterwards."""
         backend = self.file_backend
-        self.file_backend = later = _RemoveLater(backend)
+        outdated: List[str] = []
+        backend.remove = outdated.append  # shadows the method meanwhile
         try:
             super()._save_best_checkpoint(runner, metrics)
         finally:
-            self.file_backend = backend
+            del backend.remove
         best = runner.message_hub.runtime_info
-        for path in later.removed:
+        for path in outdated:
             if path not in (best[key] for key in best
                             if key.startswith('best_ckpt')):
                 backend.remove(path)
-
-
-class _RemoveLater:
-    """A file backend that notes the files to remove."""
-
-    def __init__(self, backend):
-        self._backend = backend
-        self.removed: List[str] = []
-
-    def __getattr__(self, name: str):
-        return getattr(self._backend, name)
-
-    def remove(self, path: str) -> None:
-        """Note ``path``."""
-        self.removed.append(path)

@@ -18,24 +18,23 @@ from us3l_mm.registry import HOOKS
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(SaveThenRemove):
-    """MMEngine's ``CheckpointHook``, safe against whatever stops a run.
+    """MMEngine's ``CheckpointHook``, for runs that may be killed at any time.
 
-    A checkpoint is written beside its place and then renamed;
-    ``last_checkpoint`` names it only after that, and what ``max_keep_ckpts``
-    or a better result makes superfluous is removed only then. There is always
-    a whole checkpoint once there was one, and for a moment one more than
-    ``max_keep_ckpts``. Unfinished files of a killed run are removed when
-    training starts.
+    A checkpoint is written to a temporary file and then renamed. Only then
+    does ``last_checkpoint`` name it, and only then are outdated checkpoints
+    (``max_keep_ckpts``, ``save_best``) removed: once there is a whole
+    checkpoint, there always is one. Temporary files of a killed run are
+    removed when training starts.
 
-    ``resume=True`` without a ``load_from`` goes on from the newest checkpoint
+    ``resume=True`` without a ``load_from`` resumes from the newest checkpoint
     that can be read; rank 0 chooses it for all processes. Without any
-    checkpoint, training starts from scratch and says so.
+    checkpoint, training starts from scratch with a warning.
 
-    A checkpoint folder that is not a local one is left to its own backend, as
-    object stores write whole objects.
+    Remote checkpoint folders keep their own backend, as object stores write
+    whole objects.
 
     Args:
-        *args, **kwargs: Those of ``CheckpointHook``.
+        *args, **kwargs: Arguments of ``CheckpointHook``.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -52,29 +51,25 @@ class AtomicCheckpointHook(SaveThenRemove):
     def _choose(self, runner: Runner) -> Optional[str]:
         answer: list = [self._find(runner) if is_main_process() else None]
         broadcast_object_list(answer)
-        path, size, error = answer[0]
+        path, error = answer[0]
         if error is not None:
             raise ValueError(error)
-        if path is not None and not all(
-                all_gather_object(
-                    osp.isfile(path) and osp.getsize(path) == size)):
+        if path is not None and not all(all_gather_object(osp.isfile(path))):
             raise ValueError(
                 f'{path} is to be resumed from, and not all processes see it: '
                 'the work dir has to be a folder that all machines share.')
         return path
 
-    def _find(self,
-              runner: Runner) -> Tuple[Optional[str], int, Optional[str]]:
-        """Path and size of the newest whole checkpoint, or an error."""
+    def _find(self, runner: Runner) -> Tuple[Optional[str], Optional[str]]:
+        """The newest whole checkpoint, or an error."""
         trust = os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD') == '0'
         folders = [self._folder(runner)] if self._is_local(runner) else []
         try:
-            path = find_checkpoint(runner.work_dir, folders,
-                                   [*TEMPLATES, self.filename_tmpl], trust,
-                                   runner.logger.warning)
-            return path, osp.getsize(path) if path else 0, None
+            return find_checkpoint(runner.work_dir, folders, [
+                *TEMPLATES, self.filename_tmpl], trust,
+                                   runner.logger.warning), None
         except (ValueError, OSError) as error:
-            return None, 0, str(error)  # raised on all processes
+            return None, str(error)  # raised on all processes
 
     def before_train(self, runner: Runner) -> None:
         """Write through the backend of whole files; remove leftovers."""

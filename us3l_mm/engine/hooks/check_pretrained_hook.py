@@ -1,4 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from typing import Any
+
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
@@ -43,13 +45,14 @@ class CheckPretrainedHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check the weights."""
-        backbone = getattr(get_ori_model(runner.model), 'backbone', None)
+        model = get_ori_model(runner.model)
+        backbone: Any = getattr(model, 'backbone', None)
         cfg = pretrained_cfg(backbone)
         if cfg is None or (is_resuming(runner) and self._checkpoint_loaded):
             return
-        path, prefix = start_file(runner), 'backbone.'
-        if path is None:
-            path, prefix = cfg['checkpoint'], cfg.get('prefix')
+        path = start_file(runner)
+        prefix = 'backbone.' if path else cfg.get('prefix')
+        path = path or cfg['checkpoint']
         if not is_known(backbone):
             runner.logger.info(
                 f'{type(self).__name__} does not know '

@@ -12,7 +12,6 @@ from mmengine.runner import Runner
 
 from us3l_mm.registry import HOOKS
 
-ACTIONS = ('warn', 'stop')
 INDICATOR = re.compile('spread_(?!rand|teacher)')
 WHAT_TO_TRY = (
     'What is known to prevent it: a base loss of relative distances '
@@ -25,23 +24,24 @@ WHAT_TO_TRY = (
 
 @HOOKS.register_module()
 class CollapseMonitorHook(Hook):
-    """Notice when all images get the same embedding.
+    """Detect a collapse of the embeddings.
 
-    Watches the spread of embeddings that the training log shows: about 1 for
-    directions all over the sphere, 0 when they have collapsed to one. Where
-    its mean over all processes and ``interval`` iterations stays under the
-    threshold for ``patience`` iterations, there is one loud warning, or the
-    end of training. A resumed run counts anew.
+    The spread of the embeddings in the training log is about 1 if their
+    directions cover the sphere, and 0 if all images have the same one. If its
+    mean over all processes and ``interval`` iterations stays below the
+    threshold for ``patience`` iterations, the hook warns once or stops
+    training. A resumed run counts from 0.
 
     Args:
-        threshold (float): Of the spread. Defaults to 0.15: collapsed runs on
-            digits settled between 0.06 and 0.1, sound ones above 0.6.
-        patience (int): Iterations in succession under it. Defaults to 100.
-        begin (int): Iterations at the beginning that do not count: a new
-            network, or one that has just begun to learn, may spread little.
+        threshold (float): Lowest spread that is no collapse. Defaults to 0.15:
+            collapsed runs on digits settled between 0.06 and 0.1, others above
+            0.6.
+        patience (int): Number of successive iterations below the threshold.
             Defaults to 100.
-        interval (int): Iterations that are averaged; the device is asked for
-            the value once in as many. Defaults to 10.
+        begin (int): Number of iterations at the beginning that do not count,
+            since the spread of a new network may be small. Defaults to 100.
+        interval (int): Number of iterations to average over; the value is
+            read from the device once in as many. Defaults to 10.
         action (str): 'warn', or 'stop' with an error. Defaults to 'warn'.
         indicators (sequence[str], optional): Names in the training log.
             Defaults to the spreads of all passes but those of random widths
@@ -51,23 +51,21 @@ class CollapseMonitorHook(Hook):
     def __init__(self, threshold: float = 0.15, patience: int = 100,
                  begin: int = 100, interval: int = 10, action: str = 'warn',
                  indicators: Optional[Sequence[str]] = None):
-        if action not in ACTIONS:
-            raise ValueError(f'action is one of {ACTIONS}, got {action!r}.')
+        if action not in ('warn', 'stop'):
+            raise ValueError(f"action is 'warn' or 'stop', got {action!r}.")
         if not 0 < threshold < 1:
             raise ValueError('threshold is a spread between 0 and 1, got '
                              f'{threshold!r}.')
-        for name, value, least in (('patience', patience, 1),
-                                   ('begin', begin, 0), ('interval', interval,
-                                                         1)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f'{name} is a number of iterations of at '
-                                 f'least {least}, got {value!r}.')
+        if patience < 1 or interval < 1 or begin < 0:
+            raise ValueError(
+                'patience and interval are at least 1, begin at least 0, got '
+                f'{patience=}, {interval=} and {begin=}.')
         self.threshold, self.patience, self.begin = threshold, patience, begin
         self.interval, self.action = interval, action
         self.indicators = indicators
 
     def before_train(self, runner: Runner) -> None:
-        """Begin to watch."""
+        """Reset the counts."""
         self._values: Dict[str, list] = defaultdict(list)
         self._under: Dict[str, int] = Counter()
         self._has_warned = False
@@ -75,7 +73,7 @@ class CollapseMonitorHook(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch: Optional[dict] = None,
                          outputs: Optional[dict] = None) -> None:
-        """Take the indicators in; look at them every ``interval`` values."""
+        """Record the spreads, and compare each ``interval`` of them."""
         if runner.iter < self.begin or self._has_warned:
             return
         outputs = outputs or {}
@@ -85,7 +83,9 @@ class CollapseMonitorHook(Hook):
                 continue
             values.append(outputs[name])
             if len(values) == self.interval:
-                spread = _mean(values)
+                mean = torch.stack(values).mean()
+                all_reduce(mean, 'mean')  # the same on every process
+                spread = float(mean)
                 values.clear()
                 # Not a number is no collapse; NonFiniteHook looks after it.
                 self._under[name] = (self._under[name] + self.interval
@@ -100,8 +100,8 @@ class CollapseMonitorHook(Hook):
             f'The embeddings have collapsed: {name} is {spread:.3g} and has '
             f'been under {self.threshold:g} for {self._under[name]} '
             f'iterations, up to iteration {runner.iter + 1} (1 is a spread '
-            'all over the sphere, 0 one direction for all images). Such a '
-            f'network tells no images apart. {WHAT_TO_TRY}')
+            'all over the sphere, 0 one direction for all images). '
+            f'{WHAT_TO_TRY}')
         if self.action == 'stop':
             raise RuntimeError(text)
         line = '!' * 79
@@ -109,10 +109,3 @@ class CollapseMonitorHook(Hook):
             f'\n{line}\n{text}\nTraining goes on; CollapseMonitorHook('
             f"action='stop') would end it here.\n{line}", logger='current',
             level=logging.WARNING)
-
-
-def _mean(values: list) -> float:
-    """The mean of the last iterations, the same on every process."""
-    mean = torch.stack(values).mean()
-    all_reduce(mean, 'mean')
-    return float(mean)

@@ -14,15 +14,14 @@ from .dynamic_sampler_hook import DynamicSamplerHook
 
 @HOOKS.register_module()
 class CompileHook(Hook):
-    """Follow the config's ``compile``, one sub-network at a time.
+    """Compile the networks as the config's ``compile`` says.
 
     MMEngine would compile ``train_step`` as a whole, with backward passes and
-    changes of the width, and give up after eight widths. This hook compiles
-    backbone and projector of student and teacher (``module.compile()``), once
-    for each width; a width grid keeps their number small.
-
-    ``compile`` is True or a dict of arguments of ``torch.compile``;
-    ``dynamic`` defaults to False.
+    changes of the width, and give up after eight widths. This hook calls
+    ``module.compile()`` of backbone and projector, in student and teacher,
+    which compiles them once for each width; a width grid keeps the number of
+    widths small. ``compile`` is True or a dict of arguments of
+    ``torch.compile``; ``dynamic`` defaults to False.
     """
 
     priority = 'VERY_LOW'  # after the sampler has checked its widths
@@ -37,10 +36,13 @@ class CompileHook(Hook):
         options = {} if options is True else dict(options)
         count = self._count_widths(runner, algorithm)
         # For student and teacher, and some for whatever else may change.
-        _raise_limits(2 * count + 8)
+        graphs, config = 2 * count + 8, torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, graphs)
+        config.accumulated_recompile_limit = max(
+            config.accumulated_recompile_limit, 8 * graphs)
         for owner in (algorithm, getattr(algorithm, 'teacher', None)):
-            for module in (getattr(owner, 'backbone', None),
-                           getattr(owner, 'neck', None)):
+            for name in ('backbone', 'neck'):
+                module = getattr(owner, name, None)
                 if module is not None:
                     module.compile(**{'dynamic': False, **options})
 
@@ -53,7 +55,7 @@ class CompileHook(Hook):
                     layer.clear_statistics()
 
     def _count_widths(self, runner: Runner, algorithm: torch.nn.Module) -> int:
-        """How many widths training can draw; an error where that is any."""
+        """The number of widths that training can draw."""
         for hook in runner.hooks:
             if isinstance(hook, DynamicSamplerHook):
                 count = hook.count_widths(algorithm.backbone.width_range)
@@ -68,18 +70,10 @@ class CompileHook(Hook):
 
 
 def uncompiled(runner: Runner) -> AbstractContextManager:
-    """A block that runs compiled networks as they are, for evaluation.
+    """A context that runs compiled networks without compilation.
 
-    They would be compiled anew for evaluation mode and for each sub-network.
+    For evaluation they would be compiled anew for each sub-network.
     """
     if not runner.cfg.get('compile'):
         return nullcontext()
     return torch.compiler.set_stance('force_eager')
-
-
-def _raise_limits(graphs: int) -> None:
-    """Let PyTorch compile one function so many times before it gives up."""
-    config = torch._dynamo.config
-    for name, value in (('recompile_limit', graphs),
-                        ('accumulated_recompile_limit', 8 * graphs)):
-        setattr(config, name, max(getattr(config, name), value))

@@ -63,9 +63,10 @@ class DynamicSamplerHook(Hook):
         """The plan of one iteration.
 
         Args:
-            iteration (int): From 0.
-            max_iterations (int): Of the whole training.
-            width_range (tuple[float, float]): Range of the backbone.
+            iteration (int): The iteration, counted from 0.
+            max_iterations (int): Number of iterations of training.
+            width_range (tuple[float, float]): Lowest and highest width of the
+                backbone.
         """
         if self.widths is not None:
             return Plan.fixed(self.widths, iteration / max(max_iterations, 1))
@@ -75,7 +76,7 @@ class DynamicSamplerHook(Hook):
         return Sandwich(self.width_range or width_range, *self._options)
 
     def count_widths(self, width_range: Tuple[float, float]) -> Optional[int]:
-        """How many widths training may meet; None for any number."""
+        """The number of widths in training; None if there is no limit."""
         if self.widths is not None:
             return len(self.widths)
         return self._sandwich(width_range).count_widths()
@@ -84,15 +85,13 @@ class DynamicSamplerHook(Hook):
         """Refuse sub-networks that the network cannot run."""
         algorithm = get_ori_model(runner.model)
         has = algorithm.backbone.width_range
-        if self.width_range is not None:
-            for width in self.width_range:
-                with at(algorithm.backbone, width):
-                    pass
+
         # Networks of switchable norms have some widths only; a random one
         # would first be drawn when a quarter of training is over.
         last = self.plan(runner.max_iters - 1, runner.max_iters, has)
-        for pass_ in last.passes:
-            with at(algorithm, pass_.subnet):
+        trained = [pass_.subnet for pass_ in last.passes]
+        for subnet in (*(self.width_range or ()), *trained):
+            with at(algorithm, subnet):
                 pass
         distils_maps = getattr(algorithm, 'feature_distiller', None)
         if distils_maps is not None and last.base.subnet.width != has[1]:

@@ -57,10 +57,10 @@ class GroupRegHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch: Optional[dict] = None) -> None:
-        """Refresh the coefficients where a new epoch begins.
+        """Refresh the coefficients at the beginning of an epoch.
 
-        Epochs are counted in iterations, so that they mean the same in an
-        iteration-based loop.
+        Epochs are counted in iterations, to be the same in an iteration-based
+        loop.
         """
         epoch_length = len(runner.train_dataloader)
         epoch = runner.iter // epoch_length
@@ -73,8 +73,7 @@ class GroupRegHook(Hook):
         covered = {id(p): name for name, p in named}
         for group in optimizer.param_groups:
             decayed = [
-                covered[id(p)] for p in group['params'] if id(p) in covered
-            ]
+                covered[id(p)] for p in group['params'] if id(p) in covered]
             if not group.get('weight_decay') or not decayed:
                 continue
             if not self.clear_weight_decay:
@@ -92,8 +91,7 @@ class GroupRegHook(Hook):
 
 
 def ramp(epoch: float, start: float, end: float) -> float:
-    """0 before ``start``, whatever ``end`` is; then linear, 1 from ``end`` on.
-    """
+    """0 before ``start``, linear until ``end``, and 1 from there on."""
     if epoch < start:
         return 0.0
     return 1.0 if epoch >= end else (epoch - start) / (end - start)

@@ -1,4 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from math import isfinite
 from typing import Optional
 
 import torch
@@ -12,22 +13,19 @@ from us3l_mm.registry import HOOKS
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
-    """Stop a training that leaves out too many optimizer steps.
+    """Stop training after too many skipped optimizer steps.
 
-    A :class:`~us3l_mm.engine.MultiPassOptimWrapper` makes no step whose loss
-    or gradient is not finite, on any process; the log counts them as
-    ``skipped``. The student keeps its weights then, so the teacher never sees
-    others.
-
-    The loss scale of float16 starts too high on purpose, and each step that
-    it loses halves it: some skipped steps at the beginning are normal.
+    A :class:`~us3l_mm.engine.MultiPassOptimWrapper` skips a step whose loss or
+    gradient is not finite, on all processes; the log counts them as
+    ``skipped``. The loss scale of float16 starts too high on purpose, and each
+    skipped step halves it: some at the beginning are normal.
 
     Args:
-        max_consecutive (int): Number of optimizer steps left out in
-            succession at which training stops. Defaults to 30, which takes
-            the initial loss scale of 2**16 to 2**-14.
-        max_total (int, optional): Number of steps left out altogether at
-            which training stops. Defaults to None: any number.
+        max_consecutive (int): Number of successive skipped steps at which
+            training stops. Defaults to 30, which takes the initial loss scale
+            of 2**16 to 2**-14.
+        max_total (int, optional): Number of all skipped steps at which
+            training stops. Defaults to None: any number.
     """
 
     # Before a checkpoint is written or removed.
@@ -35,56 +33,31 @@ class NonFiniteHook(Hook):
 
     def __init__(self, max_consecutive: int = 30,
                  max_total: Optional[int] = None):
-        for name, value in (('max_consecutive', max_consecutive), ('max_total',
-                                                                   max_total)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f'{name} is a number of steps of at least '
-                                 f'1, got {value!r}.')
+        if max_consecutive < 1 or (max_total is not None and max_total < 1):
+            raise ValueError(
+                'Training stops after at least 1 step, got max_consecutive='
+                f'{max_consecutive} and max_total={max_total}.')
         self.max_consecutive, self.max_total = max_consecutive, max_total
 
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch: Optional[dict] = None,
                          outputs: Optional[dict] = None) -> None:
-        """Stop, on all processes together, when it has been too much."""
-        # MMEngine has read all that is logged from the device by now.
+        """Stop on all processes together."""
         wrapper = runner.optim_wrapper
         if not hasattr(wrapper, 'skipped'):  # only weights are checked
             return
+        # MMEngine has read what is logged from the device by now.
         total, consecutive = int(wrapper.skipped), int(wrapper.consecutive)
-        if total and self.max_total is not None and total >= self.max_total:
-            self._stop(
-                runner, f'{total} optimizer steps so far were not '
-                f'finite and left out (max_total={self.max_total})')
-        if consecutive and consecutive >= self.max_consecutive:
-            self._stop(
-                runner, f'The last {consecutive} optimizer steps were '
-                'not finite and left out '
-                f'(max_consecutive={self.max_consecutive})')
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Stop before weights that are not finite replace good ones."""
-        self._check_weights(runner)
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Let no checkpoint with weights that are not finite be written."""
-        self._check_weights(runner)
-
-    def _check_weights(self, runner: Runner) -> None:
-        weights = dict(runner.model.named_parameters())
-        if not not_finite([w.detach() for w in weights.values()]):
+        if consecutive >= self.max_consecutive:
+            what = (f'The last {consecutive} optimizer steps were not finite '
+                    'and left out (max_consecutive='
+                    f'{self.max_consecutive})')
+        elif self.max_total is not None and total >= self.max_total:
+            what = (f'{total} optimizer steps so far were not finite and left '
+                    f'out (max_total={self.max_total})')
+        else:
             return
-        names = [
-            name for name, w in weights.items() if not torch.isfinite(w).all()
-        ]
-        if names:  # else it is the norm that overflows
-            raise FloatingPointError(
-                f'After iteration {runner.iter}, {len(names)} parameters are '
-                f'not finite, such as {names[0]}, though every gradient was: '
-                'a step overflowed. No checkpoint of this is written; '
-                f'{_last_good(runner)} A lower learning rate may help.')
-
-    def _stop(self, runner: Runner, what: str) -> None:
-        last = runner.optim_wrapper.last_skipped
+        last = wrapper.last_skipped
         found = [None] if last is None else all_gather_object(_describe(last))
         details = '; '.join(
             f'process {rank}: {text}' if len(found) > 1 else text
@@ -96,22 +69,37 @@ class NonFiniteHook(Hook):
             'dict(max_norm=...), or bfloat16 or single precision for float16; '
             'look for broken images.')
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Save no checkpoint with weights that are not finite."""
+        self.after_train_epoch(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Stop if weights are not finite."""
+        weights = dict(runner.model.named_parameters())
+        if not not_finite([w.detach() for w in weights.values()]):
+            return
+        names = [
+            name for name, w in weights.items() if not torch.isfinite(w).all()]
+        if names:  # else it is the norm that overflows
+            raise FloatingPointError(
+                f'After iteration {runner.iter}, {len(names)} parameters are '
+                f'not finite, such as {names[0]}, though every gradient was: '
+                'a step overflowed. No checkpoint of this is written; '
+                f'{_last_good(runner)} A lower learning rate may help.')
+
 
 def _describe(step: dict) -> Optional[str]:
-    """Which sub-networks and losses the step that was left out had."""
+    """The passes and losses of a step, if it was left out."""
     if not step['left_out']:
         return None
     passes = ', '.join(f'{pass_.name} (width {pass_.subnet.width:g})'
                        for pass_ in step['passes'])
     losses = {name: float(value) for name, value in step['losses'].items()}
-    bad = [
-        f'{name}={value}' for name, value in losses.items()
-        if not torch.isfinite(torch.tensor(value))
-    ]
-    return f'in the passes {passes}, ' + (
-        'not finite: ' + ', '.join(bad)
-        if bad else 'a gradient was not finite, the losses were: ' +
-        ', '.join(f'{name}={value:.4g}' for name, value in losses.items()))
+    bad = {n: value for n, value in losses.items() if not isfinite(value)}
+    shown = ', '.join(f'{n}={v:.4g}' for n, v in (bad or losses).items())
+    what = ('not finite'
+            if bad else 'a gradient was not finite, the losses were')
+    return f'in the passes {passes}, {what}: {shown}'
 
 
 def _last_good(runner: Runner) -> str:

@@ -5,5 +5,4 @@ from .multi_pass_optim_wrapper import MultiPassOptimWrapper
 
 __all__ = [
     'CpuAmpOptimWrapper', 'MultiPassDistributedDataParallel',
-    'MultiPassOptimWrapper'
-]
+    'MultiPassOptimWrapper']

@@ -13,14 +13,12 @@ from us3l_mm.registry import OPTIM_WRAPPERS
 class CpuAmpOptimWrapper(OptimWrapper):
     """Mixed precision on a CPU: bfloat16, which needs no loss scale.
 
-    MMEngine's ``AmpOptimWrapper`` is for accelerators alone. The tools take
-    this one in its place: ``--amp --cfg-options optim_wrapper.dtype=bfloat16``
-    on a machine without any.
+    MMEngine's ``AmpOptimWrapper`` is for accelerators only. ``tools/train.py
+    --amp`` uses this one instead on a machine without any.
 
     Args:
-        dtype (str or torch.dtype): 'bfloat16'; CPUs train in no other.
-            Defaults to 'bfloat16'.
-        **kwargs: Those of ``OptimWrapper``.
+        dtype (str or torch.dtype): Only 'bfloat16'. Defaults to 'bfloat16'.
+        **kwargs: Arguments of ``OptimWrapper``.
     """
 
     def __init__(self, dtype: Union[str, torch.dtype] = 'bfloat16', **kwargs):

@@ -41,10 +41,11 @@ class MultiPassOptimWrapper(OptimWrapper):
     Attributes:
         regulariser (GroupDecay, optional): Adds gradients before each step.
         skipped (Tensor): Number of steps left out so far, a scalar.
-        consecutive (Tensor): Those since the last step that was made.
+        consecutive (Tensor): Number of steps left out since the last one that
+            was made, a scalar.
         last_skipped (dict, optional): ``passes`` and ``losses`` of the last
-            step left out; the latest step where only the device knows whether
-            it was ``left_out``.
+            step left out, or of the last step if only the device knows
+            whether it was ``left_out``.
     """
 
     def __init__(self, accumulative_counts: int = 1, **kwargs):
@@ -93,8 +94,8 @@ class MultiPassOptimWrapper(OptimWrapper):
         self._step_per_pass = update_mode == 'sequential'
         self._log = {}
         if self.regulariser is not None:
-            self._log['loss_reg'] = self.regulariser.value(
-                [pass_.role for pass_ in plan.passes])
+            self._log['loss_reg'] = self.regulariser.value([
+                pass_.role for pass_ in plan.passes])
 
     def check(self, update_mode: str) -> None:
         """Refuse to accumulate batches where each pass has its own step."""
@@ -163,14 +164,12 @@ class MultiPassOptimWrapper(OptimWrapper):
             counts = self._batches_of_update()
             roles = Counter(pass_.role for pass_ in self._passes)
             self.regulariser.add_gradients(
-                {role: number / counts
-                 for role, number in roles.items()},
+                {role: number / counts for role, number in roles.items()},
                 1.0 if scaler is None else scaler.scale(
                     torch.ones((), device=self.skipped.device)))
         bad = not_finite([
             p.grad for group in self.optimizer.param_groups
-            for p in group['params'] if p.grad is not None
-        ])
+            for p in group['params'] if p.grad is not None])
         self.skipped = self.skipped + bad
         self.consecutive = (self.consecutive + 1) * bad
         described = dict(passes=self._passes, losses=self._losses,
