@@ -52,8 +52,7 @@ def _literal(node: ast.AST) -> Any:
     if isinstance(node, ast.Dict):
         return {
             _literal(key): _literal(value)
-            for key, value in zip(node.keys, node.values)
-        }
+            for key, value in zip(node.keys, node.values)}
     if isinstance(node, (ast.List, ast.Tuple)):
         items = [_literal(item) for item in node.elts]
         return items if isinstance(node, ast.List) else tuple(items)

@@ -31,5 +31,4 @@ def plain_arguments(backbone: nn.Module, subnet: SubnetLike) -> Optional[dict]:
 
 
 __all__ = [
-    'FAMILIES', 'Family', 'family_of', 'output_channels', 'plain_arguments'
-]
+    'FAMILIES', 'Family', 'family_of', 'output_channels', 'plain_arguments']

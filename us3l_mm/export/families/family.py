@@ -78,11 +78,9 @@ def same_channels(backbone: nn.Module, width: float, stock: nn.Module) -> bool:
     """Whether ``backbone`` at ``width`` has the layer sizes of ``stock``."""
     there = output_and_input_channels(stock)
     here = {
-        name: layer.active(width)
-        for name, layer in backbone.named_modules()
+        name: layer.active(width) for name, layer in backbone.named_modules()
         if isinstance(layer, (nn.Conv2d, nn.Linear))
-        and isinstance(layer, SlimmableLayer)
-    }
+        and isinstance(layer, SlimmableLayer)}
     return {name: there.get(name) for name in here} == here
 
 
@@ -102,8 +100,7 @@ def output_channels(network: nn.Module) -> Dict[str, int]:
     """Output channels of every convolution and linear layer, by name."""
     return {
         name: size[1]
-        for name, size in output_and_input_channels(network).items()
-    }
+        for name, size in output_and_input_channels(network).items()}
 
 
 def choose(families: Sequence[Family], backbone: nn.Module) -> Family:

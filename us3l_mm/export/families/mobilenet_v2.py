@@ -79,8 +79,7 @@ class MobileNetV2Family(Family):
         """Channels of the stem, and of each stage of blocks."""
         stages = [
             getattr(backbone, name)[-1].conv[-1]
-            for name in backbone.layers[:-1]
-        ]
+            for name in backbone.layers[:-1]]
         return tuple(
             module.conv.active(width)[1]
             for module in (backbone.conv1, *stages))
@@ -94,9 +93,8 @@ class MobileNetV2Family(Family):
 
     def map_channels(self, plain: nn.Module) -> Tuple[int, ...]:
         outputs = [
-            *(getattr(plain, name)[-1].conv[-1] for name in plain.layers[:-1]),
-            plain.conv2
-        ]
+            *(getattr(plain, name)[-1].conv[-1]
+              for name in plain.layers[:-1]), plain.conv2]
         return tuple(outputs[i].conv.out_channels for i in MAPS)
 
     def map_indices(self, plain: nn.Module) -> Tuple[int, ...]:
@@ -107,8 +105,7 @@ def _shortcuts(network: nn.Module) -> List[bool]:
     """Of each block, whether its input is added to its output."""
     return [
         block.use_res_connect for block in network.modules()
-        if isinstance(block, InvertedResidual)
-    ]
+        if isinstance(block, InvertedResidual)]
 
 
 def _stock_channels(factor: float) -> Tuple[int, ...]:

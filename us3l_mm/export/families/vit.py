@@ -54,8 +54,7 @@ class ViTFamily(Family):
         projection = backbone.patch_embed.projection
         per_head = {
             name: getattr(backbone, name) // backbone.num_heads
-            for name in ('embed_dims', 'feedforward_channels')
-        }
+            for name in ('embed_dims', 'feedforward_channels')}
         sides = dict(img_size=backbone.img_size,
                      patch_size=projection.kernel_size)
         return dict(
@@ -65,15 +64,14 @@ class ViTFamily(Family):
                 feedforward_channels=heads * per_head['feedforward_channels']),
             **{
                 name: value[0] if value[0] == value[1] else tuple(value)
-                for name, value in sides.items()
-            },
+                for name, value in sides.items()},
             **non_default(
                 dict(in_channels=projection.in_channels,
-                     qkv_bias=first.attn.qkv.bias is not None,
-                     norm_cfg=dict(type='LN', eps=first.ln1.eps),
-                     pre_norm=isinstance(backbone.pre_norm, nn.LayerNorm),
-                     **{name: getattr(backbone, name)
-                        for name in SHAPING}), VisionTransformer))
+                     qkv_bias=first.attn.qkv.bias is not None, norm_cfg=dict(
+                         type='LN', eps=first.ln1.eps), pre_norm=isinstance(
+                             backbone.pre_norm, nn.LayerNorm), **{
+                                 name: getattr(backbone, name)
+                                 for name in SHAPING}), VisionTransformer))
 
     def map_channels(self, plain: nn.Module) -> Tuple[int, ...]:
         return (plain.embed_dims, )

@@ -40,7 +40,6 @@ FORMATS = {
     by_family('timm', ResNet=timm_resnet, ViT=timm_vit,
               MobileNetV2=timm_mobilenet_v2),
     'onnx':
-    onnx_model,
-}
+    onnx_model, }
 
 __all__ = ['FORMATS', 'Artifact', 'SlicedNetwork', 'verify']

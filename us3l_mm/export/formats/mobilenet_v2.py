@@ -21,12 +21,10 @@ TIMM_BLOCKS = ('ds_r1_k3_s1_c16', 'ir_r2_k3_s2_e6_c24', 'ir_r3_k3_s2_e6_c32',
 # expansion.
 TORCHVISION = {
     2: (('0.0', '0.1'), ('1', '2')), 3:
-    (('0.0', '0.1'), ('1.0', '1.1'), ('2', '3'))
-}
+    (('0.0', '0.1'), ('1.0', '1.1'), ('2', '3'))}
 TIMM = {
     2: (('conv_dw', 'bn1'), ('conv_pw', 'bn2')), 3:
-    (('conv_pw', 'bn1'), ('conv_dw', 'bn2'), ('conv_pwl', 'bn3'))
-}
+    (('conv_pw', 'bn1'), ('conv_dw', 'bn2'), ('conv_pwl', 'bn3'))}
 
 
 def torchvision_mobilenet_v2(network: SlicedNetwork) -> Artifact:
@@ -75,8 +73,8 @@ def timm_mobilenet_v2(network: SlicedNetwork) -> Artifact:
         from timm.models.efficientnet import EfficientNet
         return EfficientNet(
             decode_arch_def([[block] for block in TIMM_BLOCKS]), num_classes=0,
-            num_features=features, act_layer=nn.ReLU6,
-            round_chs_fn=partial(round_channels, multiplier=factor))
+            num_features=features, act_layer=nn.ReLU6, round_chs_fn=partial(
+                round_channels, multiplier=factor))
 
     blocks = ''.join(f'    [{block!r}],\n' for block in TIMM_BLOCKS)
     return bare_weights(
@@ -127,8 +125,7 @@ def torchvision_keys(plain: nn.Module) -> Dict[str, Tensor]:
         plain, names, {
             'conv1.conv': 'features.0.0', 'conv1.bn': 'features.0.1',
             'conv2.conv': f'features.{position}.0', 'conv2.bn':
-            f'features.{position}.1'
-        })
+            f'features.{position}.1'})
 
 
 def timm_keys(plain: nn.Module) -> Dict[str, Tensor]:
@@ -136,13 +133,11 @@ def timm_keys(plain: nn.Module) -> Dict[str, Tensor]:
     names = {
         f'{stage}.{index}': (f'blocks.{number}.{index}', TIMM[len(block.conv)])
         for number, stage in enumerate(plain.layers[:-1])
-        for index, block in enumerate(getattr(plain, stage))
-    }
+        for index, block in enumerate(getattr(plain, stage))}
     return _renamed(
         plain, names, {
             'conv1.conv': 'conv_stem', 'conv1.bn': 'bn1', 'conv2.conv':
-            'conv_head', 'conv2.bn': 'bn2'
-        })
+            'conv_head', 'conv2.bn': 'bn2'})
 
 
 def _renamed(plain: nn.Module, blocks: dict,

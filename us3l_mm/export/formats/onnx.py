@@ -36,8 +36,7 @@ def onnx_model(network: SlicedNetwork) -> Artifact:
         ImportError: without onnx or onnxruntime.
     """
     missing = [
-        name for name in ('onnx', 'onnxruntime') if find_spec(name) is None
-    ]
+        name for name in ('onnx', 'onnxruntime') if find_spec(name) is None]
     if missing:
         raise ImportError(f'--format onnx needs {" and ".join(missing)}: pip '
                           f'install {" ".join(missing)}')
@@ -79,10 +78,9 @@ def _export(network: SlicedNetwork) -> bytes:
         warnings.filterwarnings('ignore', 'Constant folding')
         torch.onnx.export(
             _WithFeatures(network.plain).eval(), (images, ), buffer,
-            input_names=[INPUT], output_names=[*maps, FEATURES],
-            dynamic_axes={name: {0: 'N'}
-                          for name in (INPUT, *maps, FEATURES)},
-            opset_version=OPSET, dynamo=False)
+            input_names=[INPUT], output_names=[*maps, FEATURES], dynamic_axes={
+                name: {0: 'N'} for name in (INPUT, *maps, FEATURES)
+            }, opset_version=OPSET, dynamo=False)
     return buffer.getvalue()
 
 

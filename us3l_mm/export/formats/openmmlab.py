@@ -76,8 +76,8 @@ def _artifact(network: SlicedNetwork, scope: str, config: dict,
             dict(
                 state_dict={
                     PREFIX + name: value
-                    for name, value in network.plain.state_dict().items()
-                }, meta=network.meta))
+                    for name, value in network.plain.state_dict().items()},
+                meta=network.meta))
 
     def run(content, images):
         return _loaded(network, content)(images)

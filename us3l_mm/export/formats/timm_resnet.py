@@ -17,8 +17,7 @@ from .torchvision_resnet import is_full_resnet, unusual_arguments
 # ByobNet's names of the convolutions of a block.
 BLOCKS = {
     'BasicBlock': ('basic', ('conv1_kxk', 'conv2_kxk')),
-    'Bottleneck': ('bottle', ('conv1_1x1', 'conv2_kxk', 'conv3_1x1')),
-}
+    'Bottleneck': ('bottle', ('conv1_1x1', 'conv2_kxk', 'conv3_1x1')), }
 ROUNDING = 8
 
 

@@ -74,8 +74,8 @@ def timm_arguments(network: SlicedNetwork) -> dict:
                 num_heads=heads,
                 mlp_ratio=shape['feedforward_channels'] / shape['embed_dims'],
                 qkv_bias=plain.layers[0].attn.qkv.bias is not None,
-                class_token=plain.cls_token is not None,
-                pre_norm=isinstance(plain.pre_norm, nn.LayerNorm), **pooling)
+                class_token=plain.cls_token is not None, pre_norm=isinstance(
+                    plain.pre_norm, nn.LayerNorm), **pooling)
 
 
 def timm_keys(weights: Dict[str, Tensor]) -> Dict[str, Tensor]:
@@ -97,9 +97,7 @@ def zero_filled(backbone: nn.Module, width: float) -> Dict[str, Tensor]:
     which reads all, computes the same.
     """
     weights = {
-        key: value.clone()
-        for key, value in backbone.state_dict().items()
-    }
+        key: value.clone() for key, value in backbone.state_dict().items()}
     for name, layer in backbone.named_modules():
         if isinstance(layer, SlimmableLinear):
             weights[f'{name}.weight'][:, layer.active(width)[0]:] = 0

@@ -6,5 +6,4 @@ from .slimmable_vit import SlimmableViT
 
 __all__ = [
     'SlimmableMobileNetV2', 'SlimmableMobileNetV2_CIFAR', 'SlimmableResNet',
-    'SlimmableResNet_CIFAR', 'SlimmableViT'
-]
+    'SlimmableResNet_CIFAR', 'SlimmableViT']

@@ -37,25 +37,18 @@ class SlicingRecord:
         self.subnet, self.on_missing = Subnet.of(subnet), on_missing
         self.full_shapes: Dict[str, Tuple[int, ...]] = {
             name: tuple(parameter.shape)
-            for name, parameter in network.named_parameters()
-        }
+            for name, parameter in network.named_parameters()}
         layers = {
-            name: layer
-            for name, layer in network.named_modules()
-            if isinstance(layer, SlimmableLayer)
-        }
+            name: layer for name, layer in network.named_modules()
+            if isinstance(layer, SlimmableLayer)}
         # Of parameters of which a sub-network has more than leading rows.
         self.row_blocks = {
-            f'{name}.{leaf}': blocks
-            for name, layer in layers.items()
+            f'{name}.{leaf}': blocks for name, layer in layers.items()
             if (blocks := layer.row_blocks(self.subnet.width)) is not None
-            for leaf, _ in layer.named_parameters(recurse=False)
-        }
+            for leaf, _ in layer.named_parameters(recurse=False)}
         # Layers with private tensors, which get the keys of a plain layer.
         self.switchable = {
-            name: layer
-            for name, layer in layers.items() if layer.subnets
-        }
+            name: layer for name, layer in layers.items() if layer.subnets}
 
     def slice_parameters(self, network: nn.Module,
                          state_dict: Dict[str, Tensor], prefix: str) -> None:
@@ -73,8 +66,8 @@ class SlicingRecord:
                     and tuple(weights.shape) == self.full_shapes.get(name)):
                 if name in self.row_blocks:
                     weights = torch.cat([
-                        weights[slice(*rows)] for rows in self.row_blocks[name]
-                    ])
+                        weights[slice(*rows)]
+                        for rows in self.row_blocks[name]])
                 leading = tuple(slice(size) for size in shape)
                 state_dict[prefix + name] = weights[leading].contiguous()
                 self._is_full = True
@@ -137,8 +130,7 @@ def _measured(state_dict: Dict[str, Tensor], stem: str) -> List[Subnet]:
     """The sub-networks of which the file has statistics of a norm."""
     suffixes = [
         key[len(stem + MEAN):] for key in state_dict
-        if key.startswith(stem + MEAN)
-    ]
+        if key.startswith(stem + MEAN)]
     count = state_dict.get(f'{stem}{COUNT}', 1)
     return sorted((Subnet.of(suffix[1:] or 'full')
                    for suffix in suffixes if suffix or count != 0),

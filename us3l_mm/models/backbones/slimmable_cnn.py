@@ -13,8 +13,7 @@ from .weights import ChecksItsWeights
 NORMS = {
     'BN': 'us3l_mm.SlimmableBatchNorm2d',
     'BN2d': 'us3l_mm.SlimmableBatchNorm2d',
-    'SwitchableBN': 'us3l_mm.SwitchableBatchNorm2d',
-}
+    'SwitchableBN': 'us3l_mm.SwitchableBatchNorm2d', }
 
 
 def check_sync(width: Optional[float]) -> None:
@@ -65,9 +64,8 @@ class SlimmableCNN(ChecksItsWeights):
         if 'widths' in norm_cfg:  # a list without modes
             norm_cfg['subnets'] = norm_cfg.pop('widths')
         super().__init__(
-            *args, norm_cfg=norm_cfg,
-            conv_cfg=dict(type='us3l_mm.SlimmableConv2d',
-                          divisor=divisor), **kwargs)
+            *args, norm_cfg=norm_cfg, conv_cfg=dict(
+                type='us3l_mm.SlimmableConv2d', divisor=divisor), **kwargs)
         self.width_range = check_width_range(width_range)
         self.divisor = divisor
         # The stem sees the whole image at every width.

@@ -64,9 +64,9 @@ class SlimmableMobileNetV2(SlimmableCNN, MobileNetV2):
                 f'frozen_stages is from -1 (none) to {LAST_STAGE} '
                 f'(everything), got {frozen_stages!r}.')
         self._freeze_up_to = frozen_stages
-        super().__init__(widen_factor=widen_factor, out_indices=out_indices,
-                         frozen_stages=min(frozen_stages,
-                                           LAST_STAGE - 1), **kwargs)
+        super().__init__(widen_factor=widen_factor,
+                         out_indices=out_indices, frozen_stages=min(
+                             frozen_stages, LAST_STAGE - 1), **kwargs)
         self._freeze_stages()
 
     def adapt_layers(self) -> None:
@@ -104,8 +104,8 @@ class SlimmableMobileNetV2(SlimmableCNN, MobileNetV2):
 
     def output_channels(self) -> Tuple[int, ...]:
         last = [getattr(self, name)[-1].conv[-1] for name in self.layers[:-1]]
-        return tuple(
-            (*last, self.conv2)[i].conv.out_channels for i in self.out_indices)
+        return tuple((*last, self.conv2)[i].conv.out_channels
+                     for i in self.out_indices)
 
     @property
     def feature_rounding(self) -> Tuple[dict, ...]:

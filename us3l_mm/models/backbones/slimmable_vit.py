@@ -7,10 +7,9 @@ from mmpretrain.models import VisionTransformer
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import (SlimmableAttention, SlimmableConv2d,
-                                   SlimmableLayerNorm, SlimmableLinear,
-                                   SlimmableQKV, Subnet, SubnetLike,
-                                   active_steps, check_width_range)
+from us3l_mm.models.layers import (
+    SlimmableAttention, SlimmableConv2d, SlimmableLayerNorm, SlimmableLinear,
+    SlimmableQKV, Subnet, SubnetLike, active_steps, check_width_range)
 from us3l_mm.registry import MODELS
 from .slicing import slice_layers
 from .slicing_record import SlicingRecord
@@ -29,8 +28,7 @@ def _arch(embed_dims: int, num_heads: int) -> dict:
 
 # US3L, arXiv 2303.06870, which has more and smaller heads than DeiT.
 ARCHS = {
-    'tiny': _arch(192, 6), 'small': _arch(384, 12), 'base': _arch(768, 12)
-}
+    'tiny': _arch(192, 6), 'small': _arch(384, 12), 'base': _arch(768, 12)}
 
 
 @MODELS.register_module()
@@ -97,23 +95,23 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
 
     width: Optional[float] = None  # None for a network of any width
 
-    def __init__(self, arch: Union[str,
-                                   dict] = 'small', slicing: str = 'input',
-                 width_range: Tuple[float,
-                                    float] = (0.25, 1.0), divisor: int = 8,
-                 positions: str = 'learned', frozen_patch_embed: bool = False,
-                 init_style: str = 'mmpretrain', skip_dead: bool = True,
-                 width: Optional[float] = None,
-                 out_indices: Union[Sequence[int], int] = -1,
-                 out_type: str = 'cls_token', **kwargs):
+    def __init__(
+            self, arch: Union[str, dict] = 'small', slicing: str = 'input',
+            width_range: Tuple[float, float] = (0.25, 1.0), divisor: int = 8,
+            positions: str = 'learned', frozen_patch_embed: bool = False,
+            init_style: str = 'mmpretrain', skip_dead: bool = True,
+            width: Optional[float] = None, out_indices: Union[Sequence[int],
+                                                              int] = -1,
+            out_type: str = 'cls_token', **kwargs):
         if isinstance(arch, str) and arch.lower() not in self.arch_zoo:
             raise ValueError(
                 f'arch is one of {sorted(self.arch_zoo)} or a dict, got '
                 f'{arch!r}.')
         for name, value, allowed in (('slicing', slicing, SLICINGS),
                                      ('positions', positions, POSITIONS),
-                                     ('init_style', init_style, INIT_STYLES),
-                                     ('out_type', out_type, OUT_TYPES)):
+                                     ('init_style', init_style,
+                                      INIT_STYLES), ('out_type', out_type,
+                                                     OUT_TYPES)):
             if value not in allowed:
                 raise ValueError(f'{name} is one of {allowed}, got '
                                  f'{value!r}.')
@@ -125,9 +123,8 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
         if kwargs.get('norm_cfg', {}).get('type', 'LN') != 'LN':
             raise ValueError("SlimmableViT has layer norms (type='LN'), got "
                              f'norm_cfg={kwargs["norm_cfg"]!r}.')
-        indices = (
-            out_indices if isinstance(out_indices, int) else list(out_indices)
-        )  # MMPretrain writes into it
+        indices = (out_indices if isinstance(out_indices, int) else
+                   list(out_indices))  # MMPretrain writes into it
         super().__init__(arch, out_indices=indices, out_type=out_type,
                          **kwargs)
         self.depth = self.num_layers
@@ -181,12 +178,10 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
                             _over(SlimmableLayerNorm, norm, self.embed_dims,
                                   steps, eps=norm.eps))
             conv = self.patch_embed.projection
-            self.patch_embed.projection = _over(SlimmableConv2d, conv,
-                                                conv.in_channels,
-                                                conv.out_channels,
-                                                conv.kernel_size, conv.stride,
-                                                slice_in=False, steps=steps,
-                                                bias=conv.bias is not None)
+            self.patch_embed.projection = _over(
+                SlimmableConv2d, conv, conv.in_channels, conv.out_channels,
+                conv.kernel_size, conv.stride, slice_in=False, steps=steps,
+                bias=conv.bias is not None)
 
     def set_skip_dead(self, skip: bool) -> None:
         """Whether to leave out what no layer reads (``slicing='input'``)."""
@@ -261,8 +256,8 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
         x, resolution = self.patch_embed(x)
         c = x.shape[-1]
         if self.cls_token is not None:
-            x = torch.cat(
-                [self.cls_token[..., :c].expand(x.shape[0], -1, -1), x], dim=1)
+            x = torch.cat([
+                self.cls_token[..., :c].expand(x.shape[0], -1, -1), x], dim=1)
         x = self.drop_after_pos(x + resize_pos_embed(self.pos_embed[
             ..., :c], self.patch_resolution, resolution, self.interpolate_mode,
                                                      self.num_extra_tokens))

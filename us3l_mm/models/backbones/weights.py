@@ -32,9 +32,8 @@ class ChecksItsWeights:
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         adapt_backbone(self, state_dict, prefix)
         given = {
-            key[len(prefix):]: value
-            for key, value in state_dict.items() if key.startswith(prefix)
-        }
+            key[len(prefix):]: value for key, value in state_dict.items()
+            if key.startswith(prefix)}
         own = dict(self.named_parameters())
         found = any(name in given for name in own)
         if found or self.weights_required:
@@ -88,8 +87,7 @@ def describe(backbone: nn.Module) -> str:
     shown = ('depth', 'widen_factor', 'embed_dims', 'num_heads', 'slicing',
              'width')
     said = [(name, getattr(backbone, name, None)) for name in shown]
-    listed = ', '.join(
-        f'{name}={value:g}' if isinstance(value, float
-                                          ) else f'{name}={value!r}'
-        for name, value in said if value is not None)
+    listed = ', '.join(f'{name}={value:g}'
+                       if isinstance(value, float) else f'{name}={value!r}'
+                       for name, value in said if value is not None)
     return f'{type(backbone).__name__}({listed})'
