@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from small_run import small_cfg
 
 from us3l_mm.datasets import SeededSampler
-from us3l_mm.engine.resuming.data_position import Layout
+from us3l_mm.engine.resuming import Layout
 from us3l_mm.fileio import load_weights
 
 ITERATIONS = {

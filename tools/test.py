@@ -49,9 +49,9 @@ def parse_args(argv=None):
     parser.add_argument('--no-pin-memory', action='store_true',
                         help='do not pin the memory of the data loader')
     parser.add_argument(
-        '--launcher', default='none',
-        choices=['none', 'pytorch', 'slurm',
-                 'mpi'], help='what starts the processes of a distributed '
+        '--launcher', default='none', choices=[
+            'none', 'pytorch', 'slurm', 'mpi'],
+        help='what starts the processes of a distributed '
         'run; tools/dist_test.sh sets it')
     # Passed by launchers of the past; torchrun sets LOCAL_RANK instead.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0,

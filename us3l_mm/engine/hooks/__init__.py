@@ -16,5 +16,4 @@ __all__ = [
     'AtomicCheckpointHook', 'CalibrationHook', 'CheckAnnotationsHook',
     'CheckPretrainedHook', 'CollapseMonitorHook', 'CompileHook',
     'DynamicSamplerHook', 'ExactResumeHook', 'GroupRegHook', 'NonFiniteHook',
-    'PreflightHook', 'WidthKNNHook'
-]
+    'PreflightHook', 'WidthKNNHook']

@@ -2,28 +2,28 @@
 from time import perf_counter
 from typing import Iterable, Optional, Sequence
 
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 
 from us3l_mm.engine.mmengine_internals import built_loop
-from us3l_mm.engine.resuming.random_states import seeded
+from us3l_mm.engine.random_states import seeded
 from us3l_mm.evaluation.detector_calibration import (batches_of,
                                                      calibrate_detector)
 from us3l_mm.models.layers import (FULL, Subnet, SubnetLike, check_subnets,
                                    has_statistics)
 from us3l_mm.registry import HOOKS
 from .compile_hook import uncompiled
+from .periodic_hook import PeriodicHook
 
 
 @HOOKS.register_module()
-class CalibrationHook(Hook):
+class CalibrationHook(PeriodicHook):
     """Measure the batch-norm statistics of a detector of many widths.
 
-    Training tracks none, since an average over several widths would fit none
-    of them. They are measured on training images: at the end of an epoch,
-    before its checkpoint is saved, and before a validation or a test if some
-    are missing. Training is not affected; its next step discards them.
+    Training tracks no statistics, since an average over several widths fits
+    none of them. They are measured on training images at the end of an epoch,
+    before its checkpoint is saved, and before a validation or a test that
+    lacks some. The next training step discards them.
 
     Args:
         num_images (int): Number of training images to measure with, over all
@@ -37,20 +37,15 @@ class CalibrationHook(Hook):
         by_epoch (bool): Whether the interval counts epochs. Defaults to True.
     """
 
-    priority = 'LOW'  # before a checkpoint is saved
-
     def __init__(self, num_images: int = 1000,
                  widths: Optional[Sequence[SubnetLike]] = None,
                  interval: int = 1, by_epoch: bool = True):
-        if not isinstance(interval, int) or interval < 1:
-            raise ValueError('interval is a number of epochs or iterations '
-                             f'of at least 1, got {interval!r}.')
+        super().__init__(interval, by_epoch)
         if num_images < 2:
             raise ValueError('Batch statistics need at least two images, got '
                              f'num_images={num_images}.')
-        self.num_images, self.interval = num_images, interval
+        self.num_images, self._loader = num_images, None
         self.subnets = [Subnet.of(width) for width in widths or ()]
-        self.by_epoch, self._loader = by_epoch, None
 
     def before_run(self, runner: Runner) -> None:
         """Raise if something could not be measured at the end of an epoch."""
@@ -65,42 +60,24 @@ class CalibrationHook(Hook):
         """Raise if the batches could not be repeated."""
         batches_of(runner.train_dataloader, 2)
 
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Measure every ``interval`` epochs and after the last one."""
-        if self.by_epoch and (self.every_n_epochs(runner, self.interval)
-                              or self.is_last_train_epoch(runner)):
-            self._measure_all(runner)
-
-    def after_train_iter(self, runner: Runner, batch_idx: int,
-                         data_batch: Optional[dict] = None,
-                         outputs: Optional[dict] = None) -> None:
-        """Measure every ``interval`` iterations and after the last one."""
-        if not self.by_epoch and (self.every_n_train_iters(
-                runner, self.interval) or self.is_last_train_iter(runner)):
-            self._measure_all(runner)
-
-    def before_val(self, runner: Runner) -> None:
-        """Measure what is missing."""
-        self._measure_missing(runner, built_loop(runner, 'val'))
-
     def before_test(self, runner: Runner) -> None:
-        """Measure what is missing, such as a width that was not trained."""
-        self._measure_missing(runner, built_loop(runner, 'test'))
+        """Measure missing statistics, as for a width that was not trained."""
+        self.before_val(runner, 'test')
 
-    def _measure_all(self, runner: Runner) -> None:
+    def before_val(self, runner: Runner, stage: str = 'val') -> None:
+        """Measure missing statistics."""
+        detector = get_ori_model(runner.model)
+        # A stock loop runs the full network.
+        subnets = getattr(built_loop(runner, stage), 'evaluators', [FULL])
+        missing = [s for s in subnets if not has_statistics(detector, s)]
+        if missing:
+            self._measure(runner, missing)
+
+    def act(self, runner: Runner, iterations: int) -> None:
+        """Measure all sub-networks."""
         subnets = self.subnets or get_ori_model(runner.model).subnets
         validated = getattr(built_loop(runner, 'val'), 'evaluators', ())
         self._measure(runner, dict.fromkeys([*subnets, *validated]))
-
-    def _measure_missing(self, runner: Runner, loop) -> None:
-        detector = get_ori_model(runner.model)
-        # A stock loop runs the full network.
-        missing = [
-            subnet for subnet in getattr(loop, 'evaluators', [FULL])
-            if not has_statistics(detector, subnet)
-        ]
-        if missing:
-            self._measure(runner, missing)
 
     def _measure(self, runner: Runner, subnets: Iterable[Subnet]) -> None:
         start = perf_counter()

@@ -8,10 +8,9 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader
 
 from us3l_mm.engine.mmengine_internals import is_resuming
-from us3l_mm.engine.resuming.data_position import Layout
-from us3l_mm.engine.resuming.random_states import (random_states, seed_all,
-                                                   set_random_states)
-from us3l_mm.engine.resuming.schedules import restart_schedules
+from us3l_mm.engine.random_states import (random_states, seed_all,
+                                          set_random_states)
+from us3l_mm.engine.resuming import Layout, restart_schedules
 from us3l_mm.registry import HOOKS
 
 KEY = 'exact_resume'
@@ -24,18 +23,18 @@ class ExactResumeHook(Hook):
     MMEngine begins the epoch of a checkpoint again and seeds all random
     states as at the start of a run. With this hook a checkpoint also holds
     the position in the data and the random states of every process, and a
-    run that is resumed by as many processes continues bit by bit (on CPUs).
+    run that is resumed by as many processes is bit-identical (on CPUs).
 
-    With another number of processes or another batch size, no image is left
-    out and none is seen twice, except for the rounding at the end of an epoch.
-    Iterations are counted and schedules are set as if the run had had this
-    batch size from the start, and random states begin anew from the seed and
-    the iteration. An iteration-based run keeps its count.
+    With another number of processes or another batch size, each image of the
+    epoch is still seen once, except for the rounding at its end. Iterations
+    and schedules are those of a run that had this batch size from the start,
+    and random states begin anew from the seed and the iteration. An
+    iteration-based run keeps its count.
 
-    Random numbers that validation draws do not reach training, because a
+    Validation leaves the random states of training as they were, because a
     resumed run does not validate again. Worker processes of the training
     loader are seeded by the epoch. The hook needs ``AtomicCheckpointHook``,
-    which asks all processes for their states, and ``SeededSampler``. A
+    which gathers the states of all processes, and ``SeededSampler``. A
     checkpoint that was saved without it is resumed as MMEngine does.
     """
 
@@ -48,10 +47,10 @@ class ExactResumeHook(Hook):
         self._before_val: Optional[dict] = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Read the position; translate the counts to the epochs of this run.
+        """Read the position, and translate it to the epochs of this run.
 
         Raises:
-            ValueError: if the checkpoint was saved within an epoch and the
+            ValueError: If the checkpoint was saved within an epoch and the
                 sampler cannot continue from there.
         """
         saved = checkpoint.get(KEY)
@@ -93,10 +92,10 @@ class ExactResumeHook(Hook):
         restart_schedules(runner, checkpoint, iteration, length)
 
     def before_train(self, runner: Runner) -> None:
-        """Give the loader a generator of its own."""
+        """Give the loader its own generator."""
         if runner.train_dataloader.generator is None:
-            # Each new iterator draws a number from the global state, and a
-            # resumed run makes other iterators.
+            # Each new iterator draws from the global state, and a resumed run
+            # makes other iterators.
             runner.train_dataloader.generator = torch.Generator()
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -120,10 +119,9 @@ class ExactResumeHook(Hook):
             seed_all(runner.seed or 0, runner.iter, get_rank())
 
     def _passes(self, loader: DataLoader) -> Iterator:
-        """Batches of one pass over the data after the other, without an end.
+        """Endless batches, pass after pass over the data.
 
-        MMEngine's iterator begins to count passes, and so to shuffle, anew
-        when a run is resumed.
+        MMEngine's iterator counts passes, for shuffling, from the resumption.
         """
         sampler: Any = loader.sampler
         while True:
@@ -151,11 +149,11 @@ class ExactResumeHook(Hook):
             self._before_val = None
 
     def before_gather_state(self, runner: Runner) -> None:
-        """Exchange the random states; called on all processes."""
+        """Gather the random states; called on all processes."""
         self._states = all_gather_object(random_states())
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add position and states; called on the main process alone."""
+        """Add position and states; called on the main process only."""
         states, self._states = self._states, None
         if states is None and get_world_size() == 1:
             states = [random_states()]

@@ -1,6 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from copy import deepcopy
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Any, List, Optional, Sequence, Union
 
 import torch
 from mmengine.evaluator import Evaluator
@@ -20,16 +20,17 @@ from us3l_mm.registry import LOOPS
 class WidthValLoop(ValLoop):
     """Validate several sub-networks in one pass over the data.
 
-    Each batch is loaded once and predicted by every sub-network. Each has
-    metrics of its own, named after it, such as ``accuracy/top1_w0.50``, in
-    the log and the visualizer and for
-    ``CheckpointHook(save_best='accuracy/top1_w0.50')``. Hooks are called once
-    a batch, with the predictions of the first sub-network.
+    Each batch is loaded once and predicted by every sub-network. Each has its
+    own metrics, named after it, such as ``accuracy/top1_w0.50``, in the log,
+    the visualizer and ``CheckpointHook(save_best='accuracy/top1_w0.50')``.
+    Hooks are called once for each batch, with the predictions of the first
+    sub-network.
 
     Args:
         runner (Runner): The runner.
         dataloader (DataLoader or dict): The loader of the images.
-        evaluator (Evaluator, dict or list): Copied for each sub-network.
+        evaluator (Evaluator, dict or list): The evaluator, which is copied
+            for each sub-network.
         widths (sequence, optional): The widths, or other sub-networks.
             Defaults to those of the detector or of the classifier's head, or
             to the width of a backbone that has only one.
@@ -44,23 +45,18 @@ class WidthValLoop(ValLoop):
                  fp16: bool = False):
         super().__init__(runner, dataloader, evaluator, fp16)
         subnets = self._default_subnets() if widths is None else [
-            Subnet.of(width) for width in widths
-        ]
+            Subnet.of(width) for width in widths]
         if not subnets:
             raise ValueError('widths is a list of at least one width.')
         check_subnets(runner.model, subnets)
-        self.evaluators: Dict[Subnet, Evaluator] = {
-            subnet: self._evaluator_of(subnet)
-            for subnet in subnets
-        }
-        self._check_save_best()
-        self._check_calibration()
+        self.evaluators = {s: self._evaluator_of(s) for s in subnets}
+        self._check_hooks()
 
     def _default_subnets(self) -> List[Subnet]:
-        model = get_ori_model(self.runner.model)
+        model: Any = get_ori_model(self.runner.model)
         for owner in (model, getattr(model, 'head', None)):
-            if getattr(owner, 'subnets', None):
-                return owner.subnets
+            if subnets := getattr(owner, 'subnets', None):
+                return subnets
         if getattr(model.backbone, 'width', None) is None:
             raise ValueError(
                 f'{type(self).__name__} needs to know the widths: the model '
@@ -70,22 +66,20 @@ class WidthValLoop(ValLoop):
     def _evaluator_of(self, subnet: Subnet) -> Evaluator:
         """A copy of the evaluator for one sub-network."""
         # Annotations in COCO format are large, and are only read.
-        shared = {
-            id(truth): truth
-            for truth in (getattr(metric, '_coco_api', None)
-                          for metric in self.evaluator.metrics)
-            if truth is not None
-        }
-        evaluator = deepcopy(self.evaluator, shared)
+        truths = [
+            getattr(metric, '_coco_api', None)
+            for metric in self.evaluator.metrics]
+        evaluator = deepcopy(self.evaluator, {id(t): t for t in truths if t})
         for metric in evaluator.metrics:
             if getattr(metric, 'outfile_prefix', None):
                 metric.outfile_prefix = f'{metric.outfile_prefix}_{subnet}'
         return evaluator
 
-    def _check_save_best(self) -> None:
-        """Raise if ``save_best`` names a metric that there will not be."""
+    def _check_hooks(self) -> None:
+        """Raise if hooks lack a metric, or the loop lacks a hook."""
         endings = tuple(f'_{subnet}' for subnet in self.evaluators)
-        for hook in self.runner.hooks:
+        hooks = self.runner.hooks
+        for hook in hooks:
             for name in getattr(hook, 'save_best', None) or ():
                 if name != 'auto' and not name.endswith(endings):
                     raise ValueError(
@@ -93,18 +87,12 @@ class WidthValLoop(ValLoop):
                         f'in one of {list(endings)}, such as '
                         f'accuracy/top1{endings[0]}; got '
                         f'save_best={name!r}.')
-
-    def _check_calibration(self) -> None:
-        """Raise if training would leave no statistics to validate with."""
-        runner = self.runner
-        if (built_loop(runner, 'train')
-                and hasattr(get_ori_model(runner.model), 'run_norms')
-                and not any(
-                    isinstance(hook, CalibrationHook)
-                    for hook in runner.hooks)):
+        if (built_loop(self.runner, 'train')
+                and hasattr(get_ori_model(self.runner.model), 'run_norms')
+                and not any(isinstance(h, CalibrationHook) for h in hooks)):
             raise ValueError(
                 'Training tracks no batch-norm statistics, so there would be '
-                'none to validate with. Add custom_hooks: '
+                'none to validate with. Add default_hooks.calibration='
                 "dict(type='us3l_mm.CalibrationHook').")
 
     def run(self) -> dict:
@@ -120,15 +108,14 @@ class WidthValLoop(ValLoop):
         metrics = {
             f'{name}_{subnet}': value
             for subnet, evaluator in self.evaluators.items()
-            for name, value in evaluator.evaluate(size).items()
-        }
+            for name, value in evaluator.evaluate(size).items()}
         call(f'after_{self.stage}_epoch', metrics=metrics)
         call(f'after_{self.stage}')
         return metrics
 
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch: dict) -> None:
-        """Predict one batch by every sub-network."""
+        """Predict one batch with every sub-network."""
         batch = dict(batch_idx=idx, data_batch=data_batch)
         self.runner.call_hook(f'before_{self.stage}_iter', **batch)
         first = None

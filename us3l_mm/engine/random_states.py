@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""The random states of a process, as what a checkpoint may hold: numbers."""
+"""The random states of a process, as numbers and tensors."""
 import random
 from contextlib import contextmanager
 from typing import Iterator
@@ -9,7 +9,7 @@ import torch
 
 
 def random_states() -> dict:
-    """Those of python, NumPy, PyTorch and the current GPU."""
+    """The states of Python, NumPy, PyTorch and the current GPU."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     states = dict(
@@ -22,7 +22,7 @@ def random_states() -> dict:
 
 
 def set_random_states(states: dict) -> None:
-    """Restore what :func:`random_states` gave."""
+    """Restore the result of :func:`random_states`."""
     version, words, gauss = states['python']
     random.setstate((version, tuple(words.tolist()), gauss))
     kind, keys, *rest = states['numpy']
@@ -34,7 +34,7 @@ def set_random_states(states: dict) -> None:
 
 
 def seed_all(*words: int) -> None:
-    """Seed all of them with a hash of ``words``."""
+    """Seed all generators with a hash of ``words``."""
     seed = int(np.random.SeedSequence(words).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
@@ -43,7 +43,7 @@ def seed_all(*words: int) -> None:
 
 @contextmanager
 def seeded(*words: int) -> Iterator[None]:
-    """Run a block seeded by :func:`seed_all`; the states before it return."""
+    """Run a block seeded by :func:`seed_all`, and restore the states."""
     states = random_states()
     seed_all(*words)
     try:
