@@ -150,7 +150,7 @@ def encode(backbone: nn.Module, neck: nn.Module,
     for view in views:
         with inner_maps(backbone) as inner:
             maps = backbone(view)
-        encoded.append((inner or maps, neck(maps[-1:])[0]))
+        encoded.append((tuple(inner) or maps, neck(maps[-1:])[0]))
     return encoded
 
 
