@@ -1,14 +1,14 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Files for other libraries: one module each, or one per kind of backbone."""
+from importlib.util import find_spec
 from typing import Callable
 
 from .artifact import Artifact, SlicedNetwork, verify
 from .mobilenet_v2 import timm_mobilenet_v2, torchvision_mobilenet_v2
 from .onnx import onnx_model
 from .openmmlab import mmdet, mmpretrain
-from .timm_resnet import timm_resnet
+from .resnet import timm_resnet, torchvision_resnet
 from .timm_vit import timm_vit
-from .torchvision_resnet import torchvision_resnet
 
 Format = Callable[[SlicedNetwork], Artifact]
 
@@ -23,6 +23,10 @@ def by_family(library: str, **formats: Format) -> Format:
                 f'{library} cannot hold a {name} of ours, only '
                 f'{" and ".join(sorted(formats))}. Use --format mmpretrain or '
                 'onnx.')
+        if find_spec(library) is None:
+            raise ImportError(
+                f'--format {library} needs {library}, to check what it '
+                f'writes: pip install {library}')
         return formats[name](network)
 
     return artifact

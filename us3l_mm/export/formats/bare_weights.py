@@ -1,6 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """A state dict for a class of another library."""
-from importlib.util import find_spec
 from typing import Callable, Dict
 
 from torch import Tensor, nn
@@ -39,8 +38,8 @@ features = network.eval()(images)  # (N, {network.map_channels[-1]})
 """)
 
 
-def need_timm() -> None:
-    """Raise ImportError without timm."""
-    if find_spec('timm') is None:
-        raise ImportError('--format timm needs timm, to check what it writes: '
-                          'pip install timm')
+def cannot_hold(library: str, reason: str,
+                formats: str = 'mmpretrain, mmdet or onnx') -> ValueError:
+    """The error for a network that no class of ``library`` can express."""
+    return ValueError(f'{library} cannot hold this network: {reason}. Use '
+                      f'--format {formats}.')

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from us3l_mm.models.layers import SlimmableLinear
 from .artifact import Artifact, SlicedNetwork
-from .bare_weights import bare_weights, need_timm
+from .bare_weights import bare_weights, cannot_hold
 
 NAMES = (('patch_embed.projection', 'patch_embed.proj'),
          ('ffn.layers.0.0', 'mlp.fc1'), ('ffn.layers.1', 'mlp.fc2'),
@@ -23,10 +23,8 @@ def timm_vit(network: SlicedNetwork) -> Artifact:
     """Weights under timm's keys.
 
     Raises:
-        ImportError: without timm, as the file could not be checked.
         ValueError: for what timm's class cannot express.
     """
-    need_timm()
     arguments = timm_arguments(network)
     weights, remark = network.plain.state_dict(), ''
     if not network.family.plain_arguments(network.backbone, network.width):
@@ -59,11 +57,9 @@ def timm_arguments(network: SlicedNetwork) -> dict:
             f'{network.input_size}. Leave --input-size out, or use --format '
             'mmpretrain or onnx.')
     if backbone.out_type == 'avg_featmap' or not backbone.final_norm:
-        raise ValueError(
-            'timm cannot hold this network: its class knows no '
-            f'out_type={backbone.out_type!r} with '
-            f'final_norm={backbone.final_norm}. Use --format mmpretrain or '
-            'onnx.')
+        raise cannot_hold(
+            'timm', f'its class knows no out_type={backbone.out_type!r} with '
+            f'final_norm={backbone.final_norm}', 'mmpretrain or onnx')
     shape = network.family.arguments(backbone)['arch']
     heads = plain.num_heads
     pooling = (dict() if backbone.out_type == 'cls_token' else dict(

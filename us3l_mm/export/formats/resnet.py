@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Weights for timm: its ResNet at full width, its ByobNet at any.
+"""Weights for the ResNets of torchvision and timm, and for timm's ByobNet.
 
 ``timm.models.resnet.ResNet`` takes ``channels`` for its stages, but its plain
 stem always has 64. ``ByobNet``, timm's "bring your own blocks", takes every
@@ -8,12 +8,14 @@ number of channels, in blocks that are those of a ResNet.
 import re
 from typing import Dict
 
+import torchvision.models
+from mmpretrain.models import ResNet_CIFAR
 from torch import Tensor, nn
 
 from .artifact import Artifact, SlicedNetwork
-from .bare_weights import bare_weights, need_timm
-from .torchvision_resnet import is_full_resnet, unusual_arguments
+from .bare_weights import bare_weights, cannot_hold
 
+FULL = dict(stem_channels=64, base_channels=64)
 # ByobNet's names of the convolutions of a block.
 BLOCKS = {
     'BasicBlock': ('basic', ('conv1_kxk', 'conv2_kxk')),
@@ -21,25 +23,46 @@ BLOCKS = {
 ROUNDING = 8
 
 
+def torchvision_resnet(network: SlicedNetwork) -> Artifact:
+    """The full width, under the keys of ``torchvision.models.resnet*``.
+
+    Raises:
+        ValueError: for all that torchvision's class cannot express.
+    """
+    arguments = _usual_arguments(network, 'torchvision', 'ResNet')
+    if not FULL.items() <= arguments.items():
+        raise cannot_hold(
+            'torchvision', 'torchvision.models.ResNet always has 64 channels '
+            'after its stem and 64, 128, 256, 512 in its blocks; '
+            'width_per_group changes only the middle convolution of a '
+            f'bottleneck, and width {network.width:g} has '
+            f'{network.plain.conv1.out_channels} and '
+            f'{list(network.map_channels)}')
+    name = f'resnet{network.backbone.depth}'
+
+    def build():
+        loaded = getattr(torchvision.models, name)()
+        loaded.fc = nn.Identity()
+        return loaded
+
+    return bare_weights(
+        network, network.plain.state_dict(), build, f"""\
+import torchvision
+
+network = torchvision.models.{name}()
+network.fc = torch.nn.Identity()
+""")
+
+
 def timm_resnet(network: SlicedNetwork) -> Artifact:
     """Weights under timm's keys.
 
     Raises:
-        ImportError: without timm, as the file could not be checked.
         ValueError: for another stem or other strides than a ResNet's.
     """
-    need_timm()
-    unusual = unusual_arguments(network)
-    if unusual:
-        raise ValueError(
-            f'timm cannot hold this network: its ResNet and ByobNet know no '
-            f'{", ".join(unusual)}. Use --format mmpretrain, mmdet or onnx.')
-    if is_full_resnet(network):
-        return _resnet(network)
-    return _byobnet(network)
-
-
-def _resnet(network: SlicedNetwork) -> Artifact:
+    arguments = _usual_arguments(network, 'timm', 'ResNet and ByobNet')
+    if not FULL.items() <= arguments.items():
+        return _byobnet(network)
     name = f'resnet{network.backbone.depth}'
 
     def build():
@@ -54,6 +77,24 @@ network = timm.create_model({name!r}, num_classes=0)
 """)
 
 
+def _usual_arguments(network: SlicedNetwork, library: str,
+                     classes: str) -> dict:
+    """The plain arguments, where only channels differ from a usual ResNet.
+
+    Raises:
+        ValueError: if anything else does.
+    """
+    arguments = network.family.plain_arguments(network.backbone,
+                                               network.width) or {}
+    unusual = [name for name in arguments if name not in ('depth', *FULL)]
+    if isinstance(network.backbone, ResNet_CIFAR):
+        unusual.append('the 3x3 stem of ResNet_CIFAR')
+    if unusual:
+        raise cannot_hold(library,
+                          f'its {classes} knows no {", ".join(unusual)}')
+    return arguments
+
+
 def _byobnet(network: SlicedNetwork) -> Artifact:
     plain, stages = network.plain, []
     kind, _ = BLOCKS[plain.block.__name__]
@@ -61,11 +102,10 @@ def _byobnet(network: SlicedNetwork) -> Artifact:
         stage = getattr(plain, name)
         middle, out = stage[0].mid_channels, stage[0].out_channels
         if middle % ROUNDING:
-            raise ValueError(
-                f'timm cannot hold this network: its ByobNet rounds the '
-                f'middle channels of a block to multiples of {ROUNDING}, and '
-                f'width {network.width:g} has {middle}. Use --format '
-                'mmpretrain, mmdet or onnx.')
+            raise cannot_hold(
+                'timm', 'its ByobNet rounds the middle channels of a block to '
+                f'multiples of {ROUNDING}, and width {network.width:g} has '
+                f'{middle}')
         stages.append(
             dict(type=kind, d=len(stage), c=out, gs=0,
                  s=1 if index == 0 else 2, br=middle / out))
