@@ -98,7 +98,7 @@ def find_prefix(weights: State, candidates: Optional[tuple] = None) -> str:
 
 def infer_arguments(weights: State, style: str = 'pytorch') -> dict:
     """The arguments of the slimmable ResNet that bare ``weights`` are of."""
-    stages = []
+    stages: List[int] = []
     while f'layer{len(stages) + 1}.0.conv1.weight' in weights:
         stem = f'layer{len(stages) + 1}.'
         stages.append(1 + max(

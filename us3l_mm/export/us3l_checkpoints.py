@@ -21,7 +21,7 @@ MOCO_V3 = dict(loss=dict(type='us3l_mm.MoCoV3Loss', temperature=0.2),
 TEACHER = dict(momentum=0.01)
 # Of each base method: its name, base and distillation head without their
 # predictors, and further arguments of the algorithm.
-METHODS = {
+METHODS: Dict[str, Tuple[str, dict, dict, dict]] = {
     'simclr-momentum': ('SimCLR with a momentum teacher', INFO_NCE, COSINE,
                         dict(teacher=TEACHER)),
     'byol': ('BYOL', COSINE, COSINE, dict(teacher=TEACHER)),
@@ -152,75 +152,80 @@ def from_us3l(checkpoint: dict, calibrated: Optional[Dict[SubnetLike,
     parts = Parts.of(state)
     arguments = backbone_arguments(parts.student)
     heads = None if backbone_only else Heads.of(parts, method)
+    if heads is not None:
+        method = heads.method
     remarks = [] if heads is None else list(heads.remarks)
-    if arguments['type'] == MOBILENET:
-        stem, reason = find_stem(stem, str(checkpoint.get('arch', '')), heads
-                                 and heads.method)
-        arguments['type'] += '_CIFAR' if stem == 'cifar' else ''
-        remarks.append(
-            'The weights do not show the strides of the stem: they are those '
-            f'for {stem}, {reason}. The others are '
-            f'--stem {STEMS[stem == "cifar"]}.')
-        if calibrated:
-            remarks.append(
-                "The last norm (features.18.1) of the authors' network is a "
-                'plain one, whose running statistics average over widths in '
-                'training; those in the file of a width are taken for that '
-                'width.')
-    elif stem is not None:
-        raise ValueError(
-            'stem says the strides of a MobileNetV2, which weights do not '
-            f'show; this file is of a {arguments["type"]}. Leave it out.')
+    remarks += set_stem(arguments, stem, str(checkpoint.get('arch', '')),
+                        method)
     backbone = MODELS.build(arguments)
     _load(backbone, parts.student, f'The student ({parts.names[0]})')
     measured = []
     for width, other in (calibrated or {}).items():
         measured.append(Subnet.of(width).check(backbone.width_range))
         take_statistics(backbone, Parts.of(other).student, measured[-1])
-    left_out = parts.left_out(
-        {name.split('.')[0] for name, _ in backbone.named_parameters()}, heads
-        and [mlp.name for mlp in heads.predictors])
-    unused = sorted({
-        key.rsplit('.', 1)[0] for key in state
-        if key.endswith(STATISTICS) and not any(
-            key.startswith(f'{part}.') for part in left_out)})
-    if heads is None:
-        model, config = dict(backbone=arguments), None
-        weights = nn.ModuleDict(dict(backbone=backbone)).state_dict()
-    else:
-        model = heads.model(arguments)
+    if measured and arguments['type'].startswith(MOBILENET):
+        remarks.append(
+            "The last norm (features.18.1) of the authors' network is a plain "
+            'one, whose running statistics average over widths in training; '
+            'those in the file of a width are taken for that width.')
+    model: dict = dict(backbone=arguments)
+    config = None
+    weights = nn.ModuleDict(dict(backbone=backbone)).state_dict()
+    used: Optional[List[str]] = None
+    if heads is not None:
         projections, modules = find_projections(parts, backbone)
+        model = heads.model(arguments, modules)
+        weights = assemble(model, backbone, parts, heads,
+                           projections).state_dict()
+        config = find_config(heads.method, arguments)
+        used = [*(mlp.name for mlp in heads.predictors), *projections]
         if projections:
-            model['feature_distiller'] = dict(modules=modules, loss_weight=1.0)
-            left_out = [
-                part for part in left_out
-                if not any(f'{parts.wrapper}{key}'.startswith(f'{part}.')
-                           for key in projections)]
             remarks.append(
                 f'The 1x1 convolutions {", ".join(projections)} are taken to '
                 'be the projections of feature distillation from '
                 f'{", ".join(modules)}.')
-        algorithm = assemble(model, backbone, parts, heads)
-        for i, value in enumerate(projections.values()):
-            algorithm.feature_distiller.projections[i].weight.data.copy_(value)
-        weights = algorithm.state_dict()
-        config = find_config(heads.method, arguments)
-    return ConvertedUS3L(model, weights, heads and heads.method, config,
-                         measured, remarks, unused, left_out)
+    left_out = parts.left_out(
+        {name.split('.')[0] for name, _ in backbone.named_parameters()}, used)
+    unused = {
+        key.rsplit('.', 1)[0] for key in state
+        if key.endswith(STATISTICS) and not any(
+            key.startswith(f'{part}.') for part in left_out)}
+    return ConvertedUS3L(model, weights, method if heads else None, config,
+                         measured, remarks, sorted(unused), left_out)
 
 
-def find_stem(stem: Optional[str], arch: str,
-              method: Optional[str]) -> Tuple[str, str]:
-    """The stem of a MobileNetV2, and how it was found."""
-    if stem is not None:
-        if stem not in STEMS:
-            raise ValueError(f'stem is one of {STEMS}, got {stem!r}.')
-        return stem, 'as given'
-    if 'cifar' in arch.lower():
-        return 'cifar', f'after the architecture {arch!r} in the file'
-    if method in ('byol', 'simsiam-momentum'):
-        return 'imagenet', f'after the base method {method}'
-    return 'cifar', 'for which the authors have a recipe'
+def set_stem(arguments: dict, stem: Optional[str], arch: str,
+             method: Optional[str]) -> List[str]:
+    """Choose the class of a MobileNetV2, and say why.
+
+    Args:
+        arguments (dict): Of the backbone; its ``type`` is changed.
+        stem (str, optional): 'cifar' or 'imagenet', if given.
+        arch (str): The architecture that the file names.
+        method (str, optional): The base method, if known.
+
+    Returns:
+        list[str]: The reason; empty for other networks.
+    """
+    if arguments['type'] != MOBILENET:
+        if stem is not None:
+            raise ValueError(
+                'stem says the strides of a MobileNetV2, which weights do not '
+                f'show; this file is of a {arguments["type"]}. Leave it out.')
+        return []
+    if stem not in (None, *STEMS):
+        raise ValueError(f'stem is one of {STEMS}, got {stem!r}.')
+    reason = 'as given'
+    if stem is None and 'cifar' in arch.lower():
+        stem, reason = 'cifar', f'after the architecture {arch!r} in the file'
+    elif stem is None and method in ('byol', 'simsiam-momentum'):
+        stem, reason = 'imagenet', f'after the base method {method}'
+    elif stem is None:
+        stem, reason = 'cifar', 'for which the authors have a recipe'
+    arguments['type'] += '_CIFAR' if stem == 'cifar' else ''
+    return [
+        'The weights do not show the strides of the stem: they are those for '
+        f'{stem}, {reason}. The others are --stem {STEMS[stem == "cifar"]}.']
 
 
 def find_projections(parts: Parts,
@@ -328,8 +333,13 @@ class Heads:
         """Whether all passes have the same predictor."""
         return len(self.predictors) == 1 and self.method != 'simclr-momentum'
 
-    def model(self, backbone: dict) -> dict:
-        """The config of the algorithm."""
+    def model(self, backbone: dict, modules: List[str]) -> dict:
+        """The config of the algorithm.
+
+        Args:
+            backbone (dict): The config of the backbone.
+            modules (list[str]): Those that features are distilled from.
+        """
         _, base, distil, others = METHODS[self.method]
 
         def head(predictor: Optional[MLP], rest: dict) -> dict:
@@ -337,6 +347,10 @@ class Heads:
                 type='us3l_mm.Predictor', **predictor.arguments))
             return dict(type='us3l_mm.PredictionHead', **part, **rest)
 
+        if modules:
+            others = dict(
+                others, feature_distiller=dict(modules=modules,
+                                               loss_weight=1.0))
         return dict(
             type='us3l_mm.US3LAlgorithm', backbone=backbone, neck=dict(
                 type='us3l_mm.SlimmableProjector', **self.neck.arguments),
@@ -373,8 +387,8 @@ def find_methods(parts: Parts, predictors: List[MLP]) -> Tuple[str, ...]:
         f'predictors {names}. Known are files with {known}. {ALONE}')
 
 
-def assemble(model: dict, backbone: nn.Module, parts: Parts,
-             heads: Heads) -> nn.Module:
+def assemble(model: dict, backbone: nn.Module, parts: Parts, heads: Heads,
+             projections: State) -> nn.Module:
     """The algorithm ``model``, with every weight from the file."""
     algorithm = MODELS.build(model)
     _, teacher, projector = parts.names
@@ -390,6 +404,8 @@ def assemble(model: dict, backbone: nn.Module, parts: Parts,
                                                      heads.distil)):
         if mlp is not None:
             _load(head.predictor, mlp.weights, mlp.name)
+    for i, value in enumerate(projections.values()):
+        algorithm.feature_distiller.projections[i].weight.data.copy_(value)
     return algorithm
 
 

@@ -75,7 +75,8 @@ class Parts:
             backbones.append({
                 rename(key): value for key, value in group.items()
                 if not key.startswith(stem)})
-        return cls(wrapper, names, *backbones, tuple(projectors), groups)
+        return cls(wrapper, names, backbones[0], backbones[1],
+                   (projectors[0], projectors[1]), groups)
 
     @property
     def is_vit(self) -> bool:
@@ -83,27 +84,29 @@ class Parts:
         return self.names[2] == 'head'
 
     def left_out(self, backbone: Collection[str],
-                 predictors: Optional[Collection[str]] = None) -> List[str]:
+                 used: Optional[Collection[str]] = None) -> List[str]:
         """The parts that a conversion does not use.
 
         Args:
             backbone (collection[str]): The parts of our backbone.
-            predictors (collection[str], optional): Those in use. Defaults to
-                None: only the student's backbone is in use.
+            used (collection[str], optional): Other parts in use, or keys of
+                their tensors. Defaults to None: only the student's backbone
+                is in use.
         """
         student, teacher, projector = self.names
-        left_out = [
-            name for name in self.others if name not in (predictors or ())]
+        parts = set(self.others)
         groups = [(student, self.student), (teacher, self.teacher)]
-        if predictors is None:
-            left_out += [f'{student}.{projector}'] * bool(self.projectors[0])
-            left_out += [teacher] * bool(self.teacher)
+        if used is None:
+            parts |= {f'{student}.{projector}'
+                      } if self.projectors[0] else set()
+            parts |= {teacher} if self.teacher else set()
             groups.pop()
         for name, own in groups:
-            left_out += {
-                f'{name}.{key.split(".")[0]}' for key in own
-                if key.split('.')[0] not in backbone}
-        return sorted(self.wrapper + name for name in left_out)
+            first = {key.split('.')[0] for key in own}
+            parts |= {f'{name}.{part}' for part in first - {*backbone}}
+        return sorted(self.wrapper + part for part in parts
+                      if not any(f'{key}.'.startswith(f'{part}.')
+                                 for key in used or ()))
 
 
 def _find_names(groups: Dict[str, State]) -> Tuple[str, str, str]:
