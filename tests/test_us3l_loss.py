@@ -81,11 +81,10 @@ def test_moco_v3_is_the_loss_of_mmpretrains_head():
     pred, target = pair(dtype=torch.float32)
     head = MODELS.build(
         dict(
-            type='mmpretrain.MoCoV3Head', temperature=0.3,
-            predictor=dict(type='us3l_mm.Predictor', in_channels=5,
-                           hid_channels=5, out_channels=5),
-            loss=dict(type='mmpretrain.CrossEntropyLoss',
-                      loss_weight=2 * 0.3)))
+            type='mmpretrain.MoCoV3Head', temperature=0.3, predictor=dict(
+                type='us3l_mm.Predictor', in_channels=5,
+                hid_channels=5, out_channels=5), loss=dict(
+                    type='mmpretrain.CrossEntropyLoss', loss_weight=2 * 0.3)))
     head.predictor = torch.nn.Identity()
     torch.testing.assert_close(
         MoCoV3Loss(0.3)(pred, target), head.loss(pred, target))
@@ -139,8 +138,7 @@ def test_feature_distillation_averages_maps_and_lifts_narrow_ones(with_bias):
     maps = [torch.randn(2, c, 3, 3, dtype=torch.float64) for c in (8, 16)]
     targets = [
         torch.randn(2, c, 3, 3, dtype=torch.float64, requires_grad=True)
-        for c in (16, 24)
-    ]
+        for c in (16, 24)]
     with at_width(distiller, 0.5):
         loss = distiller.loss(maps, targets)
     expected = 0
@@ -195,11 +193,10 @@ def test_a_pass_is_crosswise_over_views(base_method, width, is_base):
 
 def test_a_predictor_can_be_any_module():
     cfg = model_cfg()
-    cfg['distill_head']['predictor'] = dict(type='mmpretrain.NonLinearNeck',
-                                            in_channels=12, hid_channels=16,
-                                            out_channels=12, num_layers=3,
-                                            with_avg_pool=False,
-                                            norm_cfg=dict(type='BN1d'))
+    cfg['distill_head']['predictor'] = dict(
+        type='mmpretrain.NonLinearNeck', in_channels=12, hid_channels=16,
+        out_channels=12, num_layers=3, with_avg_pool=False, norm_cfg=dict(
+            type='BN1d'))
     algorithm = MODELS.build(cfg).double()
     predictor = algorithm.distill_head.predictor
     assert type(predictor.bn2) is torch.nn.BatchNorm1d
@@ -245,8 +242,8 @@ def test_a_subclass_is_called_once_a_batch_and_once_a_pass(update_mode):
                      naive.batch()[0], sgd(algorithm), [1.0, 0.5, 0.25])
     assert algorithm.calls == [('begin', 1.0), ('max', 1.0), ('rand', 0.5),
                                ('min', 0.25), ('end', 1.0)]
-    assert [k for k in log if k.startswith('width')
-            ] == ['width_max', 'width_rand', 'width_min']
+    assert [k for k in log if k.startswith('width')] == [
+        'width_max', 'width_rand', 'width_min']
 
 
 # The log ---------------------------------------------------------------------
@@ -262,14 +259,12 @@ def test_log_keys_stay_while_widths_change():
     algorithm = small_algorithm('byol', feature_distiller=dict())
     logs = [
         train_once(algorithm, widths, seed)
-        for seed, widths in enumerate([[1.0, 0.9, 0.5], [1.0, 0.3, 0.25]])
-    ]
+        for seed, widths in enumerate([[1.0, 0.9, 0.5], [1.0, 0.3, 0.25]])]
     assert list(logs[0]) == list(logs[1]) == [
         'loss', 'stage', 'loss_base', 'width_max', 'spread_max',
         'spread_teacher', 'loss_distill_rand', 'loss_feature_rand',
         'width_rand', 'spread_rand', 'loss_distill_min', 'loss_feature_min',
-        'width_min', 'spread_min', 'skipped'
-    ]
+        'width_min', 'spread_min', 'skipped']
     for log in logs:
         assert log['stage'] == 3
         assert float(log['loss']) == pytest.approx(
@@ -286,16 +281,16 @@ def test_log_keys_of_a_fixed_list_are_those_of_its_sub_networks():
     assert list(log) == [
         'loss', 'stage', 'loss_base', 'width_w1.00', 'spread_w1.00',
         'spread_teacher', 'loss_distill_w0.75', 'width_w0.75', 'spread_w0.75',
-        'loss_distill_w0.28125', 'width_w0.28125', 'spread_w0.28125', 'skipped'
-    ]
+        'loss_distill_w0.28125', 'width_w0.28125', 'spread_w0.28125',
+        'skipped']
     assert log['width_w0.28125'] == 0.28125
 
 
 def test_log_keys_without_distillation():
     log = train_once(small_algorithm('byol', distill_from=None),
                      [1.0, 0.5, 0.25])
-    assert [k for k in log if k.startswith('loss')
-            ] == ['loss', 'loss_base', 'loss_base_rand', 'loss_base_min']
+    assert [k for k in log if k.startswith('loss')] == [
+        'loss', 'loss_base', 'loss_base_rand', 'loss_base_min']
 
 
 def test_spread_equals_its_definition_in_numpy():

@@ -70,8 +70,7 @@ class FeatureDistiller(nn.Module):
         layers = [backbone.get_submodule(name) for name in modules]
         return cls([
             getattr(layer, 'num_features', None) or layer.out_channels
-            for layer in layers
-        ], divisor=backbone.divisor, **kwargs)
+            for layer in layers], divisor=backbone.divisor, **kwargs)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if self.projections[0].bias is None and any(
@@ -96,8 +95,7 @@ class FeatureDistiller(nn.Module):
         losses = [
             F.mse_loss(at_least_single(project(_as_map(maps[i]))),
                        at_least_single(_as_map(targets[i].detach())))
-            for i, project in zip(self.outputs, self.projections)
-        ]
+            for i, project in zip(self.outputs, self.projections)]
         return self.loss_weight * sum(losses) / len(losses)
 
 
@@ -112,8 +110,7 @@ def inner_maps(backbone: nn.Module) -> Iterator[List[Tensor]]:
     handles = [
         backbone.get_submodule(name).register_forward_hook(
             lambda module, inputs, output: maps.append(output))
-        for name in getattr(backbone, 'map_modules', ())
-    ]
+        for name in getattr(backbone, 'map_modules', ())]
     try:
         yield maps
     finally:

@@ -111,8 +111,7 @@ class MultiPassSSL(BaseSelfSupervisor):
         if self.channels_last:
             views = [
                 view.contiguous(memory_format=torch.channels_last)
-                for view in views
-            ]
+                for view in views]
         return views
 
     def begin(self, batch: Batch) -> None:
