@@ -5,7 +5,7 @@ from typing import Optional
 from torch import nn
 
 from us3l_mm.models.layers import Subnet, SubnetLike
-from .family import Family, choose, output_channels
+from .family import Family, output_channels
 from .mobilenet_v2 import MobileNetV2Family
 from .resnet import ResNetFamily
 from .vit import ViTFamily
@@ -15,7 +15,13 @@ FAMILIES = (ResNetFamily(), MobileNetV2Family(), ViTFamily())
 
 def family_of(backbone: nn.Module) -> Family:
     """The family of ``backbone``; TypeError if it has none."""
-    return choose(FAMILIES, backbone)
+    for family in FAMILIES:
+        if isinstance(backbone, family.slimmable):
+            return family
+    known = sorted(cls.__name__ for family in FAMILIES
+                   for cls in family.slimmable)
+    raise TypeError(f'A {type(backbone).__name__} cannot be exported; these '
+                    f'backbones can: {known}.')
 
 
 def plain_arguments(backbone: nn.Module, subnet: SubnetLike) -> Optional[dict]:

@@ -2,7 +2,7 @@
 """What the export knows of a kind of backbone."""
 import inspect
 from abc import ABC, abstractmethod
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Dict, Optional, Tuple
 
 from torch import nn
 
@@ -76,43 +76,24 @@ def non_default(arguments: dict, cls: type) -> dict:
 
 def same_channels(backbone: nn.Module, width: float, stock: nn.Module) -> bool:
     """Whether ``backbone`` at ``width`` has the layer sizes of ``stock``."""
-    there = output_and_input_channels(stock)
-    here = {
-        name: layer.active(width) for name, layer in backbone.named_modules()
+    there = layer_channels(stock)
+    return all(
+        there.get(name) == layer.active(width)
+        for name, layer in backbone.named_modules()
         if isinstance(layer, (nn.Conv2d, nn.Linear))
-        and isinstance(layer, SlimmableLayer)}
-    return {name: there.get(name) for name in here} == here
+        and isinstance(layer, SlimmableLayer))
 
 
-def output_and_input_channels(
-        network: nn.Module) -> Dict[str, Tuple[int, int]]:
+def layer_channels(network: nn.Module) -> Dict[str, Tuple[int, int]]:
     """(input, output) channels of convolutions and linear layers, by name."""
-    sizes: Dict[str, Tuple[int, int]] = {}
-    for name, layer in network.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            sizes[name] = layer.in_channels, layer.out_channels
-        elif isinstance(layer, nn.Linear):
-            sizes[name] = layer.in_features, layer.out_features
-    return sizes
+    return {
+        name: ((layer.in_channels,
+                layer.out_channels) if isinstance(layer, nn.Conv2d) else
+               (layer.in_features, layer.out_features))
+        for name, layer in network.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear))}
 
 
 def output_channels(network: nn.Module) -> Dict[str, int]:
     """Output channels of every convolution and linear layer, by name."""
-    return {
-        name: size[1]
-        for name, size in output_and_input_channels(network).items()}
-
-
-def choose(families: Sequence[Family], backbone: nn.Module) -> Family:
-    """The one of ``families`` that ``backbone`` belongs to.
-
-    Raises:
-        TypeError: if none.
-    """
-    for family in families:
-        if isinstance(backbone, family.slimmable):
-            return family
-    known = sorted(cls.__name__ for family in families
-                   for cls in family.slimmable)
-    raise TypeError(f'A {type(backbone).__name__} cannot be exported; these '
-                    f'backbones can: {known}.')
+    return {name: size[1] for name, size in layer_channels(network).items()}

@@ -1,5 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Which ordinary MobileNetV2 a sub-network is."""
+from bisect import bisect_left
 from typing import List, Optional, Tuple
 
 from mmpretrain.models import MobileNetV2
@@ -63,15 +64,10 @@ class MobileNetV2Family(Family):
         # Channels never fall when the factor rises: the smallest factor that
         # gives no layer too few is the one, if there is one at all.
         wanted = self._block_channels(backbone, width)
-        low, high = 0, round(2 * max(product, FINEST) / FINEST)
-        while high - low > 1:
-            middle = (low + high) // 2
-            channels = _stock_channels(middle * FINEST)
-            if all(c >= w for c, w in zip(channels, wanted, strict=True)):
-                high = middle
-            else:
-                low = middle
-        factor = high * FINEST
+        factor = FINEST * bisect_left(
+            range(round(2 * max(product, FINEST) / FINEST)), True, lo=1,
+            key=lambda n: all(c >= w for c, w in zip(
+                _stock_channels(n * FINEST), wanted, strict=True)))
         return factor if self._is(backbone, width, factor) else None
 
     def _block_channels(self, backbone: nn.Module,

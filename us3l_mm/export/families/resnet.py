@@ -26,18 +26,17 @@ class ResNetFamily(Family):
         return ResNet_CIFAR if isinstance(backbone, ResNet_CIFAR) else ResNet
 
     def arguments(self, backbone: nn.Module) -> dict:
+        first = next(layer for layer in backbone.modules()
+                     if isinstance(layer, nn.Conv2d))
+        shaping = {name: getattr(backbone, name) for name in SHAPING}
         arguments = dict(
             depth=backbone.depth,
-            **non_default({name: getattr(backbone, name)
-                           for name in SHAPING}, ResNet))
+            **non_default(dict(shaping, in_channels=first.in_channels),
+                          ResNet))
         if 'num_stages' in arguments:  # the default asks for the fourth
             arguments['out_indices'] = (backbone.num_stages - 1, )
         if backbone.expansion != get_expansion(backbone.block):
             arguments['expansion'] = backbone.expansion
-        first = next(layer for layer in backbone.modules()
-                     if isinstance(layer, nn.Conv2d))
-        arguments.update(
-            non_default(dict(in_channels=first.in_channels), ResNet))
         eps = (backbone.norm_cfg or {}).get('eps')
         if eps is not None:
             arguments['norm_cfg'] = dict(type='BN', eps=eps)
