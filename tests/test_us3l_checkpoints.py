@@ -8,6 +8,7 @@ import naive
 import pytest
 import torch
 from algorithms import sgd, student_parameters, train_step
+from mmengine.config import Config
 from us3l_networks import MobileNetV2, ResNet, Theirs, ViT
 
 from us3l_mm.apis import load_backbone
@@ -211,43 +212,39 @@ def test_the_files_have_the_keys_that_were_seen(name, network, method,
         and re.sub(r'(features|blocks)\.(\d+)\..*', r'\1.\2', key) in parts}
 
 
-@pytest.mark.parametrize('network, method, config',
-                         [(lambda: ResNet(18, 64), 'simclr-momentum',
-                           'us3l_resnet18_4xb128-coslr-400e_cifar10.py'),
-                          (MobileNetV2, 'simclr-momentum',
-                           'us3l_mobilenet-v2_4xb128-coslr-400e_cifar10.py'),
-                          (lambda: ViT(depth=12, pixels=224), 'mocov3',
-                           'us3l_vit-tiny_8xb64-coslr-300e_cifar10.py'),
-                          (lambda: ViT(384, 12, 12, 224), 'mocov3',
-                           'us3l_vit-small_16xb256-coslr-300e_in1k.py')])
-def test_files_of_full_size_fit_the_config_that_is_named(
-        network, method, config):
-    from mmengine.config import Config
-    dims = 256 if method != 'byol' else 2048
-    converted = from_us3l(
-        dict(state_dict=Theirs(network(), method, 2048, dims).file()))
+BYOL = dict(dims=2048, projector_biases=(True, False, True))
+
+
+@pytest.mark.parametrize('network, method, arguments, config, parameters', [
+    (lambda: ResNet(18, 64), 'simclr-momentum', {},
+     'us3l_resnet18_4xb128-coslr-400e_cifar10.py', 18_001_472),
+    (lambda: ResNet(50, 64), 'simclr-momentum',
+     dict(projections=(128, 256, 512)),
+     'us3l_resnet50_8xb64-coslr-400e_cifar10.py', None),
+    (MobileNetV2, 'simclr-momentum', {},
+     'us3l_mobilenet-v2_4xb128-coslr-400e_cifar10.py', None),
+    (lambda: ResNet(18, 64), 'byol', BYOL,
+     'us3l-byol_resnet18_4xb128-coslr-400e_cifar10.py', None),
+    (lambda: ResNet(50, 64, cifar=False), 'byol', BYOL,
+     'us3l_resnet50_8xb60-coslr-100e_in1k.py', 52_892_736),
+    (lambda: ResNet(18, 64), 'simsiam', BYOL,
+     'us3l-simsiam_resnet18_4xb128-coslr-400e_cifar10.py', None),
+    (lambda: ViT(depth=12, pixels=224), 'mocov3', {},
+     'us3l_vit-tiny_8xb64-coslr-300e_cifar10.py', None),
+    (lambda: ViT(384, 12, 12, 224), 'mocov3', {},
+     'us3l_vit-small_16xb256-coslr-300e_in1k.py', None), ])
+def test_files_of_full_size_load_with_the_config_that_is_named(
+        network, method, arguments, config, parameters):
+    """Where given, ``parameters`` were counted in the authors' networks."""
+    network = Theirs(network(), method, 2048, **{'dims': 256, **arguments})
+    converted = from_us3l(dict(state_dict=network.file()))
     assert converted.config == config
     model = Config.fromfile(ROOT / 'configs' / 'us3l' / config).model
-    for name, value in converted.model['backbone'].items():
-        assert model.backbone.get(name, value) == value, name
-    for ours, stored in ((model.neck, converted.model['neck']),
-                         (model.head, converted.model['head']),
-                         (model.distill_head,
-                          converted.model['distill_head'])):
-        for part in (ours, ours.get('predictor', {})):
-            known = {**stored, **stored.get('predictor', {})}
-            for name in ('in_channels', 'hid_channels', 'out_channels',
-                         'num_layers', 'with_last_bn', 'with_last_bn_affine'):
-                if name in part:
-                    assert part[name] == known[name], name
-    if method == 'simclr-momentum' and 'resnet' in config:
-        algorithm = MODELS.build(dict(converted.model))
-        # As counted in the authors' network.
-        assert sum(
-            p.numel()
-            for p in student_parameters(algorithm).values()) == 18_001_472
-    load = MODELS.build(dict(converted.model)).load_state_dict
-    load(converted.weights, strict=True)
+    for cfg in (model, stored_model(converted.checkpoint({}))):
+        algorithm = MODELS.build(dict(cfg, _scope_='mmpretrain'))
+        algorithm.load_state_dict(converted.weights, strict=True)
+        count = sum(p.numel() for p in student_parameters(algorithm).values())
+        assert parameters in (None, count)
 
 
 def test_all_configs_exist():

@@ -38,8 +38,8 @@ def parse_args(argv=None):
     parser.add_argument(
         '--method', choices=list(METHODS),
         help='base method (default: the one that the predictors tell;\n'
-        'SimSiam with a momentum teacher looks like SimCLR and must\n'
-        'be given)')
+        'files of SimSiam with a momentum teacher look like those of\n'
+        'SimCLR or BYOL, so that it must be given)')
     parser.add_argument(
         '--stem', choices=STEMS,
         help='strides of a MobileNetV2, which weights do not show\n'
