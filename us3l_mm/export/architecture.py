@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 from torch import nn
 
-from us3l_mm.models.backbones.weights import ChecksItsWeights
+from us3l_mm.models.backbones.weights import SlimmableBackbone
 from us3l_mm.registry import MODELS
 
 # A registered class; MMEngine's registries would import any other path.
@@ -91,7 +91,7 @@ def build_stored_backbone(model: dict) -> nn.Module:
 
 def _registered_class(name: str) -> Optional[type]:
     cls = MODELS.module_dict.get(name.removeprefix('us3l_mm.'))
-    is_ours = isinstance(cls, type) and issubclass(cls, ChecksItsWeights)
+    is_ours = isinstance(cls, type) and issubclass(cls, SlimmableBackbone)
     return cls if is_ours else None
 
 

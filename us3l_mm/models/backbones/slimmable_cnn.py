@@ -4,11 +4,10 @@ from typing import Optional, Tuple
 
 from torch import nn
 
-from us3l_mm.models.layers import (SlimmableConv2d, Subnet, SubnetLike,
-                                   active_channels, check_width_range)
+from us3l_mm.models.layers import SlimmableConv2d, Subnet, check_width_range
 from .slicing import slice_layers
 from .slicing_record import SlicingRecord
-from .weights import ChecksItsWeights
+from .weights import SlimmableBackbone
 
 NORMS = {
     'BN': 'us3l_mm.SlimmableBatchNorm2d',
@@ -25,22 +24,14 @@ def check_sync(width: Optional[float]) -> None:
             'model.sync_norms=True.')
 
 
-class SlimmableCNN(ChecksItsWeights):
+class SlimmableCNN(SlimmableBackbone):
     """Mix-in in front of a convolutional backbone of MMPretrain.
 
     The backbone takes ``conv_cfg``, ``norm_cfg``, ``frozen_stages`` and
     ``norm_eval``. This mix-in builds it over slimmable layers, and slices it
-    if a ``width`` is given. A subclass defines :meth:`output_channels`, and
-    adapts its layers in :meth:`adapt_layers` and :meth:`on_slice`.
-
-    Attributes:
-        width (float, optional): The width of an ordinary network; None for a
-            network that runs at any width.
-        width_range (tuple[float, float]): Lowest and highest width that may
-            be set.
+    if a ``width`` is given. A subclass adapts its layers in
+    :meth:`adapt_layers` and :meth:`on_slice`.
     """
-
-    width: Optional[float] = None
 
     def __init__(self, *args, width_range: Tuple[float, float] = (0.25, 1.0),
                  divisor: int = 8, conv_cfg: Optional[dict] = None,
@@ -99,44 +90,5 @@ class SlimmableCNN(ChecksItsWeights):
         slice_layers(self, subnet)
 
     def on_slice(self, subnet: Subnet) -> None:
-        """Update what depends on channels, now that all layers are plain."""
-        self.width = subnet.width
-        self.width_range = (subnet.width, subnet.width)
+        super().on_slice(subnet)
         self._freeze_stages()
-
-    def output_channels(self) -> Tuple[int, ...]:
-        """The channels of each output (``out_indices``) at full width."""
-        raise NotImplementedError(
-            f'{type(self).__name__} does not define output_channels().')
-
-    def feature_channels(
-            self, width: Optional[SubnetLike] = None) -> Tuple[int, ...]:
-        """The channels of each output (``out_indices``) at ``width``.
-
-        Args:
-            width (Subnet, float or str, optional): Defaults to the width that
-                the network was built for, and else to the full width.
-        """
-        channels = self.output_channels()
-        if width is not None:
-            width = Subnet.of(width).check(self.width_range).width
-        if width is None or self.width is not None:
-            return channels
-        return tuple(
-            active_channels(c, width, self.divisor) if rounding.
-            get('slice_in', True) else c
-            for c, rounding in zip(channels, self.feature_rounding))
-
-    @property
-    def out_channels(self) -> Tuple[int, ...]:
-        """:meth:`feature_channels` as built, for the neck."""
-        return self.feature_channels()
-
-    @property
-    def feature_rounding(self) -> Tuple[dict, ...]:
-        """The arguments of a slimmable layer that reads each output."""
-        return (dict(divisor=self.divisor), ) * len(self.out_indices)
-
-    def train(self, mode: bool = True) -> nn.Module:
-        super().train(mode)
-        return self  # MMPretrain's backbones return None

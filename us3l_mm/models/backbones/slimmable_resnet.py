@@ -8,6 +8,7 @@ from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
 
 from us3l_mm.models.layers import Subnet
 from us3l_mm.registry import MODELS
+from .pretrained import pretrained_cfg
 from .slimmable_cnn import SlimmableCNN
 
 
@@ -38,7 +39,7 @@ class _SlimmableResNet(SlimmableCNN):
 
     def init_weights(self) -> None:
         super().init_weights()
-        if self.zero_init_residual and not self._is_pretrained:
+        if self.zero_init_residual and pretrained_cfg(self) is None:
             # MMPretrain zeroes the last norm of a block, and would miss the
             # private norms inside of a switchable one.
             for block in self.modules():
@@ -46,11 +47,6 @@ class _SlimmableResNet(SlimmableCNN):
                     last = getattr(block, 'norm3', block.norm2)
                     for norm in last.children():
                         constant_init(norm, 0)
-
-    @property
-    def _is_pretrained(self) -> bool:
-        return (isinstance(self.init_cfg, dict)
-                and self.init_cfg['type'] == 'Pretrained')
 
 
 @MODELS.register_module()

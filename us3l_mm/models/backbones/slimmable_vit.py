@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from us3l_mm.models.layers import (
     SlimmableAttention, SlimmableConv2d, SlimmableLayerNorm, SlimmableLinear,
-    SlimmableQKV, Subnet, SubnetLike, active_steps, check_width_range)
+    SlimmableQKV, Subnet, active_steps, check_width_range)
 from us3l_mm.registry import MODELS
+from .pretrained import pretrained_cfg
 from .slicing import slice_layers
 from .slicing_record import SlicingRecord
 from .vit_init import INIT_STYLES, init_as_mocov3, sincos_positions
-from .weights import ChecksItsWeights
+from .weights import SlimmableBackbone
 
 SLICINGS = ('input', 'embed')
 POSITIONS = ('learned', 'sincos')
@@ -32,7 +33,7 @@ ARCHS = {
 
 
 @MODELS.register_module()
-class SlimmableViT(ChecksItsWeights, VisionTransformer):
+class SlimmableViT(SlimmableBackbone, VisionTransformer):
     """A vision transformer that runs at any width on one copy of weights.
 
     MMPretrain's :class:`~mmpretrain.models.VisionTransformer` over slimmable
@@ -92,8 +93,6 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
     """
 
     arch_zoo = {**VisionTransformer.arch_zoo, **ARCHS}
-
-    width: Optional[float] = None  # None for a network of any width
 
     def __init__(
             self, arch: Union[str, dict] = 'small', slicing: str = 'input',
@@ -198,8 +197,7 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
     def init_weights(self) -> None:
         positions = self.pos_embed.data.clone()
         super().init_weights()
-        if (isinstance(self.init_cfg, dict)
-                and self.init_cfg['type'] == 'Pretrained'):
+        if pretrained_cfg(self) is not None:
             return
         if self.init_style == 'mocov3':
             init_as_mocov3(self)
@@ -207,7 +205,6 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
             self.pos_embed.data.copy_(positions)
 
     def on_slice(self, subnet: Subnet) -> None:
-        """Update what depends on features, now that all layers are plain."""
         dims = self.embed_dims = self.feature_channels(subnet)[-1]
         for name in ('cls_token', 'pos_embed'):
             tokens = getattr(self, name)
@@ -221,32 +218,13 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
                                           self.num_heads)
         first = self.layers[0].ffn.layers[0][0]
         self.feedforward_channels = first.out_features
-        self.width = subnet.width
-        self.width_range = (subnet.width, subnet.width)
+        super().on_slice(subnet)
 
-    def feature_channels(
-            self, width: Optional[SubnetLike] = None) -> Tuple[int, ...]:
-        """The features of each output (``out_indices``) at ``width``.
-
-        Args:
-            width (Subnet, float or str, optional): Defaults to the width that
-                the network was built for, and else to the full width.
-        """
-        dims = self.embed_dims
-        if width is not None:
-            width = Subnet.of(width).check(self.width_range).width
-            if self.slicing == 'embed' and self.width is None:
-                dims = active_steps(dims, width, self.num_heads)
-        return (dims, ) * len(self.out_indices)
-
-    @property
-    def out_channels(self) -> Tuple[int, ...]:
-        """:meth:`feature_channels` as built, for the neck."""
-        return self.feature_channels()
+    def output_channels(self) -> Tuple[int, ...]:
+        return (self.embed_dims, ) * len(self.out_indices)
 
     @property
     def feature_rounding(self) -> Tuple[dict, ...]:
-        """The arguments of a slimmable layer that reads each output."""
         rounding = (dict(steps=self.num_heads)
                     if self.slicing == 'embed' else dict(slice_in=False))
         return (rounding, ) * len(self.out_indices)
@@ -270,10 +248,6 @@ class SlimmableViT(ChecksItsWeights, VisionTransformer):
             if i in self.out_indices:
                 outputs.append(self._format_output(x, resolution))
         return tuple(outputs)
-
-    def train(self, mode: bool = True) -> nn.Module:
-        super().train(mode)
-        return self  # MMPretrain's backbones return None
 
 
 def _over(cls: type, layer: nn.Module, *args, **kwargs) -> nn.Module:

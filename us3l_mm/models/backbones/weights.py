@@ -1,31 +1,41 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Which weights a backbone takes, and what it makes of those of a file."""
-from typing import Dict, Optional
+"""What slimmable backbones share, and what they make of a file's weights."""
+from typing import Dict, Optional, Tuple
 
 from mmpretrain.models import VisionTransformer
 from torch import Tensor, nn
 
 from us3l_mm.fileio import check_fit
-from us3l_mm.models.layers import SlimmableLayer
+from us3l_mm.models.layers import (SlimmableLayer, Subnet, SubnetLike,
+                                   active_channels, active_steps)
 from .slicing_record import SlicingRecord
 
 State = Dict[str, Tensor]
 
 
-class ChecksItsWeights:
-    """Mix-in of a backbone that refuses weights of another network.
+class SlimmableBackbone:
+    """Mix-in in front of a backbone of MMPretrain, over slimmable layers.
 
-    MMEngine loads with ``strict=False`` and only logs what does not fit, so
-    a checkpoint of another depth would leave a network half random. Here a
-    missing parameter or one of another shape raises ValueError.
+    A subclass defines :meth:`output_channels` and :attr:`feature_rounding`.
+
+    It refuses the weights of another network. MMEngine loads with
+    ``strict=False`` and only logs what does not fit, so a checkpoint of
+    another depth would leave a network half random. Here a missing parameter
+    or one of another shape raises ValueError.
 
     Attributes:
+        width (float, optional): The width of an ordinary network; None for a
+            network that runs at any width.
+        width_range (tuple[float, float]): Lowest and highest width that may
+            be set.
         weights_required (bool): Whether a state dict must have the weights;
             False for the copy of a backbone inside a teacher.
         slicing_record (SlicingRecord, optional): What a network of a single
             width knows of the full one, to slice its weights on loading.
     """
 
+    width: Optional[float] = None
+    width_range: Tuple[float, float]
     weights_required = True
     slicing_record: Optional[SlicingRecord] = None
 
@@ -46,6 +56,49 @@ class ChecksItsWeights:
         if found and self.slicing_record is not None:
             self.slicing_record.pick_statistics(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def on_slice(self, subnet: Subnet) -> None:
+        """Update what depends on channels, now that all layers are plain."""
+        self.width = subnet.width
+        self.width_range = (subnet.width, subnet.width)
+
+    def output_channels(self) -> Tuple[int, ...]:
+        """The channels of each output (``out_indices``) at full width."""
+        raise NotImplementedError(
+            f'{type(self).__name__} does not define output_channels().')
+
+    @property
+    def feature_rounding(self) -> Tuple[dict, ...]:
+        """The arguments of a slimmable layer that reads each output."""
+        return (dict(divisor=self.divisor), ) * len(self.out_indices)
+
+    def feature_channels(
+            self, width: Optional[SubnetLike] = None) -> Tuple[int, ...]:
+        """The channels of each output (``out_indices``) at ``width``.
+
+        Args:
+            width (Subnet, float or str, optional): Defaults to the width that
+                the network was built for, and else to the full width.
+        """
+        channels = self.output_channels()
+        if width is not None:
+            width = Subnet.of(width).check(self.width_range).width
+        if width is None or self.width is not None:
+            return channels
+        return tuple(
+            active_channels(c, width, rounding['divisor']) if 'divisor' in
+            rounding else active_steps(c, width, rounding['steps'])
+            if 'steps' in rounding else c  # slice_in=False
+            for c, rounding in zip(channels, self.feature_rounding))
+
+    @property
+    def out_channels(self) -> Tuple[int, ...]:
+        """:meth:`feature_channels` as built, for the neck."""
+        return self.feature_channels()
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        return self  # MMPretrain's backbones return None
 
 
 def adapt_backbone(backbone: nn.Module, state_dict: State,
@@ -77,7 +130,7 @@ def adapt_weights(model: nn.Module, weights: State) -> State:
     """A copy of ``weights`` as all backbones within ``model`` load them."""
     weights = dict(weights)
     for name, module in model.named_modules():
-        if isinstance(module, (ChecksItsWeights, VisionTransformer)):
+        if isinstance(module, (SlimmableBackbone, VisionTransformer)):
             adapt_backbone(module, weights, f'{name}.' if name else '')
     return weights
 
