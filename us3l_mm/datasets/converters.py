@@ -34,12 +34,10 @@ class Split:
     """The images of one split.
 
     Attributes:
-        count (int): How many there are.
         encoded (callable): From an index to the bytes of an image file.
         labels (ndarray): Their classes, (count,) integers.
     """
 
-    count: int
     encoded: Callable[[int], bytes]
     labels: np.ndarray
 
@@ -77,12 +75,12 @@ def npz_to_folder(source: Union[str, Path], target: Union[str, Path],
                             dir=target.parent) as scratch:
         root = Path(scratch, 'images')
         for split_name, split in splits.items():
-            indices = range(split.count)
+            indices = range(len(split.labels))
             if track is not None:
                 indices = track(indices, split_name)
             write_split(root / split_name, split, names, indices)
         root.rename(target)
-    return {name: split.count for name, split in splits.items()}
+    return {name: len(split.labels) for name, split in splits.items()}
 
 
 def write_split(folder: Path, split: Split, names: List[str],
@@ -91,7 +89,7 @@ def write_split(folder: Path, split: Split, names: List[str],
     for name in names:
         # Classes without images too: the classes of all splits must agree.
         (folder / name).mkdir(parents=True)
-    digits = len(str(split.count - 1))
+    digits = len(str(len(split.labels) - 1))
     for index in indices:
         data = split.encoded(index)
         path = folder / names[split.labels[index]] / (
@@ -147,7 +145,7 @@ def encoded_split(arrays: Dict[str, np.ndarray], name: str) -> Split:
             f'{off[-2:]}.')
     for index in range(off.size - 1):
         suffix_of(blob[off[index]:off[index] + 4].tobytes(), f'{name} {index}')
-    return Split(off.size - 1, lambda i: blob[off[i]:off[i + 1]].tobytes(),
+    return Split(lambda i: blob[off[i]:off[i + 1]].tobytes(),
                  labels_of(arrays, name, off.size - 1))
 
 
@@ -165,7 +163,7 @@ def pixel_split(arrays: Dict[str, np.ndarray], name: str) -> Split:
         Image.fromarray(x[index]).save(file, format='PNG')
         return file.getvalue()
 
-    return Split(len(x), encoded, labels_of(arrays, name, len(x)))
+    return Split(encoded, labels_of(arrays, name, len(x)))
 
 
 def labels_of(arrays: Dict[str, np.ndarray], name: str,

@@ -3,9 +3,8 @@
 import json
 import os
 import os.path as osp
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
+from tempfile import TemporaryDirectory
 from typing import List, Tuple
 
 import cv2
@@ -194,22 +193,20 @@ def write_digit_scenes(folder: str, settings: SceneSettings) -> str:
     if not osp.exists(folder):
         parent = osp.dirname(osp.abspath(folder))
         os.makedirs(parent, exist_ok=True)
-        aside = tempfile.mkdtemp(dir=parent, prefix='.digit_scenes-')
-        try:
-            _write(aside, settings)
-            os.chmod(aside, 0o755)  # mkdtemp makes it private
-            os.rename(aside, folder)
-        except OSError:
-            if not osp.exists(folder):  # not a matter of who was first
-                raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        with TemporaryDirectory(dir=parent, prefix='.digit_scenes-') as aside:
+            scenes = osp.join(aside, 'scenes')
+            _write(scenes, settings)
+            try:
+                os.rename(scenes, folder)
+            except OSError:
+                if not osp.exists(folder):  # not a matter of who was first
+                    raise
     _check(folder, settings)
     return folder
 
 
 def _write(folder: str, settings: SceneSettings) -> None:
-    os.mkdir(osp.join(folder, 'annotations'))
+    os.makedirs(osp.join(folder, 'annotations'))
     for split in SPLITS:
         scenes = render_scenes(split, settings)
         os.mkdir(osp.join(folder, split))

@@ -5,6 +5,7 @@ The keys of a ResNet are the same nearly everywhere (torchvision's), so what
 there is to do is to find them, to see which ResNet they make up, and to say
 what the statistics in the file belong to.
 """
+import re
 from dataclasses import dataclass
 from typing import Dict, List, Optional
 
@@ -13,10 +14,11 @@ from mmpretrain.models import ResNet
 from mmpretrain.models.backbones.resnet import Bottleneck
 from torch import Tensor, nn
 
-from us3l_mm.models.backbones import SlimmableResNet, SlimmableResNet_CIFAR
 from us3l_mm.models.layers import FULL, SlimmableBatchNorm, Subnet
+from us3l_mm.registry import MODELS
 from us3l_mm.version import __version__
 from .families import family_of
+from .families.family import non_default
 
 State = Dict[str, Tensor]
 STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
@@ -42,10 +44,8 @@ class Converted:
         Args:
             source (dict): What to say about where it comes from.
         """
-        backbone = ', '.join(f'{key}={value!r}'
-                             for key, value in self.arguments.items())
-        cfg = ("default_scope = 'mmpretrain'\n"
-               f'model = dict(backbone=dict({backbone}))\n')
+        model = dict(backbone=self.arguments)
+        cfg = f"default_scope = 'mmpretrain'\nmodel = {model!r}\n"
         return dict(
             state_dict={
                 f'backbone.{key}': value
@@ -69,28 +69,40 @@ def from_plain(weights: State, prefix: Optional[str] = None,
     Raises:
         ValueError: if there is no ResNet, or several.
     """
-    prefix = find_prefix(weights, None if prefix is None else (prefix, ))
-    converted = _convert(weights, prefix, style)
-    own = _backbone(weights, prefix)
+    prefix = find_prefix(weights, prefix)
+    own = {
+        key[len(prefix):]: value for key, value in weights.items()
+        if key.startswith(prefix)}
+    arguments = infer_arguments(own, style)
+    network = MODELS.build(dict(arguments)).eval()
+    parts = dict(network.named_children())
+    network.load_state_dict(
+        {
+            key: value for key, value in own.items()
+            if key.split('.')[0] in parts and not key.endswith(STATISTICS)},
+        strict=False)
+    # The prefix, or a wrapper's, and the word after it name a part.
+    part = rf'((?:{re.escape(prefix)}|module\.|)[^.]*).*'
+    named = {re.sub(part, r'\1', key, count=1) for key in weights}
+    converted = Converted(network, arguments,
+                          sorted(named - {prefix + name for name in parts}))
     if 'bn1.running_mean' in own or 'stem.0.bn.running_mean' in own:
-        take_statistics(converted.network, own, FULL)
+        take_statistics(network, own, FULL)
         _compare(converted, own)
     return converted
 
 
-def find_prefix(weights: State, candidates: Optional[tuple] = None) -> str:
+def find_prefix(weights: State, wanted: Optional[str] = None) -> str:
     """What stands before the keys of the ResNet in ``weights``."""
     end = 'layer1.0.conv1.weight'
     found = sorted({key[:-len(end)] for key in weights if key.endswith(end)})
-    if candidates is not None:
-        found = [prefix for prefix in candidates if prefix in found]
-        if found:
-            return found[0]
+    if wanted is not None:
+        found = [prefix for prefix in found if prefix == wanted]
     if len(found) == 1:
         return found[0]
-    wanted = '' if candidates is None else f' under {" or ".join(candidates)}'
+    where = '' if wanted is None else f' under {wanted}'
     raise ValueError(
-        f'There is no ResNet{wanted} in the file, whose keys are such as '
+        f'There is no ResNet{where} in the file, whose keys are such as '
         f'{sorted(weights)[:3]}.' if not found else
         f'There are several ResNets in the file, with the prefixes {found}: '
         'say which one with --prefix.')
@@ -115,53 +127,16 @@ def infer_arguments(weights: State, style: str = 'pytorch') -> dict:
             f'are {sorted(ResNet.arch_settings)}.')
     deep_stem = 'stem.0.conv.weight' in weights
     stem = weights['stem.2.conv.weight' if deep_stem else 'conv1.weight']
+    first = weights['stem.0.conv.weight'] if deep_stem else stem
     is_cifar = not deep_stem and stem.shape[2] == 3
-    arguments = dict(
+    return dict(
         type='us3l_mm.SlimmableResNet' + ('_CIFAR' if is_cifar else ''),
-        depth=depths[0])
-    extra = dict(
-        stem_channels=stem.shape[0], deep_stem=deep_stem, style=style,
-        base_channels=weights['layer1.0.conv1.weight'].shape[0],
-        avg_down=weights['layer2.0.downsample.1.weight'].ndim == 4,
-        in_channels=weights[
-            'stem.0.conv.weight' if deep_stem else 'conv1.weight'].shape[1])
-    usual = dict(stem_channels=64, base_channels=64, deep_stem=False,
-                 avg_down=False, in_channels=3, style='pytorch')
-    return {
-        **arguments, **{
-            key: value for key, value in extra.items() if value != usual[key]}}
-
-
-def _convert(weights: State, prefix: str, style: str = 'pytorch') -> Converted:
-    own = _backbone(weights, prefix)
-    arguments = infer_arguments(own, style)
-    cls = (SlimmableResNet_CIFAR
-           if arguments['type'].endswith('_CIFAR') else SlimmableResNet)
-    network = cls(**{k: v for k, v in arguments.items() if k != 'type'})
-    parts = dict(network.named_children())
-    network.load_state_dict(
-        {
-            key: value for key, value in own.items()
-            if key.split('.')[0] in parts and not key.endswith(STATISTICS)},
-        strict=False)
-    left_out = sorted({
-        _part(key, prefix) for key in weights
-        if _part(key, prefix) not in {prefix + part for part in parts}})
-    return Converted(network.eval(), arguments, left_out)
-
-
-def _part(key: str, prefix: str) -> str:
-    """The part of the whole model that ``key`` belongs to."""
-    if key.startswith(prefix):
-        return prefix + key[len(prefix):].split('.')[0]
-    wrapper = 'module.' if key.startswith('module.') else ''
-    return wrapper + key[len(wrapper):].split('.')[0]
-
-
-def _backbone(weights: State, prefix: str) -> State:
-    return {
-        key[len(prefix):]: value for key, value in weights.items()
-        if key.startswith(prefix)}
+        depth=depths[0],
+        **non_default(
+            dict(stem_channels=stem.shape[0], deep_stem=deep_stem, style=style,
+                 base_channels=weights['layer1.0.conv1.weight'].shape[0],
+                 avg_down=weights['layer2.0.downsample.1.weight'].ndim == 4,
+                 in_channels=first.shape[1]), ResNet))
 
 
 def take_statistics(backbone: nn.Module, weights: State,
