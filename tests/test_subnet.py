@@ -9,12 +9,11 @@ from algorithms import small_algorithm
 from torch import nn
 
 from us3l_mm.models.backbones import SlimmableResNet_CIFAR
-from us3l_mm.models.layers import (KeepsOwnSubnet, SlimmableBatchNorm2d,
-                                   SlimmableConv2d, SlimmableLinear, Subnet,
-                                   SwitchableBatchNorm2d, active_channels, at,
-                                   at_width, check_width_range, make_divisible,
-                                   set_subnet, slimmable_layers, subnet_list,
-                                   subnets_of)
+from us3l_mm.models.layers import (
+    KeepsOwnSubnet, SlimmableBatchNorm2d, SlimmableConv2d, SlimmableLinear,
+    Subnet, SwitchableBatchNorm2d, active_channels, at, at_width,
+    check_width_range, make_divisible, set_subnet, slimmable_layers,
+    subnet_list, subnets_of)
 from us3l_mm.models.selfsup import Teacher
 
 CHANNELS = [3, 8, 16, 20, 24, 64, 96, 100, 128, 256, 320, 512, 1280, 2048]
@@ -42,8 +41,7 @@ def test_make_divisible_of_known_values():
     # Half goes up; 18 would lose 11 % at 16, 35.9 would lose 10.9 % at 32.
     known = {
         4: 8, 8: 8, 12: 16, 17.7: 16, 18: 24, 20: 24, 35.4: 32, 35.9: 40, 44:
-        48, 99: 96, 100: 104, 2047: 2048
-    }
+        48, 99: 96, 100: 104, 2047: 2048}
     assert {v: make_divisible(v) for v in known} == known
 
 
@@ -90,7 +88,7 @@ def test_names_and_keys_come_back():
                    Subnet(1 / 3), Subnet(0.5, True), Subnet(0.000001),
                    Subnet(0.999999)):
         assert Subnet.of(str(subnet)) == subnet
-        assert Subnet.of(subnet.key) == subnet
+        assert Subnet.of(subnet.key or 'full') == subnet
 
 
 def test_names_and_keys_of_known_sub_networks():
@@ -100,8 +98,7 @@ def test_names_and_keys_of_known_sub_networks():
         Subnet(0.28125): ('w0281250', 'w0.28125'),
         Subnet(1 / 3): ('w0333333', 'w0.333333'),
         Subnet(gated=True): ('gated', 'gated'),
-        Subnet(0.5, True): ('w0500000_gated', 'w0.50_gated')
-    }
+        Subnet(0.5, True): ('w0500000_gated', 'w0.50_gated')}
     assert {s: (s.key, str(s)) for s in known} == known
     assert [s.is_full for s in known] == [True] + [False] * 5
 
@@ -114,7 +111,7 @@ def test_widths_are_equal_to_a_millionth():
     assert Subnet(0.9999999).is_full and Subnet(1 - 1e-6) != Subnet()
     for k in range(1, 65):  # reading a key does not land on another width
         width = k / 64
-        assert Subnet.of(Subnet(width).key) == Subnet(width)
+        assert Subnet.of(Subnet(width).key or 'full') == Subnet(width)
         assert abs(Subnet(width).width - width) <= 1e-12
         for channels in (64, 512, 2048):
             assert active_channels(channels,
@@ -141,8 +138,7 @@ def test_a_width_outside_of_a_range_is_refused():
 def test_a_list_is_sorted_and_names_each_once():
     assert subnet_list(['0.5', 'gated', 0.25, 'dense']) == [
         Subnet(), Subnet(gated=True),
-        Subnet(0.5), Subnet(0.25)
-    ]
+        Subnet(0.5), Subnet(0.25)]
     for bad in ([], [0.5, 'w0.50'], [1 / 3, 0.333333]):
         with pytest.raises(ValueError, match='at least one, each named once'):
             subnet_list(bad)
@@ -155,8 +151,8 @@ def test_the_sub_networks_of_a_network_are_those_of_all_its_norms():
     three = SwitchableBatchNorm2d(16, [0.25, 1.0, 0.5])
     assert subnets_of(three) == [Subnet(), Subnet(0.5), Subnet(0.25)]
     assert subnets_of(nn.Sequential(three, two)) == [Subnet(), Subnet(0.5)]
-    assert subnets_of(SwitchableBatchNorm2d(
-        16, ['gated', 'dense'])) == [Subnet(), Subnet(gated=True)]
+    assert subnets_of(SwitchableBatchNorm2d(16, ['gated', 'dense'])) == [
+        Subnet(), Subnet(gated=True)]
 
 
 def test_gates_are_a_mode_of_the_layers_that_have_them():
@@ -248,8 +244,7 @@ def test_a_keeper_is_reached_only_when_it_is_named_itself():
 def test_narrowing_an_algorithm_never_reaches_its_teacher():
     algorithm = small_algorithm()
     of_teacher = [
-        m for m in algorithm.teacher.modules() if hasattr(m, 'on_subnet')
-    ]
+        m for m in algorithm.teacher.modules() if hasattr(m, 'on_subnet')]
     of_student = list(slimmable_layers(algorithm))
     assert isinstance(algorithm.teacher, Teacher) and len(of_teacher) > 40
     assert not set(map(id, of_teacher)) & set(map(id, of_student))
@@ -270,6 +265,7 @@ BAD = [
     (math.inf, ValueError, r'multiplier in \(0, 1\], got inf'),
     ('half', ValueError, r"is a width such as 0\.5, or one of full, dense and "
      r"gated, got 'half'"),
+    ('', ValueError, "full, dense and gated, got ''"),
     ('1.5', ValueError, r'multiplier in \(0, 1\], got 1\.5'),
     (Subnet(0.5,
             gated=True), ValueError, 'has no gates, so there is no gated'),
@@ -278,12 +274,11 @@ BAD = [
     ([0.5], TypeError, r'got \[0\.5\] of type list'),
     (0.2, ValueError, r'0\.2 is outside the range \[0\.25, 0\.75\]'),
     (0.8, ValueError, r'0\.8 is outside the range \[0\.25, 0\.75\].*'
-     'width_range'),
-]
+     'width_range'), ]
 
 
-@pytest.mark.parametrize('width, error, message', BAD,
-                         ids=[str(case[0]) for case in BAD])
+@pytest.mark.parametrize('width, error, message', BAD, ids=[
+    str(case[0]) for case in BAD])
 def test_a_width_that_is_not_allowed_changes_nothing(width, error, message):
     net = SlimmableResNet_CIFAR(18, base_channels=16, stem_channels=16,
                                 width_range=(0.25, 0.75))
@@ -299,8 +294,8 @@ def test_a_width_that_is_not_allowed_changes_nothing(width, error, message):
 
 def test_a_width_refused_by_one_layer_changes_no_other():
     net = SlimmableResNet_CIFAR(
-        18, base_channels=16, stem_channels=16,
-        norm_cfg=dict(type='SwitchableBN', widths=[1.0, 0.5]))
+        18, base_channels=16, stem_channels=16, norm_cfg=dict(
+            type='SwitchableBN', widths=[1.0, 0.5]))
     x = torch.rand(2, 3, 8, 8)
     for attempt in (lambda: set_subnet(net, 0.75),
                     lambda: at_width(net, 0.75).__enter__()):
