@@ -1,8 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 # The reference's ImageNet schedule: 100 epochs, cosine without warm-up, mixed
-# precision (float16). Without a GPU: --cfg-options
-# optim_wrapper.dtype=bfloat16, or for single precision
-# optim_wrapper.type=us3l_mm.MultiPassOptimWrapper
+# precision (float16 on a GPU, bfloat16 on a CPU). For single precision:
+# --cfg-options optim_wrapper.type=us3l_mm.MultiPassOptimWrapper
 _base_ = '../us3l_runtime.py'
 
 optim_wrapper = dict(

@@ -1,8 +1,8 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 # The reference's schedule for transformers: AdamW, 300 epochs, 40 of warm-up,
-# then half a cosine, mixed precision (float16). Without a GPU: --cfg-options
-# optim_wrapper.dtype=bfloat16, or for single precision
-# optim_wrapper.type=us3l_mm.MultiPassOptimWrapper
+# then half a cosine, mixed precision (float16 on a GPU, bfloat16 on a CPU). For
+# single precision:
+# --cfg-options optim_wrapper.type=us3l_mm.MultiPassOptimWrapper
 _base_ = '../us3l_runtime.py'
 
 optim_wrapper = dict(
