@@ -25,7 +25,8 @@ MODEL = dict(
                   out_indices=(0, )),
     neck=dict(type='us3l_mm.SlimmableProjector', in_channels=16,
               hid_channels=24, out_channels=12, with_last_bn=False), head=dict(
-                  type='us3l_mm.PredictionHead', loss=LOSSES['cosine']))
+                  type='us3l_mm.PredictionHead', loss=LOSSES['cosine'],
+                  weight=1.0))
 
 
 def test_it_is_a_file_of_under_forty_lines():
