@@ -6,8 +6,6 @@ that ``init_cfg=dict(type='Pretrained', ..., prefix='backbone.')`` works.
 """
 from typing import Any, Tuple
 
-from torch import nn
-
 from us3l_mm.fileio import to_bytes
 from us3l_mm.registry import MODELS
 from .artifact import Artifact, SlicedNetwork, read_back
@@ -19,9 +17,9 @@ DIVISOR, WIDTH_RANGE = 8, (0.25, 1.0)
 def mmpretrain(network: SlicedNetwork) -> Artifact:
     """For a classifier or any other model of MMPretrain."""
     backbone, is_stock = consumer_arguments(network)
-    config = dict(backbone=_with_weights(backbone, network.out),
+    config = dict(backbone=backbone,
                   head=dict(in_channels=network.map_channels[-1]))
-    return _artifact(network, 'mmpretrain', config, is_stock)
+    return _artifact(network, 'MMPretrain', config, is_stock)
 
 
 def mmdet(network: SlicedNetwork) -> Artifact:
@@ -31,9 +29,8 @@ def mmdet(network: SlicedNetwork) -> Artifact:
     if is_stock and backbone['type'] not in family.mmdet_names:
         backbone['type'] = f'mmpretrain.{backbone["type"]}'
     backbone.update(family.detector_arguments(network.plain))
-    config = dict(backbone=_with_weights(backbone, network.out),
-                  neck=family.detector_neck(network.plain))
-    return _artifact(network, 'mmdet', config, is_stock
+    config = dict(backbone=backbone, neck=family.detector_neck(network.plain))
+    return _artifact(network, 'MMDetection', config, is_stock
                      and 'type' not in config['neck'])
 
 
@@ -58,14 +55,10 @@ def consumer_arguments(network: SlicedNetwork) -> Tuple[dict, bool]:
     return dict(type=f'us3l_mm.{name}', **arguments, width=width), False
 
 
-def _with_weights(backbone: dict, out: str) -> dict:
-    return dict(
-        **backbone, init_cfg=dict(type='Pretrained', checkpoint=out,
-                                  prefix=PREFIX))
-
-
-def _artifact(network: SlicedNetwork, scope: str, config: dict,
+def _artifact(network: SlicedNetwork, library: str, config: dict,
               is_stock: bool) -> Artifact:
+    config['backbone']['init_cfg'] = dict(
+        type='Pretrained', checkpoint=network.out, prefix=PREFIX)
     if not is_stock:
         config = dict(
             custom_imports=dict(imports=['us3l_mm'],
@@ -80,12 +73,23 @@ def _artifact(network: SlicedNetwork, scope: str, config: dict,
                 meta=network.meta))
 
     def run(content, images):
-        return _loaded(network, content)(images)
+        arguments, is_stock = consumer_arguments(network)
+        if is_stock:
+            # MMDetection's ResNet has MMPretrain's layers and keys.
+            arguments['type'] = f'mmpretrain.{arguments["type"]}'
+        consumer = MODELS.build(
+            dict(arguments, out_indices=network.backbone.out_indices))
+        consumer.load_state_dict(
+            {
+                name.removeprefix(PREFIX): value
+                for name, value in read_back(content)['state_dict'].items()},
+            strict=True)
+        consumer.eval()  # returns None for MMPretrain's backbones
+        return consumer(images)
 
     usage = '\n'.join(f'{name} = {_expression(value)}'
                       for name, value in config.items())
-    where = 'MMDetection' if scope == 'mmdet' else 'MMPretrain'
-    return Artifact(write, run, f'# In a config of {where}:\n{usage}\n')
+    return Artifact(write, run, f'# In a config of {library}:\n{usage}\n')
 
 
 def _expression(value: Any, indent: str = '') -> str:
@@ -96,19 +100,3 @@ def _expression(value: Any, indent: str = '') -> str:
     items = ''.join(f'{inner}{k}={_expression(v, inner)},\n'
                     for k, v in value.items())
     return f'dict(\n{items}{indent})'
-
-
-def _loaded(network: SlicedNetwork, content: bytes) -> nn.Module:
-    """The consumer's backbone with the weights of ``content``."""
-    arguments, is_stock = consumer_arguments(network)
-    name = arguments['type']
-    # MMDetection's ResNet has MMPretrain's layers under the same keys.
-    consumer = MODELS.build(
-        dict(arguments, type=f'mmpretrain.{name}' if is_stock else name,
-             out_indices=network.backbone.out_indices))
-    weights = read_back(content)['state_dict']
-    consumer.load_state_dict(
-        {name[len(PREFIX):]: value
-         for name, value in weights.items()}, strict=True)
-    consumer.eval()
-    return consumer

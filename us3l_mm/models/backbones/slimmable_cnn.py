@@ -15,15 +15,6 @@ NORMS = {
     'SwitchableBN': 'us3l_mm.SwitchableBatchNorm2d', }
 
 
-def check_sync(width: Optional[float]) -> None:
-    """Refuse SyncBN without a width: statistics would mix several."""
-    if width is None:
-        raise ValueError(
-            "norm_cfg.type='SyncBN' is for a network of a single width: set "
-            'width=0.5, say. Pre-training synchronises its norms by '
-            'model.sync_norms=True.')
-
-
 class SlimmableCNN(SlimmableBackbone):
     """Mix-in in front of a convolutional backbone of MMPretrain.
 
@@ -45,7 +36,11 @@ class SlimmableCNN(SlimmableBackbone):
         norm_cfg = dict(norm_cfg or dict(type='BN'))
         sync = norm_cfg['type'] == 'SyncBN'
         if sync:
-            check_sync(width)
+            if width is None:  # statistics would mix several widths
+                raise ValueError(
+                    "norm_cfg.type='SyncBN' is for a network of a single "
+                    'width: set width=0.5, say. Pre-training synchronises its '
+                    'norms by model.sync_norms=True.')
             norm_cfg['type'] = 'BN'
         if norm_cfg['type'] not in {*NORMS, *NORMS.values()}:
             raise ValueError(f'norm_cfg.type is one of {sorted(NORMS)}, got '
