@@ -1,16 +1,18 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Batch-norm statistics of any sub-networks, in one pass over the data."""
+from collections import defaultdict
 from contextlib import contextmanager
+from functools import partial
 from typing import (Any, Callable, Dict, Iterable, Iterator, List, Optional,
-                    Sequence)
+                    Sequence, Tuple)
 
 import torch
-from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.dist import all_gather_object, get_rank, get_world_size
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import (SlimmableBatchNorm, Subnet, SubnetLike, at,
-                                   at_least_single, check_subnets,
-                                   evaluation_mode, slimmable_layers)
+from us3l_mm.models.layers import (
+    FULL, SlimmableBatchNorm, Subnet, SubnetLike, at, at_least_single,
+    check_subnets, evaluation_mode, slimmable_layers)
 from .progress import count_images
 
 
@@ -49,9 +51,8 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
             process in ``num_images``, all of it to be used. Defaults to
             False, where each process takes an equal number of its images.
         forward (callable, optional): Passes a batch through the network where
-            a plain call does not do that. ``batches`` may then be anything
-            with a length, slices and a sum, as lists have. Defaults to the
-            network itself.
+            a plain call does not do that. With ``is_share``, batches may then
+            be tuples that begin with images. Defaults to the network itself.
 
     Returns:
         int: The number of images used, over all processes.
@@ -64,31 +65,22 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
     if num_images is not None and num_images < 2:
         raise ValueError('Batch statistics need at least two images, got '
                          f'num_images={num_images}.')
-    subnets = list(dict.fromkeys(map(Subnet.of, subnets)))
-    check_subnets(network, subnets)
+    wanted = list(dict.fromkeys(map(Subnet.of, subnets)))
+    check_subnets(network, wanted)
     norms = _norms(network)
-    if not norms or not subnets:
+    if not norms or not wanted:
         return 0
-    pools = {
-        subnet: {norm: _Pool(norm, subnet)
-                 for norm in norms}
-        for subnet in subnets
-    }
-    seen = _fill(
-        pools, network,
-        count_images(
-            _rebatch(batches, None if is_share else _share(num_images)),
-            progress, num_images), forward or network)
-    seen = _reduce([p for by_norm in pools.values() for p in by_norm.values()],
-                   seen)
+    if not is_share:
+        batches = _rebatch(batches, num_images)
+    pools, seen = _fill(wanted, network,
+                        count_images(batches, progress, num_images), forward
+                        or network)
     if seen < 2:
         raise ValueError(
             f'Batch statistics need at least two images, got {seen}: is the '
             'loader empty? (A single image in a process is not counted.)')
-    for subnet, by_norm in pools.items():
-        for norm, pool in by_norm.items():
-            if pool.count:  # the images passed through this norm
-                norm.set_statistics(subnet, *pool.statistics())
+    for (subnet, index), pool in pools.items():
+        norms[index].set_statistics(subnet, *pool.statistics())
     return seen
 
 
@@ -119,27 +111,27 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
 class _Pool:
     """Mean and squared deviations of all that enters a norm, in float64."""
 
-    def __init__(self, norm: SlimmableBatchNorm, subnet: Subnet):
+    def __init__(self) -> None:
         self.count = 0  # values per channel
-        self.mean = torch.zeros(norm.active(subnet.width), dtype=torch.float64,
-                                device=norm.running_mean.device)
-        self.deviations = torch.zeros_like(self.mean)
+        self.mean = self.deviations = torch.zeros((), dtype=torch.float64)
 
     def add(self, x: Tensor) -> None:
-        """Pool a batch (N, c, ...) by the formula of Chan et al., 1983."""
-        if not x.numel():  # no image of the batch has a region
-            return
+        """Pool a batch (N, c, ...)."""
         var, mean = torch.var_mean(at_least_single(x), [0, *range(2, x.ndim)],
                                    correction=0)
         count = x.numel() // x.shape[1]
+        self.merge(count, mean.double(), var.double() * count)
+
+    def merge(self, count: int, mean: Tensor, deviations: Tensor) -> None:
+        """Pool what another pool has, by the formula of Chan et al., 1983."""
         total = self.count + count
-        delta = mean.double() - self.mean
-        self.mean += delta * (count / total)
-        self.deviations += (var.double() * count + delta.square() *
-                            (self.count * count / total))
+        delta = mean - self.mean
+        self.mean = self.mean + delta * (count / total)
+        self.deviations = self.deviations + deviations + (
+            delta.square() * (self.count * count / total))
         self.count = total
 
-    def statistics(self) -> tuple:
+    def statistics(self) -> Tuple[Tensor, Tensor]:
         """Mean and unbiased variance, each (c,), float64."""
         return self.mean, self.deviations / max(self.count - 1, 1)
 
@@ -147,49 +139,57 @@ class _Pool:
 def _norms(network: nn.Module) -> List[SlimmableBatchNorm]:
     return [
         layer for layer in slimmable_layers(network)
-        if isinstance(layer, SlimmableBatchNorm)
-    ]
+        if isinstance(layer, SlimmableBatchNorm)]
 
 
-def _fill(pools: Dict[Subnet, dict], network: nn.Module,
-          batches: Iterable[Tensor], forward: Callable[[Any], Any]) -> int:
-    """Run all batches through all sub-networks; returns the image count."""
-    current, seen = None, 0
+def _fill(subnets: Sequence[Subnet], network: nn.Module, batches: Iterable,
+          forward: Callable[[Any], Any]) -> Tuple[Dict[tuple, _Pool], int]:
+    """Run all batches through all sub-networks.
 
-    def enters(norm, args):
-        pools[current][norm].add(args[0])
+    Returns:
+        tuple: The pools of all processes together, by sub-network and index
+        of the norm, and their number of images.
+    """
+    own: Dict[tuple, _Pool] = defaultdict(_Pool)
+    current, seen = FULL, 0
+
+    def enters(index: int, norm: nn.Module, args: tuple) -> None:
+        if args[0].numel():  # images of the batch have regions
+            own[current, index].add(args[0])
 
     handles = [
-        norm.register_forward_pre_hook(enters) for norm in _norms(network)
-    ]
+        norm.register_forward_pre_hook(partial(enters, index))
+        for index, norm in enumerate(_norms(network))]
     try:
         with batch_statistics(network):
-            for images in batches:
-                for current in pools:
+            for batch in batches:
+                for current in subnets:
                     with at(network, current):
-                        forward(images)
-                seen += len(images)
+                        forward(batch)
+                seen += len(batch[0] if isinstance(batch, tuple) else batch)
     finally:
         for handle in handles:
             handle.remove()
-    return seen
-
-
-def _share(num_images: Optional[int]) -> Optional[int]:
-    """The part of ``num_images`` that this process takes."""
-    if num_images is None:
-        return None
-    each, rest = divmod(num_images, get_world_size())
-    return each + (get_rank() < rest)
+    parts = all_gather_object((seen, {
+        key: (pool.count, pool.mean.cpu(), pool.deviations.cpu())
+        for key, pool in own.items()}))
+    pools: Dict[tuple, _Pool] = defaultdict(_Pool)
+    for _, part in parts:
+        for key, values in part.items():
+            pools[key].merge(*values)
+    return pools, sum(images for images, _ in parts)
 
 
 def _rebatch(batches: Iterable[Tensor],
              limit: Optional[int]) -> Iterator[Tensor]:
-    """At most ``limit`` images, in batches of at least two.
+    """The share of this process in ``limit`` images, two or more in a batch.
 
     A single image on a map of one pixel has no variance, so it is added to
     the batch before or after it.
     """
+    if limit is not None:
+        each, rest = divmod(limit, get_world_size())
+        limit = each + (get_rank() < rest)
     held = None
     for images in batches:
         if limit is not None:
@@ -198,8 +198,7 @@ def _rebatch(batches: Iterable[Tensor],
         if held is None:
             held = images
         elif min(len(held), len(images)) == 1:
-            held = (torch.cat([held, images])
-                    if isinstance(held, Tensor) else held + images)
+            held = torch.cat([held, images])
         else:
             yield held
             held = images
@@ -207,25 +206,3 @@ def _rebatch(batches: Iterable[Tensor],
             break
     if held is not None and len(held) > 1:
         yield held
-
-
-def _reduce(pools: List[_Pool], seen: int) -> int:
-    """Pool over processes, in place; returns the total number of images."""
-    if get_world_size() == 1:
-        return seen
-    sizes = [len(pool.mean) for pool in pools]
-    counts = pools[0].mean.new_tensor([seen] + [p.count for p in pools])
-    sums = torch.cat([counts] + [p.mean * p.count for p in pools])
-    all_reduce(sums)
-    counts, sums = sums[:len(counts)].tolist(), sums[len(counts):]
-    deviations = []
-    for pool, count, total in zip(pools, counts[1:], sums.split(sizes)):
-        mean = total / max(count, 1)
-        deviations.append(pool.deviations + pool.count *
-                          (pool.mean - mean).square())
-        pool.count, pool.mean = round(count), mean
-    deviations = torch.cat(deviations)
-    all_reduce(deviations)
-    for pool, part in zip(pools, deviations.split(sizes)):
-        pool.deviations = part
-    return round(counts[0])

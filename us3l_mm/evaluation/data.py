@@ -1,7 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Batches for a backbone, from the dataloaders of a config."""
 from copy import copy
-from typing import Iterator, Optional, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 import torch
 from mmengine.config import Config
@@ -9,7 +9,7 @@ from mmengine.dataset import DefaultSampler
 from mmengine.dist import get_rank, get_world_size
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 BANK, QUERY, TRAIN = ('knn_bank_dataloader', 'knn_query_dataloader',
                       'train_dataloader')
@@ -49,77 +49,58 @@ def build_loader(cfg: dict, batch_size: Optional[int] = None) -> DataLoader:
     return Runner.build_dataloader(cfg, seed=0)
 
 
-class DealtBatches:
-    """The batches that a single process would make, shared out over all.
+def dealt(loader: DataLoader, num_images: Optional[int] = None,
+          order: Optional[Sampler] = None) -> DataLoader:
+    """``loader`` with whole batches for each process.
 
-    Of n processes, process r takes the batches r, r + n, r + 2n, ... Layers
-    that normalise by the batch then give the same result with any number of
-    processes.
-
-    Args:
-        sampler (Sampler): The order of the images, MMEngine's
-            ``DefaultSampler`` or a similar one.
-        batch_size (int): Number of images in a batch. A single image at the
-            end is added to the batch before it.
-        num_images (int, optional): Number of images to use, from the first.
-            Defaults to None for all.
-        drop_last (bool): Whether to leave out an incomplete batch. Defaults
-            to False.
-    """
-
-    def __init__(self, sampler: DefaultSampler, batch_size: int,
-                 num_images: Optional[int] = None, drop_last: bool = False):
-        if num_images is not None and num_images < 2:
-            raise ValueError('Batch statistics need at least two images, got '
-                             f'num_images={num_images}.')
-        self.sampler, self.batch_size = copy(sampler), batch_size
-        self.sampler.rank, self.sampler.world_size = 0, 1
-        size = len(sampler.dataset)
-        if drop_last:
-            size -= size % batch_size
-        self.sampler.total_size = len(sampler.dataset)
-        self.size = size if num_images is None else min(size, num_images)
-
-    def _starts(self) -> list:
-        """The position of the first image of each batch."""
-        starts = list(range(0, self.size, self.batch_size))
-        if len(starts) > 1 and starts[-1] == self.size - 1:
-            starts.pop()
-        return starts
-
-    def __iter__(self) -> Iterator[list]:
-        order, starts = list(self.sampler), self._starts()
-        batches = [
-            order[start:end]
-            for start, end in zip(starts, [*starts[1:], self.size])
-        ]
-        return iter(batches[get_rank()::get_world_size()])
-
-    def __len__(self) -> int:
-        return len(self._starts()[get_rank()::get_world_size()])
-
-
-def dealt(loader: DataLoader, sampler: Optional[DefaultSampler] = None,
-          num_images: Optional[int] = None) -> DataLoader:
-    """``loader`` with whole batches for each process: :class:`DealtBatches`.
+    The batches are those that a single process would make. Of n processes,
+    process r takes the batches r, r + n, r + 2n, ... Layers that normalise by
+    the batch then give the same result with any number of processes. A single
+    image at the end is added to the batch before it.
 
     Args:
-        loader (DataLoader): The loader.
-        sampler (DefaultSampler, optional): The order of the images. Defaults
-            to that of ``loader``, or to a random one if that has no end.
-        num_images (int, optional): Number of images to use, over all
-            processes. Defaults to None for all.
+        loader (DataLoader): The loader. Its batches are made in its own way,
+            for instance by aspect ratio, because the amount of padding
+            influences the statistics.
+        num_images (int, optional): Number of images to use, from the first,
+            over all processes. Defaults to None for all.
+        order (Sampler, optional): The order of the images. Defaults to that
+            of ``loader``, or to a random one if that has no end.
+
+    Raises:
+        ValueError: If ``num_images`` is below 2, or the batches have no fixed
+            size.
     """
-    if sampler is None:
-        sampler = loader.sampler
-    if not isinstance(sampler, DefaultSampler):
-        sampler = DefaultSampler(loader.dataset, shuffle=True, seed=0)
-    batches = DealtBatches(sampler, loader.batch_size, num_images,
-                           loader.drop_last)
-    return DataLoader(loader.dataset, batch_sampler=batches,
-                      num_workers=loader.num_workers,
-                      collate_fn=loader.collate_fn,
-                      worker_init_fn=loader.worker_init_fn)
+    if num_images is not None and num_images < 2:
+        raise ValueError('Batch statistics need at least two images, got '
+                         f'num_images={num_images}.')
+    maker = loader.batch_sampler
+    if not isinstance(getattr(maker, 'batch_size', None), int):
+        raise ValueError(
+            f'Statistics are measured in batches of a fixed size, which '
+            f'{type(maker).__name__} does not make. Use '
+            'AspectRatioBatchSampler as train_dataloader.batch_sampler, or '
+            'none.')
+    order = copy(order or loader.sampler)
+    if not isinstance(order, DefaultSampler):
+        order = DefaultSampler(loader.dataset, shuffle=True, seed=0)
+    order.rank, order.world_size = 0, 1
+    order.total_size = len(loader.dataset)
+    left = num_images or order.total_size
+    batches: List[list] = []
+    for batch in type(maker)(order, maker.batch_size, loader.drop_last):
+        batches.append(list(batch[:left]))
+        left -= len(batches[-1])
+        if not left:
+            break
+    if batches and len(batches[-1]) == 1:
+        alone = batches.pop()
+        if batches:
+            batches[-1] += alone
+    return DataLoader(
+        loader.dataset, batch_sampler=batches[get_rank()::get_world_size()],
+        num_workers=loader.num_workers, collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn)
 
 
 def shuffled(loader: DataLoader,
@@ -129,8 +110,8 @@ def shuffled(loader: DataLoader,
     This is for calibration: many data sets are sorted by class, and batches
     of one class have other statistics. ``num_images`` limits their number.
     """
-    return dealt(loader, DefaultSampler(loader.dataset, shuffle=True, seed=0),
-                 num_images)
+    return dealt(loader, num_images,
+                 DefaultSampler(loader.dataset, shuffle=True, seed=0))
 
 
 def image_size(loader: DataLoader) -> Tuple[int, int]:
@@ -151,9 +132,8 @@ def image_batches(loader: DataLoader,
         yield _images(batch, preprocessor)
 
 
-def labelled_batches(
-        loader: DataLoader,
-        preprocessor: nn.Module) -> Iterator[Tuple[Tensor, Tensor]]:
+def labelled_batches(loader: DataLoader, preprocessor: nn.Module
+                     ) -> Iterator[Tuple[Tensor, Tensor]]:
     """Preprocessed images (N, 3, H, W) and their labels (N, )."""
     for batch in loader:
         samples = batch.get('data_samples')

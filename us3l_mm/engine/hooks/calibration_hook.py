@@ -7,8 +7,8 @@ from mmpretrain.utils import get_ori_model
 
 from us3l_mm.engine.mmengine_internals import built_loop
 from us3l_mm.engine.random_states import seeded
-from us3l_mm.evaluation.detector_calibration import (batches_of,
-                                                     calibrate_detector)
+from us3l_mm.evaluation import calibrate_detector
+from us3l_mm.evaluation.data import shuffled
 from us3l_mm.models.layers import (FULL, Subnet, SubnetLike, check_subnets,
                                    has_statistics)
 from us3l_mm.registry import HOOKS
@@ -58,7 +58,7 @@ class CalibrationHook(PeriodicHook):
 
     def before_train(self, runner: Runner) -> None:
         """Raise if the batches could not be repeated."""
-        batches_of(runner.train_dataloader, 2)
+        shuffled(runner.train_dataloader, 2)
 
     def before_test(self, runner: Runner) -> None:
         """Measure missing statistics, as for a width that was not trained."""
