@@ -2,7 +2,7 @@
 """The network of a checkpoint, built from the config that it stores."""
 import ast
 import re
-from typing import Any, Optional
+from typing import Any
 
 from torch import nn
 
@@ -67,8 +67,8 @@ def build_stored_backbone(model: dict) -> nn.Module:
     """
     arguments = dict(model.get('backbone') or {})
     name = str(arguments.pop('type', None))
-    cls = _registered_class(name)
-    if cls is None:
+    cls = MODELS.module_dict.get(name.removeprefix('us3l_mm.'))
+    if not (isinstance(cls, type) and issubclass(cls, SlimmableBackbone)):
         raise ValueError(
             f'The checkpoint holds a {name}, not a slimmable backbone of '
             'us3l_mm. Ordinary ResNets become one by '
@@ -87,12 +87,6 @@ def build_stored_backbone(model: dict) -> nn.Module:
         raise ValueError(f'The checkpoint says how to build its {name}, but '
                          f'not in a way that this version knows: {error}. '
                          'Give the training --config.') from None
-
-
-def _registered_class(name: str) -> Optional[type]:
-    cls = MODELS.module_dict.get(name.removeprefix('us3l_mm.'))
-    is_ours = isinstance(cls, type) and issubclass(cls, SlimmableBackbone)
-    return cls if is_ours else None
 
 
 def _check_types(value: Any) -> None:

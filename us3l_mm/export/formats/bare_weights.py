@@ -1,6 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """A state dict for a class of another library."""
-from typing import Callable, Dict
+from importlib import import_module
+from typing import Callable, Dict, Optional
 
 from torch import Tensor, nn
 
@@ -36,6 +37,36 @@ network.load_state_dict(
     torch.load({network.out!r}, weights_only=True)['state_dict'])
 features = network.eval()(images)  # (N, {network.map_channels[-1]})
 """)
+
+
+def weights_for(network: SlicedNetwork, weights: Dict[str, Tensor],
+                module: str, name: str, arguments: dict,
+                head: Optional[str] = None, remark: str = '') -> Artifact:
+    """:func:`bare_weights` for what ``module.name(**arguments)`` returns.
+
+    Args:
+        network, weights: As of :func:`bare_weights`.
+        module (str): To be imported.
+        name (str): Of a class or function in it.
+        arguments (dict): Keyword arguments of plain values.
+        head (str, optional): The name of its classifier, which is left out.
+            Defaults to None: it has none.
+        remark (str): A comment for the usage. Defaults to none.
+    """
+
+    def build():
+        loaded = getattr(import_module(module), name)(**arguments)
+        if head is not None:
+            setattr(loaded, head, nn.Identity())
+        return loaded
+
+    listed = ''.join(f'\n    {key}={value!r},'
+                     for key, value in arguments.items())
+    usage = f'{remark}from {module} import {name}\n\n'
+    usage += f'network = {name}({listed})\n'
+    if head is not None:
+        usage += f'network.{head} = torch.nn.Identity()\n'
+    return bare_weights(network, weights, build, usage)
 
 
 def cannot_hold(library: str, reason: str,

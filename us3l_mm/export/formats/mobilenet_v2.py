@@ -11,7 +11,7 @@ import torchvision.models
 from torch import Tensor, nn
 
 from .artifact import Artifact, SlicedNetwork
-from .bare_weights import bare_weights, cannot_hold
+from .bare_weights import bare_weights, cannot_hold, weights_for
 
 TIMM_BLOCKS = ('ds_r1_k3_s1_c16', 'ir_r2_k3_s2_e6_c24', 'ir_r3_k3_s2_e6_c32',
                'ir_r4_k3_s2_e6_c64', 'ir_r3_k3_s1_e6_c96',
@@ -25,25 +25,16 @@ def torchvision_mobilenet_v2(network: SlicedNetwork) -> Artifact:
         ValueError: for what torchvision's class cannot express.
     """
     factor = multiplier(network, 'torchvision')
-    last = torchvision.models.mobilenet_v2(width_mult=factor).last_channel
-    if last != network.map_channels[-1]:
+    stock = torchvision.models.mobilenet_v2(width_mult=factor)
+    if stock.last_channel != network.map_channels[-1]:
         raise cannot_hold(
             'torchvision', f'with width_mult={factor:g} its features have '
-            f'{last} channels, and this one has {network.map_channels[-1]}',
-            'mmpretrain, mmdet, timm or onnx')
-
-    def build():
-        loaded = torchvision.models.mobilenet_v2(width_mult=factor)
-        loaded.classifier = nn.Identity()
-        return loaded
-
-    return bare_weights(
-        network, _renamed(network.plain, build()), build, f"""\
-import torchvision
-
-network = torchvision.models.mobilenet_v2(width_mult={factor!r})
-network.classifier = torch.nn.Identity()
-""")
+            f'{stock.last_channel} channels, and this one has '
+            f'{network.map_channels[-1]}', 'mmpretrain, mmdet, timm or onnx')
+    stock.classifier = nn.Identity()
+    return weights_for(network, _renamed(network.plain, stock),
+                       'torchvision.models', 'mobilenet_v2',
+                       dict(width_mult=factor), head='classifier')
 
 
 def timm_mobilenet_v2(network: SlicedNetwork) -> Artifact:

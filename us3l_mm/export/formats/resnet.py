@@ -8,12 +8,11 @@ number of channels, in blocks that are those of a ResNet.
 import re
 from typing import Dict
 
-import torchvision.models
 from mmpretrain.models import ResNet_CIFAR
 from torch import Tensor, nn
 
 from .artifact import Artifact, SlicedNetwork
-from .bare_weights import bare_weights, cannot_hold
+from .bare_weights import bare_weights, cannot_hold, weights_for
 
 FULL = dict(stem_channels=64, base_channels=64)
 # ByobNet's names of the convolutions of a block.
@@ -38,20 +37,9 @@ def torchvision_resnet(network: SlicedNetwork) -> Artifact:
             f'bottleneck, and width {network.width:g} has '
             f'{network.plain.conv1.out_channels} and '
             f'{list(network.map_channels)}')
-    name = f'resnet{network.backbone.depth}'
-
-    def build():
-        loaded = getattr(torchvision.models, name)()
-        loaded.fc = nn.Identity()
-        return loaded
-
-    return bare_weights(
-        network, network.plain.state_dict(), build, f"""\
-import torchvision
-
-network = torchvision.models.{name}()
-network.fc = torch.nn.Identity()
-""")
+    return weights_for(network, network.plain.state_dict(),
+                       'torchvision.models', f'resnet{network.backbone.depth}',
+                       {}, head='fc')
 
 
 def timm_resnet(network: SlicedNetwork) -> Artifact:
@@ -63,18 +51,9 @@ def timm_resnet(network: SlicedNetwork) -> Artifact:
     arguments = _usual_arguments(network, 'timm', 'ResNet and ByobNet')
     if not FULL.items() <= arguments.items():
         return _byobnet(network)
-    name = f'resnet{network.backbone.depth}'
-
-    def build():
-        import timm
-        return timm.create_model(name, num_classes=0)
-
-    return bare_weights(
-        network, network.plain.state_dict(), build, f"""\
-import timm
-
-network = timm.create_model({name!r}, num_classes=0)
-""")
+    return weights_for(
+        network, network.plain.state_dict(), 'timm', 'create_model',
+        dict(model_name=f'resnet{network.backbone.depth}', num_classes=0))
 
 
 def _usual_arguments(network: SlicedNetwork, library: str,

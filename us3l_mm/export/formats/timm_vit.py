@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from us3l_mm.models.layers import SlimmableLinear
 from .artifact import Artifact, SlicedNetwork
-from .bare_weights import bare_weights, cannot_hold
+from .bare_weights import cannot_hold, weights_for
 
 NAMES = (('patch_embed.projection', 'patch_embed.proj'),
          ('ffn.layers.0.0', 'mlp.fc1'), ('ffn.layers.1', 'mlp.fc2'),
@@ -30,20 +30,9 @@ def timm_vit(network: SlicedNetwork) -> Artifact:
     if not network.family.plain_arguments(network.backbone, network.width):
         weights = zero_filled(network.backbone, network.width)
         remark = '# The whole network, with zeros for what is not read.\n'
-
-    def build():
-        from timm.models.vision_transformer import VisionTransformer
-        return VisionTransformer(**arguments)
-
-    listed = ''.join(f'    {name}={value!r},\n'
-                     for name, value in arguments.items())
-    return bare_weights(
-        network, timm_keys(weights), build, f"""\
-{remark}from timm.models.vision_transformer import VisionTransformer
-
-network = VisionTransformer(
-{listed})
-""")
+    return weights_for(network, timm_keys(weights),
+                       'timm.models.vision_transformer', 'VisionTransformer',
+                       arguments, remark=remark)
 
 
 def timm_arguments(network: SlicedNetwork) -> dict:

@@ -116,14 +116,11 @@ class SlicingRecord:
                 or (self._is_full and not self.switchable)):
             return None  # those of the full width fit no other
         count = state_dict.get(f'{stem}{COUNT}', torch.tensor(1))
-        if count == 0 and self._keeps_all(network):
+        if count == 0 and all(
+                tuple(parameter.shape) == self.full_shapes.get(name)
+                for name, parameter in network.named_parameters()):
             return None  # the zeros and ones of a network never calibrated
         return mean, state_dict[f'{stem}{VAR}'], count
-
-    def _keeps_all(self, network: nn.Module) -> bool:
-        return all(
-            tuple(parameter.shape) == self.full_shapes.get(name)
-            for name, parameter in network.named_parameters())
 
 
 def _measured(state_dict: Dict[str, Tensor], stem: str) -> List[Subnet]:
