@@ -52,17 +52,13 @@ class ViTFamily(Family):
         """Of MMPretrain's class, with so many of the heads."""
         first = backbone.layers[0]
         projection = backbone.patch_embed.projection
-        per_head = {
-            name: getattr(backbone, name) // backbone.num_heads
-            for name in ('embed_dims', 'feedforward_channels')}
         sides = dict(img_size=backbone.img_size,
                      patch_size=projection.kernel_size)
+        arch = dict(num_layers=backbone.num_layers, num_heads=heads)
+        for name in ('embed_dims', 'feedforward_channels'):
+            arch[name] = getattr(backbone, name) // backbone.num_heads * heads
         return dict(
-            arch=dict(
-                embed_dims=per_head['embed_dims'] * heads,
-                num_layers=backbone.num_layers, num_heads=heads,
-                feedforward_channels=heads * per_head['feedforward_channels']),
-            **{
+            arch=arch, **{
                 name: value[0] if value[0] == value[1] else tuple(value)
                 for name, value in sides.items()},
             **non_default(

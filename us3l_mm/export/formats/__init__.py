@@ -32,18 +32,11 @@ def by_family(library: str, **formats: Format) -> Format:
     return artifact
 
 
-FORMATS = {
-    'mmpretrain':
-    mmpretrain,
-    'mmdet':
-    mmdet,
-    'torchvision':
-    by_family('torchvision', ResNet=torchvision_resnet,
-              MobileNetV2=torchvision_mobilenet_v2),
-    'timm':
-    by_family('timm', ResNet=timm_resnet, ViT=timm_vit,
-              MobileNetV2=timm_mobilenet_v2),
-    'onnx':
-    onnx_model, }
+TORCHVISION = by_family('torchvision', ResNet=torchvision_resnet,
+                        MobileNetV2=torchvision_mobilenet_v2)
+TIMM = by_family('timm', ResNet=timm_resnet, ViT=timm_vit,
+                 MobileNetV2=timm_mobilenet_v2)
+FORMATS = dict(mmpretrain=mmpretrain, mmdet=mmdet, torchvision=TORCHVISION,
+               timm=TIMM, onnx=onnx_model)
 
 __all__ = ['FORMATS', 'Artifact', 'SlicedNetwork', 'verify']

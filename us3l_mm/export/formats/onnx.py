@@ -41,9 +41,6 @@ def onnx_model(network: SlicedNetwork) -> Artifact:
         raise ImportError(f'--format onnx needs {" and ".join(missing)}: pip '
                           f'install {" ".join(missing)}')
 
-    def write():
-        return _with_meta(_export(network), network.meta)
-
     def run(content, images):
         import onnxruntime
         session = onnxruntime.InferenceSession(
@@ -52,7 +49,7 @@ def onnx_model(network: SlicedNetwork) -> Artifact:
         return [torch.from_numpy(output) for output in outputs[:-1]]
 
     return Artifact(
-        write, run, f"""\
+        lambda: _export(network), run, f"""\
 import numpy as np
 import onnxruntime
 
@@ -65,6 +62,7 @@ features, = session.run([{FEATURES!r}], {{{INPUT!r}: images}})  \
 
 
 def _export(network: SlicedNetwork) -> bytes:
+    import onnx
     maps = [f'stage{i + 1}' for i in network.plain.out_indices]
     images = torch.zeros(2, network.meta['input_channels'], network.input_size,
                          network.input_size)
@@ -81,13 +79,8 @@ def _export(network: SlicedNetwork) -> bytes:
             input_names=[INPUT], output_names=[*maps, FEATURES], dynamic_axes={
                 name: {0: 'N'} for name in (INPUT, *maps, FEATURES)
             }, opset_version=OPSET, dynamo=False)
-    return buffer.getvalue()
-
-
-def _with_meta(content: bytes, meta: dict) -> bytes:
-    import onnx
-    model = onnx.load_from_string(content)
-    for key, value in meta.items():
+    model = onnx.load_from_string(buffer.getvalue())
+    for key, value in network.meta.items():
         model.metadata_props.add(
             key=key,
             value=value if isinstance(value, str) else json.dumps(value))

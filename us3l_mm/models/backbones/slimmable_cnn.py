@@ -5,8 +5,6 @@ from typing import Optional, Tuple
 from torch import nn
 
 from us3l_mm.models.layers import SlimmableConv2d, Subnet, check_width_range
-from .slicing import slice_layers
-from .slicing_record import SlicingRecord
 from .weights import SlimmableBackbone
 
 NORMS = {
@@ -61,8 +59,14 @@ class SlimmableCNN(SlimmableBackbone):
         stem.on_subnet()
         self.adapt_layers()
         if width is not None:
-            self._slice(
-                Subnet.of(width).check(self.width_range), missing_statistics)
+            if missing_statistics == 'reset' and (self.norm_eval
+                                                  or self.frozen_stages >= 0):
+                raise ValueError(
+                    "missing_statistics='reset' needs norms that train, got "
+                    f'norm_eval={self.norm_eval}, '
+                    f'frozen_stages={self.frozen_stages}: frozen norms would '
+                    'normalise by the statistics of a new layer for ever.')
+            self.slice_to(width, missing_statistics)
             if sync:
                 nn.SyncBatchNorm.convert_sync_batchnorm(self)
         elif missing_statistics != 'error':
@@ -71,18 +75,6 @@ class SlimmableCNN(SlimmableBackbone):
 
     def adapt_layers(self) -> None:
         """Change the layers that narrow in another way than the others."""
-
-    def _slice(self, subnet: Subnet, missing_statistics: str) -> None:
-        """Become an ordinary network of one sub-network."""
-        if missing_statistics == 'reset' and (self.norm_eval
-                                              or self.frozen_stages >= 0):
-            raise ValueError(
-                "missing_statistics='reset' needs norms that train, got "
-                f'norm_eval={self.norm_eval}, '
-                f'frozen_stages={self.frozen_stages}: frozen norms would '
-                'normalise by the statistics of a new layer for ever.')
-        self.slicing_record = SlicingRecord(self, subnet, missing_statistics)
-        slice_layers(self, subnet)
 
     def on_slice(self, subnet: Subnet) -> None:
         super().on_slice(subnet)

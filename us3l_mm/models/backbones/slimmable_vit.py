@@ -12,8 +12,6 @@ from us3l_mm.models.layers import (
     SlimmableQKV, Subnet, active_steps, check_width_range)
 from us3l_mm.registry import MODELS
 from .pretrained import pretrained_cfg
-from .slicing import slice_layers
-from .slicing_record import SlicingRecord
 from .vit_init import INIT_STYLES, init_as_mocov3, sincos_positions
 from .weights import SlimmableBackbone
 
@@ -149,9 +147,7 @@ class SlimmableViT(SlimmableBackbone, VisionTransformer):
         if frozen_patch_embed:
             self.patch_embed.requires_grad_(False)
         if width is not None:
-            subnet = Subnet.of(width).check(self.width_range)
-            self.slicing_record = SlicingRecord(self, subnet)
-            slice_layers(self, subnet)
+            self.slice_to(width)
 
     def _replace_layers(self) -> None:
         """Put slimmable layers over the parameters of the plain ones."""

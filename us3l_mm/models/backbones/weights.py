@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from us3l_mm.fileio import check_fit
 from us3l_mm.models.layers import (SlimmableLayer, Subnet, SubnetLike,
                                    active_channels, active_steps)
+from .slicing import slice_layers
 from .slicing_record import SlicingRecord
 
 State = Dict[str, Tensor]
@@ -56,6 +57,12 @@ class SlimmableBackbone:
         if found and self.slicing_record is not None:
             self.slicing_record.pick_statistics(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def slice_to(self, width: float, on_missing: str = 'error') -> None:
+        """Become an ordinary network of ``width``; see SlicingRecord."""
+        subnet = Subnet.of(width).check(self.width_range)
+        self.slicing_record = SlicingRecord(self, subnet, on_missing)
+        slice_layers(self, subnet)
 
     def on_slice(self, subnet: Subnet) -> None:
         """Update what depends on channels, now that all layers are plain."""
