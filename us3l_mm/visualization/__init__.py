@@ -6,5 +6,4 @@ from .width_table import width_table
 
 __all__ = [
     'Instances', 'Line', 'draw_curve', 'draw_grid', 'draw_instances',
-    'plot_measures', 'plot_reports', 'width_table'
-]
+    'plot_measures', 'plot_reports', 'width_table']

@@ -1,7 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Images with the masks of the objects in them."""
 from dataclasses import dataclass
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -26,13 +26,13 @@ class Instances:
     masks: np.ndarray
     labels: np.ndarray
     names: Tuple[str, ...]
-    scores: np.ndarray = None
+    scores: Optional[np.ndarray] = None
 
 
 def colour_of(label: int) -> Tuple[int, int, int]:
     """The BGR colour of a class, the same in every picture."""
     red, green, blue, _ = colormaps['tab10'](label % 10)
-    return tuple(int(255 * part) for part in (blue, green, red))
+    return int(255 * blue), int(255 * green), int(255 * red)
 
 
 def draw_instances(image: np.ndarray, instances: Instances,
@@ -86,16 +86,16 @@ def _draw_tag(canvas: np.ndarray, text: str, x: int, y: int,
 def draw_grid(rows: Sequence[Tuple[str, Sequence[np.ndarray]]],
               gap: int = 8) -> np.ndarray:
     """A grid of pictures of one size, with the name of each row above it."""
-    height, width = rows[0][1][0].shape[:2]
-    columns = max(len(pictures) for _, pictures in rows)
-    head = 24
-    grid = np.full((len(rows) * (height + gap + head) + gap, columns *
-                    (width + gap) + gap, 3), PAPER, np.uint8)
-    for r, (name, pictures) in enumerate(rows):
-        top = gap + r * (height + gap + head)
-        cv2.putText(grid, name, (gap, top + head - 8), FONT, 0.55, INK, 1,
-                    cv2.LINE_AA)
-        for c, picture in enumerate(pictures):
-            left = gap + c * (width + gap)
-            grid[top + head:top + head + height, left:left + width] = picture
-    return grid
+    head, columns = 24, max(len(pictures) for _, pictures in rows)
+    blank = np.full_like(rows[0][1][0], PAPER)
+    lines = []
+    for name, pictures in rows:
+        line = np.hstack([
+            cv2.copyMakeBorder(picture, gap + head, 0, gap, 0,
+                               cv2.BORDER_CONSTANT, value=PAPER)
+            for picture in [*pictures, *[blank] * (columns - len(pictures))]])
+        lines.append(
+            cv2.putText(line, name, (gap, gap + head - 8), FONT, 0.55, INK, 1,
+                        cv2.LINE_AA))
+    return cv2.copyMakeBorder(np.vstack(lines), 0, gap, 0, gap,
+                              cv2.BORDER_CONSTANT, value=PAPER)

@@ -2,7 +2,7 @@
 import os.path as osp
 from dataclasses import replace
 from functools import partial
-from typing import List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 from us3l_mm.evaluation.report import Report
 from us3l_mm.fileio import write_atomically
@@ -11,9 +11,8 @@ from .curve import Line, draw_curve
 # For each kind of compute: the least value for a unit, its factor, its name.
 COMPUTE = {
     'gmacs': ((0.1, 1.0, 'GMACs per image'), (0, 1e3, 'MMACs per image')),
-    'params':
-    ((1e5, 1e-6, 'parameters (million)'), (0, 1e-3, 'parameters (thousand)')),
-}
+    'params': ((1e5, 1e-6, 'parameters (million)'),
+               (0, 1e-3, 'parameters (thousand)')), }
 MEASURES = {'knn': 'kNN accuracy (%)', 'linear': 'linear probe accuracy (%)'}
 
 
@@ -34,10 +33,11 @@ def plot_reports(path: str, reports: Sequence[Report], measure: str = 'knn',
         if value not in known:
             raise ValueError(f'{name} is one of {sorted(known)}, got '
                              f'{value!r}.')
-    points, levels, first = {}, {}, reports[0]
+    points: Dict[str, List[tuple]] = {}
+    levels, first = {}, reports[0]
     for report in reports:
-        points.setdefault(report.name,
-                          []).extend(_points(report, measure, compute))
+        points.setdefault(report.name, []).extend(
+            _points(report, measure, compute))
     lines = [Line(name, of_name) for name, of_name in points.items()]
     if measure == 'knn':
         lines.append(
@@ -83,5 +83,4 @@ def _with_unit(lines: Sequence[Line], compute: str) -> Tuple[List[Line], str]:
                         if most >= least)
     return [
         replace(line, points=[(s, x * factor, y) for s, x, y in line.points])
-        for line in lines
-    ], unit
+        for line in lines], unit

@@ -23,12 +23,11 @@ def width_table(metrics: Dict[str, float],
     subnets = [Subnet.of(subnet) for subnet in subnets]
     ending = f'_{subnets[0]}'
     names = [
-        name.removesuffix(ending) for name in metrics if name.endswith(ending)
-    ]
+        name.removesuffix(ending) for name in metrics if name.endswith(ending)]
+    matches = {name: AP.fullmatch(name) for name in names}
     columns = {
-        name: _title(*AP.fullmatch(name).groups())
-        for name in names if AP.fullmatch(name)
-    }
+        name: f'{KINDS[match[1]]} AP{match[2] or ""}'
+        for name, match in matches.items() if match}
     in_percent = bool(columns)
     columns = columns or {name: name for name in names}
     table = Table()
@@ -41,7 +40,3 @@ def width_table(metrics: Dict[str, float],
             *(f'{100 * value:.1f}' if in_percent else f'{value:.4g}'
               for value in values))
     return table
-
-
-def _title(kind: str, overlap: str) -> str:
-    return f'{KINDS[kind]} AP{overlap or ""}'
