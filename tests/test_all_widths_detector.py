@@ -34,8 +34,7 @@ class KeepsGradients(MultiPassOptimWrapper):
         self.steps += 1
         self.gradients = [
             p.grad.clone() if p.grad is not None else None
-            for p in self.optimizer.param_groups[0]['params']
-        ]
+            for p in self.optimizer.param_groups[0]['params']]
         super().step(**kwargs)
 
 
@@ -92,8 +91,7 @@ def test_widths_of_a_plan_are_those_that_train():
         lambda conv, args: seen.append(args[0].shape[1]))
     log = detector.train_step(batch, wrapper_of(detector))
     assert seen == [64, 20]  # 64 * 0.3, rounded to multiples of 4
-    assert {key
-            for key in log
+    assert {key for key in log
             if key.startswith('width')} == {'width_max', 'width_min'}
 
 
@@ -141,8 +139,7 @@ NECKS = {
     'PAFPN':
     dict(type='PAFPN', num_outs=3, norm_cfg=dict(type='BN')),
     'ChannelMapper':
-    dict(type='ChannelMapper', norm_cfg=dict(type='GN', num_groups=8)),
-}
+    dict(type='ChannelMapper', norm_cfg=dict(type='GN', num_groups=8)), }
 
 
 def narrow_network(**kwargs):
@@ -165,8 +162,7 @@ def test_reading_fewer_channels_is_padding_with_zeros(name):
     assert list(neck.state_dict()) == keys
     whole = [
         torch.randn(2, c, 16 // 2**i, 16 // 2**i)
-        for i, c in enumerate(backbone.out_channels)
-    ]
+        for i, c in enumerate(backbone.out_channels)]
     for width in (1.0, 0.5, 0.3, 0.25):
         active = backbone.feature_channels(width)
         padded = [m.clone() for m in whole]
@@ -210,10 +206,8 @@ def test_statistics_are_those_of_a_stock_detector_in_training(width):
     detector.init_weights()
     images = scenes()
     norms = {
-        name: module
-        for name, module in detector.named_modules()
-        if isinstance(module, SlimmableBatchNorm)
-    }
+        name: module for name, module in detector.named_modules()
+        if isinstance(module, SlimmableBatchNorm)}
     parts = {name.split('.')[0] for name in norms}
     assert parts == {'backbone', 'neck', 'roi_head'}
     stock = sliced_by_hand(detector, width).train()
@@ -251,16 +245,16 @@ def test_norms_of_the_backbone_alone_need_no_annotations():
 
 FCOS = dict(
     type='us3l_mm.AllWidthsDetector', detector='FCOS', sync_norms=True,
-    widths=[1.0, 0.5,
-            0.25], data_preprocessor=dict(type='DetDataPreprocessor'),
-    backbone=dict(type='us3l_mm.SlimmableResNet', depth=18, base_channels=8,
-                  stem_channels=8, divisor=2, num_stages=3, strides=(1, 2, 2),
-                  dilations=(1, 1, 1), out_indices=(0, 1, 2)),
-    neck=dict(type='FPN', out_channels=8, start_level=1, num_outs=3,
-              add_extra_convs='on_input', norm_cfg=dict(type='BN')),
-    bbox_head=dict(type='FCOSHead', num_classes=10, in_channels=8,
-                   feat_channels=8, stacked_convs=1, strides=[8, 16, 32],
-                   norm_cfg=dict(type='GN', num_groups=2),
+    widths=[1.0, 0.5, 0.25], data_preprocessor=dict(
+        type='DetDataPreprocessor'), backbone=dict(
+            type='us3l_mm.SlimmableResNet', depth=18, base_channels=8,
+            stem_channels=8, divisor=2, num_stages=3, strides=(1, 2, 2),
+            dilations=(1, 1, 1), out_indices=(0, 1, 2)), neck=dict(
+                type='FPN', out_channels=8, start_level=1, num_outs=3,
+                add_extra_convs='on_input', norm_cfg=dict(type='BN')),
+    bbox_head=dict(type='FCOSHead', num_classes=10,
+                   in_channels=8, feat_channels=8, stacked_convs=1, strides=[
+                       8, 16, 32], norm_cfg=dict(type='GN', num_groups=2),
                    regress_ranges=((-1, 16), (16, 32), (32, 1e8))))
 
 
@@ -319,10 +313,9 @@ class UsesMapsElsewhere(nn.Module):
         return self.conv(maps[0]), maps[1]
 
 
-@pytest.mark.parametrize(
-    'neck, message',
-    [(PassesOn, 'No convolution of this PassesOn.*lateral convolutions'),
-     (UsesMapsElsewhere, 'UsesMapsElsewhere uses a map.*outside')])
+@pytest.mark.parametrize('neck, message', [
+    (PassesOn, 'No convolution of this PassesOn.*lateral convolutions'),
+    (UsesMapsElsewhere, 'UsesMapsElsewhere uses a map.*outside')])
 def test_necks_that_cannot_take_fewer_channels_are_refused(neck, message):
     backbone = narrow_network()
     with pytest.raises(ValueError, match=message):
@@ -337,8 +330,7 @@ def test_necks_that_cannot_take_fewer_channels_are_refused(neck, message):
     ({'detector': 'MaskCNN'}, "no detector 'MaskCNN'"),
     ({'neck': None}, 'needs a neck'),
     ({'backbone': dict(type='ResNet', depth=18, _delete_=True)
-      }, 'this ResNet has one'),
-])
+      }, 'this ResNet has one'), ])
 def test_what_cannot_run_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         all_widths(**changes)

@@ -15,10 +15,9 @@ from torch import nn
 
 from us3l_mm.evaluation import calibrate
 from us3l_mm.models import SlimmableResNet_CIFAR
-from us3l_mm.models.layers import (FULL, SlimmableBatchNorm1d,
-                                   SlimmableBatchNorm2d, SlimmableConv2d,
-                                   SlimmableLinear, Subnet, at,
-                                   slimmable_layers)
+from us3l_mm.models.layers import (
+    FULL, SlimmableBatchNorm1d, SlimmableBatchNorm2d, SlimmableConv2d,
+    SlimmableLinear, Subnet, at, slimmable_layers)
 from us3l_mm.registry import MODELS
 
 WIDTHS = [1.0, 0.75, 0.3]
@@ -46,15 +45,13 @@ def uneven_batches(sizes=(5, 1, 8, 3, 1), seed=0):
     g = torch.Generator().manual_seed(seed)
     return [
         torch.randn(n, 3, 8, 8, generator=g) * (i + 1) + 3 * i
-        for i, n in enumerate(sizes)
-    ]
+        for i, n in enumerate(sizes)]
 
 
 def norms_of(network):
     return [
         layer for layer in slimmable_layers(network)
-        if isinstance(layer, (SlimmableBatchNorm1d, SlimmableBatchNorm2d))
-    ]
+        if isinstance(layer, (SlimmableBatchNorm1d, SlimmableBatchNorm2d))]
 
 
 def assert_giant_batch(network, images, width):
@@ -110,8 +107,7 @@ def test_nothing_else_changes():
     states = [
         random.getstate(),
         np.random.get_state()[1].tolist(),
-        torch.get_rng_state().tolist()
-    ]
+        torch.get_rng_state().tolist()]
     with at(network, 0.75):
         calibrate(network, uneven_batches(), [0.25])
         assert {layer.subnet
@@ -120,8 +116,7 @@ def test_nothing_else_changes():
     assert states == [
         random.getstate(),
         np.random.get_state()[1].tolist(),
-        torch.get_rng_state().tolist()
-    ]
+        torch.get_rng_state().tolist()]
     after = network.state_dict()
     assert any('_w0250000' in name for name in after)
     for name, value in before.items():
@@ -210,13 +205,12 @@ def test_networks_with_statistics_of_their_own_need_no_images():
     ([1], {}, 'at least two images, got 0'),
     ([4], dict(num_images=1), 'at least two images, got num_images=1'),
     ([4], dict(subnets=[0.1]), 'Width 0.1 is outside the range'),
-    ([4], dict(subnets=[0.5, 1.5]), r'multiplier in \(0, 1\], got 1.5'),
-])
+    ([4], dict(subnets=[0.5, 1.5]), r'multiplier in \(0, 1\], got 1.5'), ])
 def test_what_cannot_be_measured_is_refused(images, arguments, message):
     network = small_resnet()
     with pytest.raises(ValueError, match=message):
-        calibrate(network, uneven_batches(images),
-                  **{'subnets': [0.5], **arguments})
+        calibrate(network, uneven_batches(images), **{
+            'subnets': [0.5], **arguments})
     assert not any(norm.measured_subnets() for norm in norms_of(network))
 
 
@@ -245,8 +239,9 @@ def test_processes_with_uneven_shards_measure_what_one_would(tmp_path):
     mp.spawn(_calibrate_a_shard, (port, str(tmp_path)), nprocs=2)
     images = torch.cat(uneven_batches())
     # Of seven images, four are taken by the first process, three by the other.
-    for limit, expected in ((None, images),
-                            (7, torch.cat([images[:4], images[:3]]))):
+    for limit, expected in ((None, images), (7,
+                                             torch.cat([
+                                                 images[:4], images[:3]]))):
         for rank in range(2):
             seen, statistics = torch.load(f'{tmp_path}/{rank}.pth')[limit]
             assert seen == len(expected)

@@ -34,8 +34,7 @@ def labelled(split, num_images):
             type='us3l_mm.RenderedDigits', split=split, num_images=num_images,
             pipeline=[
                 dict(type='Resize', scale=(16, 16)),
-                dict(type='PackInputs')
-            ]))
+                dict(type='PackInputs')]))
 
 
 @pytest.fixture(scope='module')
@@ -58,8 +57,7 @@ def evaluate(files, out, *flags, checkpoint='tiny.pth', config='tiny.py'):
     tool.main([
         str(files / config),
         str(files / checkpoint), '--out',
-        str(out), '--device', 'cpu', *flags
-    ])
+        str(out), '--device', 'cpu', *flags])
 
 
 def report_of(out):
@@ -200,8 +198,7 @@ def write_bad_checkpoints(files):
     ('short.pth', 'not copied completely'),
     ('code.pth', 'would execute code'),
     ('bare.pth', 'would execute code|not copied completely'),
-    ('deeper.pth', r'does not fit this SlimmableResNet_CIFAR\(depth=18'),
-])
+    ('deeper.pth', r'does not fit this SlimmableResNet_CIFAR\(depth=18'), ])
 def test_bad_checkpoints_are_refused_and_not_executed(files, tmp_path,
                                                       checkpoint, message):
     write_bad_checkpoints(files)
@@ -220,8 +217,7 @@ def test_bad_checkpoints_are_refused_and_not_executed(files, tmp_path,
     (['--device', 'cuda:77'], "device 'cuda:77' is not available"),
     (['--compare', 'absent.json'], 'There is no report absent.json'),
     (['--compare', __file__], 'is not a report of tools/evaluate_widths.py'),
-    (['--save-checkpoint', '/dev/null/x.pth'], 'cannot be written'),
-])
+    (['--save-checkpoint', '/dev/null/x.pth'], 'cannot be written'), ])
 def test_bad_flags_are_refused_before_any_work(files, tmp_path, monkeypatch,
                                                flags, message):
     monkeypatch.setattr(widths, 'encode', None)
@@ -266,8 +262,7 @@ def test_two_processes_find_what_one_does(files, tmp_path):
     flags = [
         '--widths', '1.0', '0.5', '--linear', '--knn', '--baselines',
         '--calibrate-on', 'plain', '--device', 'cpu', '--batch-size', '7',
-        '--num-images', '36', '--save-checkpoint'
-    ]
+        '--num-images', '36', '--save-checkpoint']
     command = [
         '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=0',
         '--standalone',
@@ -275,8 +270,7 @@ def test_two_processes_find_what_one_does(files, tmp_path):
         str(files / 'tiny.py'),
         str(files / 'tiny.pth'), *flags,
         str(tmp_path / 'two.pth'), '--out',
-        str(tmp_path / 'two'), '--launcher', 'pytorch'
-    ]
+        str(tmp_path / 'two'), '--launcher', 'pytorch']
     done = subprocess.run([sys.executable, *command], env=environment,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -36,9 +36,8 @@ def small_resnet(**options):
 
 def labelled_batches(sizes=(4, 1, 3)):
     g = torch.Generator().manual_seed(0)
-    return [(torch.rand(n, 3, 8, 8,
-                        generator=g), torch.randint(0, 3, (n, ), generator=g))
-            for n in sizes]
+    return [(torch.rand(n, 3, 8, 8, generator=g),
+             torch.randint(0, 3, (n, ), generator=g)) for n in sizes]
 
 
 def blobs(n=240, c=12, classes=4, seed=0):
@@ -63,8 +62,7 @@ def test_features_are_pooled_maps_of_each_width():
     for width, channels in ((1.0, 128), (0.5, 64)):
         with torch.no_grad(), at(network, width):
             expected = torch.cat([
-                network(images)[-1].mean(dim=(2, 3)) for images, _ in batches
-            ])
+                network(images)[-1].mean(dim=(2, 3)) for images, _ in batches])
         found = features[Subnet(width)]
         assert found.shape == (8, channels) and found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -107,8 +105,7 @@ def test_knn_equals_a_naive_double_loop(weights):
     for query, label in zip(queries, query_labels):
         distances = [
             np.linalg.norm(query / np.linalg.norm(query) -
-                           other / np.linalg.norm(other)) for other in bank
-        ]
+                           other / np.linalg.norm(other)) for other in bank]
         votes = Counter()
         for i in np.argsort(distances)[:7]:
             votes[bank_labels[i]] += (1 if weights == 'uniform' else 1 /
@@ -146,10 +143,9 @@ def test_linear_probe_equals_scikit_learns_logistic_regression():
     scaler = StandardScaler().fit(train)
     for decay in (1.0, 1e-2):
         expected = LogisticRegression(
-            C=1 / (decay * len(train)),
-            max_iter=1000).fit(scaler.transform(train),
-                               train_labels).score(scaler.transform(test),
-                                                   test_labels)
+            C=1 / (decay * len(train)), max_iter=1000).fit(
+                scaler.transform(train), train_labels).score(
+                    scaler.transform(test), test_labels)
         found = linear_probe(train, train_labels, test, test_labels, [decay])
         assert found == (pytest.approx(100 * expected), decay)
 
@@ -163,11 +159,9 @@ def test_the_decay_is_chosen_on_held_out_training_images():
     scores = {
         decay:
         LogisticRegression(C=1 / (decay * 80), max_iter=1000).fit(
-            scaler.transform(train[rest]),
-            labels[rest]).score(scaler.transform(train[held_out]),
-                                labels[held_out])
-        for decay in (10.0, 1.0, 1e-1, 1e-2)
-    }
+            scaler.transform(train[rest]), labels[rest]).score(
+                scaler.transform(train[held_out]), labels[held_out])
+        for decay in (10.0, 1.0, 1e-1, 1e-2)}
     best = max(scores, key=scores.get)
     assert scores[best] > min(scores.values())
     # Test images, here noise with any labels, have no say.
@@ -225,9 +219,7 @@ def test_private_norms_are_counted_once_and_linear_layers_too():
 def test_latency_is_that_of_a_cut_copy():
     network = small_resnet().train()
     before = {
-        name: value.clone()
-        for name, value in network.state_dict().items()
-    }
+        name: value.clone() for name, value in network.state_dict().items()}
     milliseconds = width_latency(network, 0.5, (8, 8), min_run_time=0.05)
     assert 0 < milliseconds < 10000
     assert network.training
@@ -237,8 +229,8 @@ def test_latency_is_that_of_a_cut_copy():
 
 
 def test_default_subnets_are_even_or_those_of_the_norms():
-    assert default_subnets(small_resnet(),
-                           4) == [*map(Subnet, (1.0, 0.75, 0.5, 0.25))]
+    assert default_subnets(small_resnet(), 4) == [
+        *map(Subnet, (1.0, 0.75, 0.5, 0.25))]
     assert default_subnets(small_resnet(), 1) == [Subnet(1.0)]
     switchable = small_resnet(
         norm_cfg=dict(type='SwitchableBN', widths=[0.5, 1.0]))
@@ -250,8 +242,7 @@ def test_default_subnets_are_even_or_those_of_the_norms():
 def a_report(**settings):
     return Report('run', settings, [
         WidthRow(0.5, 64, 10**6, 0.1, knn=70.0),
-        WidthRow(1.0, 128, 4 * 10**6, 0.4)
-    ])
+        WidthRow(1.0, 128, 4 * 10**6, 0.4)])
 
 
 def test_a_report_is_read_back_as_it_was_written(tmp_path):
@@ -268,15 +259,13 @@ def test_a_report_is_read_back_as_it_was_written(tmp_path):
 def test_a_report_of_before_sub_networks_had_names_is_read(tmp_path):
     rows = [
         dict(width=width, channels=64, params=10, gmacs=0.1, knn=50.0)
-        for width in (1.0, 0.28125)
-    ]
+        for width in (1.0, 0.28125)]
     path = tmp_path / 'widths.json'
     path.write_text(json.dumps(dict(name='old', settings={}, rows=rows)))
     report = Report.load(str(path))
     assert report.rows == [
         WidthRow(1.0, 64, 10, 0.1, knn=50.0),
-        WidthRow('w0.28125', 64, 10, 0.1, knn=50.0)
-    ]
+        WidthRow('w0.28125', 64, 10, 0.1, knn=50.0)]
     report.save(str(tmp_path))
     written = json.loads(path.read_text())['rows']
     assert [(row['subnet'], row['width'])
@@ -306,8 +295,8 @@ def test_a_report_cut_short_by_a_full_disk_leaves_the_old_one(
     with pytest.raises(OSError, match='No space left'):
         a_report(k=20).save(str(tmp_path))
     assert (tmp_path / 'widths.json').read_text() == before
-    assert sorted(
-        p.name for p in tmp_path.iterdir()) == ['widths.csv', 'widths.json']
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        'widths.csv', 'widths.json']
 
 
 def test_pictures_are_drawn_and_bad_axes_refused(tmp_path):

@@ -42,9 +42,8 @@ PIECE = 300  # pixels of a photograph, to either side
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument('--depth', type=int, default=18,
-                        choices=[18, 34, 50, 101, 152],
-                        help='depth of the ResNet (default: 18)')
+    parser.add_argument('--depth', type=int, default=18, choices=[
+        18, 34, 50, 101, 152], help='depth of the ResNet (default: 18)')
     parser.add_argument('--base-channels', type=int, default=64,
                         help='channels of its first stage (default: 64)')
     parser.add_argument('--num-widths', type=int, default=7,
@@ -105,8 +104,7 @@ def make_loader(folder, args):
                     dict(type='LoadImageFromFile'),
                     dict(type='ResizeEdge', scale=args.image_size * 8 // 7),
                     dict(type='CenterCrop', crop_size=args.image_size),
-                    dict(type='PackInputs')
-                ])))
+                    dict(type='PackInputs')])))
 
 
 def build_network(args):
@@ -186,10 +184,9 @@ def summarise(watch):
     for part, names in ((CALIBRATION, [CALIBRATION]), (FEATURES, [FEATURES]),
                         ('both', PARTS)):
         seconds = {
-            way:
-            [ms / 1000 for ms in watch.ms(*((way, name) for name in names))]
-            for way in WAYS
-        }
+            way: [
+                ms / 1000 for ms in watch.ms(*((way, name) for name in names))]
+            for way in WAYS}
         ratios = [a / b for a, b in zip(seconds[BY_WIDTH], seconds[ONE_PASS])]
         rows.append(
             dict(part=part, one_pass_s=median(seconds[ONE_PASS]),
@@ -224,8 +221,8 @@ def main():
     args = parse_args()
     torch.manual_seed(0)
     MMLogger.get_instance('benchmark', log_level='WARNING')
-    with (TemporaryDirectory() as
-          folder, DefaultScope.overwrite_default_scope('mmpretrain')):
+    with (TemporaryDirectory() as folder,
+          DefaultScope.overwrite_default_scope('mmpretrain')):
         write_images(folder, args)
         work = Work(*build_network(args), make_loader(folder, args))
         subnets = default_subnets(work.network, args.num_widths)

@@ -47,16 +47,15 @@ MIB = 2**20
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument('--depth', type=int, default=50,
-                        choices=[18, 34, 50, 101, 152],
-                        help='depth of the ResNet (default: 50)')
+    parser.add_argument('--depth', type=int, default=50, choices=[
+        18, 34, 50, 101, 152], help='depth of the ResNet (default: 50)')
     parser.add_argument('--image-size', type=int, default=224,
                         help='height and width in pixels (default: 224)')
     parser.add_argument('--batch-size', type=int, default=8,
                         help='images of a forward (default: 8)')
     parser.add_argument(
-        '--widths', type=float, nargs='+', metavar='W',
-        default=[0.25, 0.5, 0.75, 1.0], help='multiples of 1/8 from 0.25 to 1 '
+        '--widths', type=float, nargs='+', metavar='W', default=[
+            0.25, 0.5, 0.75, 1.0], help='multiples of 1/8 from 0.25 to 1 '
         '(default: 0.25 0.5 0.75 1.0)')
     parser.add_argument('--rounds', type=int, default=7,
                         help='timed rounds after the warm-up (default: 7)')
@@ -170,12 +169,9 @@ def summarise(times, networks, forwards, images):
         set_subnet(three[SLIMMABLE], width)
         ms = {
             kind: [t / forwards[width] for t in times[width, kind]]
-            for kind in KINDS
-        }
+            for kind in KINDS}
         memory = {
-            kind: peak_memory(three[kind], images) / MIB
-            for kind in KINDS
-        }
+            kind: peak_memory(three[kind], images) / MIB for kind in KINDS}
         row = dict(width=width, forwards=forwards[width])
         for kind in KINDS:
             ratios = [a / b for a, b in zip(ms[kind], ms[PLAIN])]
@@ -198,13 +194,12 @@ def show(rows, args):
     for row in rows:
         for kind in KINDS:
             low, high = row[kind]['ratio_range']
-            table.add_row(f'{row["width"]:g}' if kind == KINDS[0] else '',
-                          kind, f'{row[kind]["ms"]:.2f}',
-                          f'{row[kind]["ratio"]:.3f}',
-                          '' if kind == PLAIN else f'{low:.3f}..{high:.3f}',
-                          f'{row[kind]["mib"]:.1f}',
-                          f'{row[kind]["memory_ratio"]:.3f}',
-                          end_section=kind == KINDS[-1])
+            table.add_row(
+                f'{row["width"]:g}' if kind == KINDS[0] else '', kind,
+                f'{row[kind]["ms"]:.2f}', f'{row[kind]["ratio"]:.3f}', ''
+                if kind == PLAIN else f'{low:.3f}..{high:.3f}',
+                f'{row[kind]["mib"]:.1f}', f'{row[kind]["memory_ratio"]:.3f}',
+                end_section=kind == KINDS[-1])
     console = Console()
     console.print(table)
     console.print(
@@ -222,9 +217,7 @@ def main():
     MMLogger.get_instance('benchmark', log_level='WARNING')
     slimmable = build_slimmable(args)
     networks = {
-        width: build_three(slimmable, width, args)
-        for width in args.widths
-    }
+        width: build_three(slimmable, width, args) for width in args.widths}
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size,
                          device=args.device)
     for width, three in networks.items():
@@ -234,8 +227,7 @@ def main():
                                f'{gap:.1e}: there is nothing to compare.')
     forwards = {
         width: forwards_of(three[PLAIN], images, args.device)
-        for width, three in networks.items()
-    }
+        for width, three in networks.items()}
     watch = Stopwatch(args.device)
     for index in track(range(args.rounds + 1), 'timing'):
         time_round(watch, networks, forwards, images, index)
@@ -245,9 +237,9 @@ def main():
     show(rows, args)
     if args.json:
         dump(
-            dict(widths=rows, settings=vars(args),
-                 torch=str(torch.__version__),
-                 machine=device_name(args.device)), args.json, indent=2)
+            dict(widths=rows, settings=vars(args), torch=str(
+                torch.__version__), machine=device_name(args.device)),
+            args.json, indent=2)
 
 
 if __name__ == '__main__':

@@ -34,8 +34,8 @@ def parse_args():
     parser.add_argument('--patch-size', type=int, default=4, help='default: 4')
     parser.add_argument('--batch-size', type=int, default=32,
                         help='default: 32')
-    parser.add_argument('--widths', type=subnet_argument, nargs='+',
-                        default=[*map(Subnet, (1.0, 0.75, 0.5, 0.25))])
+    parser.add_argument('--widths', type=subnet_argument, nargs='+', default=[
+        *map(Subnet, (1.0, 0.75, 0.5, 0.25))])
     parser.add_argument('--rounds', type=int, default=5,
                         help='timed rounds after one warm-up (default: 5)')
     parser.add_argument('--device',
@@ -74,10 +74,9 @@ def time_subnet(networks, subnet, images, rounds):
 def main():
     args = parse_args()
     torch.manual_seed(0)
-    slimmable, reference = (SlimmableViT(args.arch, slicing=args.slicing,
-                                         img_size=args.image_size,
-                                         patch_size=args.patch_size,
-                                         skip_dead=skip).to(args.device)
+    slimmable, reference = (SlimmableViT(
+        args.arch, slicing=args.slicing, img_size=args.image_size,
+        patch_size=args.patch_size, skip_dead=skip).to(args.device)
                             for skip in (True, False))
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size,
                          device=args.device)
@@ -109,9 +108,8 @@ def main():
     if args.json:
         with open(args.json, 'w') as file:
             json.dump(
-                dict(widths=rows, settings=vars(args),
-                     torch=str(torch.__version__)), file, indent=2,
-                default=str)
+                dict(widths=rows, settings=vars(args), torch=str(
+                    torch.__version__)), file, indent=2, default=str)
 
 
 if __name__ == '__main__':

@@ -59,8 +59,7 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
         self.linears = nn.ModuleDict({
             _key(subnet):
             nn.Linear(channels[subnet], num_classes)
-            for subnet in self.subnets
-        })
+            for subnet in self.subnets})
 
     def linear(self, subnet: SubnetLike) -> nn.Linear:
         """The classifier of ``subnet``."""
@@ -98,17 +97,15 @@ class SwitchableLinearHead(SlimmableLayer, ClsHead):
                                            self.distill_weight)
             elif self.distill_weight:
                 target = scores.detach().softmax(dim=1)
-            losses.update(
-                {f'{name}_{subnet}': value
-                 for name, value in terms.items()})
+            losses.update({
+                f'{name}_{subnet}': value for name, value in terms.items()})
         return losses
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """Load; MMEngine would only log that a classifier is missing."""
         missing = [
             str(subnet) for subnet in self.subnets
-            if f'{prefix}linears.{_key(subnet)}.weight' not in state_dict
-        ]
+            if f'{prefix}linears.{_key(subnet)}.weight' not in state_dict]
         if missing:
             raise ValueError(
                 f'The file has no linear layers for {missing}. Use a '
