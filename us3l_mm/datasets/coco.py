@@ -4,7 +4,6 @@
 These are functions in the registry: they build the stock class and need
 MMDetection only when they are called.
 """
-import json
 import os.path as osp
 from typing import List, Optional
 
@@ -12,6 +11,7 @@ from torch.utils.data import Dataset
 
 from us3l_mm.registry import DATASETS
 from us3l_mm.stack import check_detection
+from .coco_checks import read_categories
 from .digit_scenes import CLASSES, SceneSettings, write_digit_scenes
 
 
@@ -85,12 +85,11 @@ def class_names(path: str) -> List[str]:
         raise FileNotFoundError(
             f'{path} is not there: the annotations of a data set in COCO '
             'format. Set the data_root that holds it, or ann_file.')
-    with open(path) as file:
-        content = json.load(file)
-    if not isinstance(content, dict) or not content.get('categories'):
+    categories = read_categories(path)
+    if not categories:
         raise ValueError(f'{path} lists no "categories": it is no annotation '
                          'file in COCO format.')
-    names = [category['name'] for category in content['categories']]
+    names = [category['name'] for category in categories]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f'{path} has several categories called {twice}; '

@@ -62,8 +62,9 @@ def read_categories(path: str) -> List[dict]:
         [category['name'] for category in categories]
     except (ValueError, TypeError, KeyError):  # the name in another place
         with open(path) as file:
-            categories = json.load(file).get('categories', [])
-    return categories
+            content = json.load(file)
+        categories = isinstance(content, dict) and content.get('categories')
+    return categories or []
 
 
 def _check_classes(dataset, option: str) -> None:

@@ -50,13 +50,12 @@ def timm_arguments(network: SlicedNetwork) -> dict:
             'timm', f'its class knows no out_type={backbone.out_type!r} with '
             f'final_norm={backbone.final_norm}', 'mmpretrain or onnx')
     shape = network.family.arguments(backbone)['arch']
-    heads = plain.num_heads
     pooling = (dict() if backbone.out_type == 'cls_token' else dict(
         global_pool='avg', fc_norm=False))
     return dict(img_size=size[0], patch_size=patch.kernel_size[0],
                 in_chans=patch.in_channels, num_classes=0,
                 embed_dim=plain.embed_dims, depth=plain.num_layers,
-                num_heads=heads,
+                num_heads=plain.num_heads,
                 mlp_ratio=shape['feedforward_channels'] / shape['embed_dims'],
                 qkv_bias=plain.layers[0].attn.qkv.bias is not None,
                 class_token=plain.cls_token is not None, pre_norm=isinstance(
