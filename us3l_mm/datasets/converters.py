@@ -75,7 +75,7 @@ def npz_to_folder(source: Union[str, Path], target: Union[str, Path],
                             dir=target.parent) as scratch:
         root = Path(scratch, 'images')
         for split_name, split in splits.items():
-            indices = range(len(split.labels))
+            indices: Iterable[int] = range(len(split.labels))
             if track is not None:
                 indices = track(indices, split_name)
             write_split(root / split_name, split, names, indices)

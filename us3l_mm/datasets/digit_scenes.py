@@ -88,7 +88,9 @@ def render_scene(digits: np.ndarray, labels: np.ndarray,
     """
     renderer = settings.renderer()
     image = np.zeros((settings.image_size, ) * 2, np.uint8)
-    masks, sizes, names = [], [], []
+    masks: List[np.ndarray] = []
+    sizes: List[int] = []
+    names: List[int] = []
     low, high = settings.num_digits
     for i in rng.integers(len(digits), size=rng.integers(low, high + 1)):
         layer = renderer.render(digits[i], rng)[..., 0]
@@ -143,7 +145,7 @@ def coco_annotations(scenes: List[Scene], settings: SceneSettings) -> dict:
         raise ImportError(
             'Masks in COCO format need pycocotools, which comes with '
             "MMDetection: pip install -e '.[detection]'.") from error
-    annotations = []
+    annotations: List[dict] = []
     for number, scene in enumerate(scenes, 1):
         for mask, label in zip(scene.masks, scene.labels):
             code = coco_mask.encode(np.asfortranarray(mask, np.uint8))

@@ -2,7 +2,7 @@
 """The network of a checkpoint, built from the config that it stores."""
 import ast
 import re
-from typing import Any
+from typing import Any, Optional
 
 from torch import nn
 
@@ -42,7 +42,7 @@ def stored_model(checkpoint: dict) -> dict:
                      'model: give the training --config.')
 
 
-def _literal(node: ast.AST) -> Any:
+def _literal(node: Optional[ast.AST]) -> Any:
     """The value of an expression of literals and ``dict(...)`` calls."""
     if isinstance(node, ast.Call):
         if (getattr(node.func, 'id', None) != 'dict' or node.args
@@ -56,7 +56,7 @@ def _literal(node: ast.AST) -> Any:
     if isinstance(node, (ast.List, ast.Tuple)):
         items = [_literal(item) for item in node.elts]
         return items if isinstance(node, ast.List) else tuple(items)
-    return ast.literal_eval(node)
+    return ast.literal_eval(node)  # type: ignore[arg-type] # it refuses None
 
 
 def build_stored_backbone(model: dict) -> nn.Module:

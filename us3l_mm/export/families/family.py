@@ -63,7 +63,7 @@ class Family(ABC):
 
 def non_default(arguments: dict, cls: type) -> dict:
     """Those of ``arguments`` that differ from the defaults of ``cls``."""
-    defaults = inspect.signature(cls.__init__).parameters
+    defaults = inspect.signature(cls).parameters
     shaping = {}
     for name, value in arguments.items():
         default = defaults[name].default

@@ -79,7 +79,7 @@ class SlicingRecord:
         Raises:
             ValueError: If the file has none, unless they are to be reset.
         """
-        absent = []
+        absent: List[str] = []
         for name, norm in network.named_modules():
             if not isinstance(norm, _BatchNorm):
                 continue

@@ -14,7 +14,7 @@ from .slicing_record import SlicingRecord
 State = Dict[str, Tensor]
 
 
-class SlimmableBackbone:
+class SlimmableBackbone(nn.Module):
     """Mix-in in front of a backbone of MMPretrain, over slimmable layers.
 
     A subclass defines :meth:`output_channels` and :attr:`feature_rounding`.
