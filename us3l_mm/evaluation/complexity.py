@@ -45,7 +45,6 @@ def count_complexity(network: nn.Module, subnets: Sequence[SubnetLike],
         input_size (tuple[int, int]): Height and width in pixels.
     """
     network = deepcopy(network).to('meta')
-    subnets = [Subnet.of(subnet) for subnet in subnets]
     images = image_on_meta(input_size)
     slimmable = any(slimmable_layers(network))
 
@@ -54,7 +53,8 @@ def count_complexity(network: nn.Module, subnets: Sequence[SubnetLike],
             subnet:
             count_size(
                 slice_network(network, subnet, without_statistics=True)
-                if slimmable else network, images)[0] for subnet in subnets}
+                if slimmable else network, images)[0]
+            for subnet in map(Subnet.of, subnets)}
 
     counted = count_all()
     if not getattr(network, 'skip_dead', False):

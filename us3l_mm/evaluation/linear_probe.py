@@ -47,10 +47,8 @@ def linear_probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray,
     fit, held_out = train_test_split(np.arange(len(train)), test_size=HELD_OUT,
                                      random_state=seed)
     scores = [
-        _fitted(train[fit], train_labels[fit],
-                decay).score(train[held_out], train_labels[held_out])
-        for decay in decays
-    ]
+        _fitted(train[fit], train_labels[fit], decay).score(
+            train[held_out], train_labels[held_out]) for decay in decays]
     decay = decays[int(np.argmax(scores))]
     probe = _fitted(train, train_labels, decay)
     return 100 * float(probe.score(test, test_labels)), decay

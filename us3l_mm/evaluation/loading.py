@@ -89,10 +89,8 @@ def _backbone_weights(backbone: nn.Module,
     # Bare networks from elsewhere have a classifier, which is not needed.
     parts = {name.split('.')[0] for name in backbone.state_dict()}
     return {
-        key[len(prefix):]: value
-        for key, value in state_dict.items()
-        if key.startswith(prefix) and key[len(prefix):].split('.')[0] in parts
-    }
+        key[len(prefix):]: value for key, value in state_dict.items()
+        if key.startswith(prefix) and key[len(prefix):].split('.')[0] in parts}
 
 
 def untrained_network(config: Config, seed: int = 0) -> nn.Module:

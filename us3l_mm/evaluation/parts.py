@@ -94,7 +94,7 @@ def _count_two_stages(counter: '_Counter', model: nn.Module, maps) -> None:
 class _Counter:
     """Runs modules one after the other and lists their sizes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.parts: List[Part] = []
 
     def run(self, name: str, module: nn.Module, inputs, times: int = 1):
@@ -138,17 +138,15 @@ def count_config(config: Config, shape: Tuple[int, int],
     """
     set_scope(config)
     model = MODELS.build(ConfigDict(model_cfg(config)))
-    if not subnets and not any(slimmable_layers(model.backbone)):
+    slimmable = any(slimmable_layers(model.backbone))
+    if not subnets and not slimmable:
         return {_own_subnet(config): count_parts(model, shape)}
-    subnets = map(Subnet.of, subnets or model.backbone.width_range[::-1])
-    if not any(slimmable_layers(model.backbone)):
-        return {
-            subnet: count_parts(_rebuilt(config, subnet), shape)
-            for subnet in subnets}
     return {
         subnet:
-        count_parts(slice_network(model, subnet, without_statistics=True),
-                    shape) for subnet in subnets}
+        count_parts(
+            slice_network(model, subnet, without_statistics=True) if slimmable
+            else _rebuilt(config, subnet), shape) for subnet in map(
+                Subnet.of, subnets or model.backbone.width_range[::-1])}
 
 
 def _own_subnet(config: Config) -> Subnet:
@@ -161,38 +159,29 @@ def _own_subnet(config: Config) -> Subnet:
 def _rebuilt(config: Config, subnet: Subnet) -> nn.Module:
     """The model of ``config`` built for another width."""
     config = deepcopy(config)
-    model = config.model
+    model, backbone = config.model, config.model.backbone
     if subnet.gated:
-        raise ValueError(f'{model.backbone.type} has no gates. Use a width.')
-    if 'width' in model.backbone:
-        _change_width(model, subnet)
-    else:
-        _change_channels(model, subnet.width)
-    return MODELS.build(ConfigDict(model_cfg(config)))
-
-
-def _change_width(model: dict, subnet: Subnet) -> None:
-    allowed = model.backbone.get('width_range', (0.25, 1.0))
-    model.backbone.width = subnet.check(allowed).width
-
-
-def _change_channels(model: dict, width: float) -> None:
-    if not model.backbone.type.split('.')[-1].startswith('ResNet'):
+        raise ValueError(f'{backbone.type} has no gates. Use a width.')
+    if 'width' in backbone:
+        allowed = backbone.get('width_range', (0.25, 1.0))
+        backbone.width = subnet.check(allowed).width
+        return MODELS.build(ConfigDict(model_cfg(config)))
+    if not backbone.type.split('.')[-1].startswith('ResNet'):
         raise ValueError(
-            f'{model.backbone.type} has no width to change. Leave out '
-            '--widths, or use a config with us3l_mm.SlimmableResNet.')
-    channels = 64 * width
-    if channels != int(channels) or channels <= 0 or channels % 8:
+            f'{backbone.type} has no width to change. Leave out --widths, or '
+            'use a config with us3l_mm.SlimmableResNet.')
+    channels, old = 64 * subnet.width, backbone.get('base_channels', 64)
+    if channels <= 0 or channels % 8:
         raise ValueError(
-            f'The widths of a stock {model.backbone.type} are multiples of '
-            f'1/8, got {width:g}. Use us3l_mm.SlimmableResNet('
-            f'width={width:g}).')
-    channels, old = int(channels), model.backbone.get('base_channels', 64)
-    model.backbone.update(base_channels=channels, stem_channels=channels)
+            f'The widths of a stock {backbone.type} are multiples of 1/8, got '
+            f'{subnet.width:g}. Use us3l_mm.SlimmableResNet('
+            f'width={subnet.width:g}).')
+    channels = int(channels)
+    backbone.update(base_channels=channels, stem_channels=channels)
     for part in (model.get('neck'), model.get('head')):
-        given = part and part.get('in_channels')
-        if given:
-            part.in_channels = ([c * channels // old
-                                 for c in given] if isinstance(
-                                     given, (list, tuple)) else given *
-                                channels // old)
+        given = part.get('in_channels') if part else None
+        if isinstance(given, (list, tuple)):
+            part.in_channels = [c * channels // old for c in given]
+        elif given:
+            part.in_channels = given * channels // old
+    return MODELS.build(ConfigDict(model_cfg(config)))

@@ -38,8 +38,7 @@ class AllWidthsClassifier(ImageClassifier):
         head = dict(
             head, in_channels=[
                 backbone.feature_channels(subnet.width)[-1]
-                for subnet in map(Subnet.of, head.get('widths', ()))
-            ])
+                for subnet in map(Subnet.of, head.get('widths', ()))])
         super().__init__(backbone, neck, head, **kwargs)
         self.backbone.requires_grad_(False)
 

@@ -56,7 +56,9 @@ class SubnetClassifier(ImageClassifier):
 def check_checkpoint(backbone: nn.Module) -> None:
     """Raise ValueError if a frozen backbone or ``init_cfg`` has no file."""
     cfg = getattr(backbone, 'init_cfg', None)
-    pretrained = isinstance(cfg, dict) and cfg.get('type') == 'Pretrained'
+    if not isinstance(cfg, dict):
+        cfg = {}
+    pretrained = cfg.get('type') == 'Pretrained'
     frozen = not any(p.requires_grad for p in backbone.parameters())
     if (frozen and not pretrained) or (pretrained and not cfg['checkpoint']):
         raise ValueError(

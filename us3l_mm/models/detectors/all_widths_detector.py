@@ -3,6 +3,7 @@
 from functools import lru_cache
 from typing import Dict, List, Optional, Sequence, Union
 
+from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from us3l_mm.registry import MODELS
 from .neck_inputs import measure_norms, slice_inputs
 
 
-class AllWidths:
+class AllWidths(BaseModel):
     """Mix-in for a detector of MMDetection over a backbone of any width.
 
     :func:`all_widths_detector` puts it before the class of the detector,
@@ -87,8 +88,7 @@ class AllWidths:
         del parts['loss']
         return dict(
             losses={f'loss_{pass_.name}': total},
-            log={name: value.detach()
-                 for name, value in parts.items()}
+            log={name: value.detach() for name, value in parts.items()}
             if pass_.role == 'base' else {})
 
     def run_norms(self, inputs: Tensor, data_samples: list) -> None:
@@ -102,10 +102,8 @@ class AllWidths:
         within = {
             'backbone' if part is self.backbone else
             'neck' if part is self.neck else 'heads'
-            for part in self.children()
-            for layer in slimmable_layers(part)
-            if layer.measured_subnets() is not None
-        }
+            for part in self.children() for layer in slimmable_layers(part)
+            if layer.measured_subnets() is not None}
         if 'heads' in within:
             self.loss(inputs, [_copy(sample) for sample in data_samples])
         elif 'neck' in within:

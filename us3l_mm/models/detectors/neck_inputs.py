@@ -11,8 +11,7 @@ from us3l_mm.models.layers import (SlimmableBatchNorm, SlimmableBatchNorm1d,
                                    evaluation_mode)
 
 NORMS = {
-    nn.BatchNorm1d: SlimmableBatchNorm1d, nn.BatchNorm2d: SlimmableBatchNorm2d
-}
+    nn.BatchNorm1d: SlimmableBatchNorm1d, nn.BatchNorm2d: SlimmableBatchNorm2d}
 
 
 def slice_inputs(neck: nn.Module, backbone: nn.Module) -> None:
@@ -39,8 +38,7 @@ def slice_inputs(neck: nn.Module, backbone: nn.Module) -> None:
     _replace(
         neck, {
             conv: _reads_active(conv, backbone.feature_rounding[i])
-            for conv, i in readers.items()
-        })
+            for conv, i in readers.items()})
     _check(neck, backbone, maps)
 
 
@@ -49,8 +47,7 @@ def _small_maps(channels: Sequence[int]) -> List[Tensor]:
     last = len(channels)
     return [
         torch.randn(1, c, 2**(last - i), 2**(last - i), generator=draw)
-        for i, c in enumerate(channels)
-    ]
+        for i, c in enumerate(channels)]
 
 
 @torch.no_grad()
@@ -71,8 +68,7 @@ def _readers(neck: nn.Module, maps: List[Tensor]) -> Dict[nn.Module, int]:
 
     handles = [
         module.register_forward_pre_hook(enters) for module in neck.modules()
-        if type(module) is nn.Conv2d
-    ]
+        if type(module) is nn.Conv2d]
     try:
         _run(neck, maps)
     finally:
@@ -98,8 +94,7 @@ def _check(neck: nn.Module, backbone: nn.Module, maps: List[Tensor]) -> None:
     narrow = [m[:, :c] for m, c in zip(maps, active)]
     padded = [
         torch.cat([m, torch.zeros_like(whole[:, c:])], 1)
-        for m, whole, c in zip(narrow, maps, active)
-    ]
+        for m, whole, c in zip(narrow, maps, active)]
     repair = (f'This {type(neck).__name__} uses a map of the backbone outside '
               'of its convolutions, which needs all of its channels. Use a '
               'neck such as FPN, PAFPN or ChannelMapper.')
