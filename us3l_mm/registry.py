@@ -4,32 +4,20 @@
 With the roots as parents, ``type='us3l_mm.SlimmableResNet'`` resolves from any
 default scope: ``mmpretrain`` while pre-training, ``mmdet`` in a detector.
 """
-from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import LOOPS as MMENGINE_LOOPS
-from mmengine.registry import MODEL_WRAPPERS as MMENGINE_MODEL_WRAPPERS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
-from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine import registry as roots
 from mmengine.registry import Registry
 
-MODELS = Registry('model', scope='us3l_mm', parent=MMENGINE_MODELS,
-                  locations=['us3l_mm.models'])
-MODEL_WRAPPERS = Registry('model wrapper', scope='us3l_mm',
-                          parent=MMENGINE_MODEL_WRAPPERS,
-                          locations=['us3l_mm.engine'])
-HOOKS = Registry('hook', scope='us3l_mm', parent=MMENGINE_HOOKS,
-                 locations=['us3l_mm.engine'])
-OPTIM_WRAPPERS = Registry('optimizer wrapper', scope='us3l_mm',
-                          parent=MMENGINE_OPTIM_WRAPPERS,
-                          locations=['us3l_mm.engine'])
-LOOPS = Registry('loop', scope='us3l_mm', parent=MMENGINE_LOOPS,
-                 locations=['us3l_mm.engine'])
-DATASETS = Registry('dataset', scope='us3l_mm', parent=MMENGINE_DATASETS,
-                    locations=['us3l_mm.datasets'])
-DATA_SAMPLERS = Registry('data sampler', scope='us3l_mm',
-                         parent=MMENGINE_DATA_SAMPLERS,
-                         locations=['us3l_mm.datasets'])
-TRANSFORMS = Registry('transform', scope='us3l_mm', parent=MMENGINE_TRANSFORMS,
-                      locations=['us3l_mm.datasets'])
+
+def _child(root: Registry, location: str) -> Registry:
+    return Registry(root.name, scope='us3l_mm', parent=root,
+                    locations=[location])
+
+
+MODELS = _child(roots.MODELS, 'us3l_mm.models')
+MODEL_WRAPPERS = _child(roots.MODEL_WRAPPERS, 'us3l_mm.engine')
+HOOKS = _child(roots.HOOKS, 'us3l_mm.engine')
+OPTIM_WRAPPERS = _child(roots.OPTIM_WRAPPERS, 'us3l_mm.engine')
+LOOPS = _child(roots.LOOPS, 'us3l_mm.engine')
+DATASETS = _child(roots.DATASETS, 'us3l_mm.datasets')
+DATA_SAMPLERS = _child(roots.DATA_SAMPLERS, 'us3l_mm.datasets')
+TRANSFORMS = _child(roots.TRANSFORMS, 'us3l_mm.datasets')
