@@ -1,7 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from .calibration import batch_statistics, calibrate
+from .calibration import calibrate, calibrate_detector
 from .complexity import Complexity, count_complexity
-from .detector_calibration import calibrate_detector
 from .features import encode, encoder, extract_features, raw_pixels
 from .knn import chance_accuracy, knn_accuracy
 from .latency import width_latency
@@ -12,8 +11,6 @@ from .widths import Measures, WidthEvaluation, default_subnets
 
 __all__ = [
     'Complexity', 'Measures', 'Report', 'WidthEvaluation', 'WidthRow',
-    'batch_statistics', 'calibrate', 'calibrate_detector', 'chance_accuracy',
-    'count_complexity', 'default_subnets', 'encode', 'encoder',
-    'extract_features', 'knn_accuracy', 'linear_probe', 'load_backbone',
-    'raw_pixels', 'width_latency'
-]
+    'calibrate', 'calibrate_detector', 'chance_accuracy', 'count_complexity',
+    'default_subnets', 'encode', 'encoder', 'extract_features', 'knn_accuracy',
+    'linear_probe', 'load_backbone', 'raw_pixels', 'width_latency']

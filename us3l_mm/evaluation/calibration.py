@@ -1,18 +1,19 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Batch-norm statistics of any sub-networks, in one pass over the data."""
 from collections import defaultdict
-from contextlib import contextmanager
 from functools import partial
-from typing import (Any, Callable, Dict, Iterable, Iterator, List, Optional,
+from typing import (Any, Callable, Dict, Iterable, Iterator, Optional,
                     Sequence, Tuple)
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from us3l_mm.models.layers import (
     FULL, SlimmableBatchNorm, Subnet, SubnetLike, at, at_least_single,
     check_subnets, evaluation_mode, slimmable_layers)
+from .data import shuffled
 from .progress import count_images
 
 
@@ -67,12 +68,14 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
                          f'num_images={num_images}.')
     wanted = list(dict.fromkeys(map(Subnet.of, subnets)))
     check_subnets(network, wanted)
-    norms = _norms(network)
+    norms = [
+        layer for layer in slimmable_layers(network)
+        if isinstance(layer, SlimmableBatchNorm)]
     if not norms or not wanted:
         return 0
     if not is_share:
         batches = _rebatch(batches, num_images)
-    pools, seen = _fill(wanted, network,
+    pools, seen = _fill(wanted, network, norms,
                         count_images(batches, progress, num_images), forward
                         or network)
     if seen < 2:
@@ -84,28 +87,39 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
     return seen
 
 
-def has_norms(network: nn.Module) -> bool:
-    """Whether ``network`` has batch norms whose statistics are measured."""
-    return bool(_norms(network))
+def calibrate_detector(detector: nn.Module, loader: DataLoader,
+                       subnets: Optional[Sequence[SubnetLike]] = None,
+                       num_images: Optional[int] = None,
+                       progress: Optional[str] = None) -> int:
+    """Measure and store the statistics of ``subnets``; see :func:`calibrate`.
 
+    Images come in batches as in training, augmented and padded in the same
+    way, in a fixed random order that is shared out over the processes, so the
+    number of processes does not matter. They pass through the modules that
+    have norms: the backbone, also the neck, or, if the images are annotated,
+    also the heads, which see the regions of training.
 
-@contextmanager
-def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Run a block in evaluation mode, but with norms on batch statistics.
+    Args:
+        detector (nn.Module): An ``AllWidthsDetector``.
+        loader (DataLoader): The loader of the training. The order of its
+            images is not changed; its transforms change the random states.
+        subnets (sequence, optional): The sub-networks, or their widths.
+            Defaults to those that the detector was built for.
+        num_images (int, optional): Number of images to use, over all
+            processes together. Defaults to all.
+        progress (str, optional): The text before a progress bar. Defaults to
+            None for no bar.
 
-    These are the statistics of the batch of this process, since other
-    processes may have fewer batches.
+    Returns:
+        int: The number of images used, over all processes.
     """
-    syncs = [(norm, norm.sync) for norm in _norms(network)]
-    try:
-        with evaluation_mode(network):
-            for norm, _ in syncs:
-                norm.train()
-                norm.sync = False
-            yield
-    finally:
-        for norm, sync in syncs:
-            norm.sync = sync
+    batches = (detector.data_preprocessor(batch, training=True)
+               for batch in shuffled(loader, num_images))
+    return calibrate(detector, ((batch['inputs'], batch['data_samples'])
+                                for batch in batches),
+                     detector.subnets if subnets is None else subnets,
+                     num_images, progress, is_share=True,
+                     forward=lambda batch: detector.run_norms(*batch))
 
 
 class _Pool:
@@ -136,13 +150,8 @@ class _Pool:
         return self.mean, self.deviations / max(self.count - 1, 1)
 
 
-def _norms(network: nn.Module) -> List[SlimmableBatchNorm]:
-    return [
-        layer for layer in slimmable_layers(network)
-        if isinstance(layer, SlimmableBatchNorm)]
-
-
-def _fill(subnets: Sequence[Subnet], network: nn.Module, batches: Iterable,
+def _fill(subnets: Sequence[Subnet], network: nn.Module,
+          norms: Sequence[SlimmableBatchNorm], batches: Iterable,
           forward: Callable[[Any], Any]) -> Tuple[Dict[tuple, _Pool], int]:
     """Run all batches through all sub-networks.
 
@@ -157,18 +166,23 @@ def _fill(subnets: Sequence[Subnet], network: nn.Module, batches: Iterable,
         if args[0].numel():  # images of the batch have regions
             own[current, index].add(args[0])
 
+    syncs = [norm.sync for norm in norms]
     handles = [
         norm.register_forward_pre_hook(partial(enters, index))
-        for index, norm in enumerate(_norms(network))]
+        for index, norm in enumerate(norms)]
     try:
-        with batch_statistics(network):
+        with evaluation_mode(network):
+            for norm in norms:
+                norm.train()
+                norm.sync = False  # other processes may have fewer batches
             for batch in batches:
                 for current in subnets:
                     with at(network, current):
                         forward(batch)
                 seen += len(batch[0] if isinstance(batch, tuple) else batch)
     finally:
-        for handle in handles:
+        for norm, sync, handle in zip(norms, syncs, handles):
+            norm.sync = sync
             handle.remove()
     parts = all_gather_object((seen, {
         key: (pool.count, pool.mean.cpu(), pool.deviations.cpu())

@@ -43,10 +43,8 @@ def loader_cfg(config: Config, key: str) -> dict:
 
 def build_loader(cfg: dict, batch_size: Optional[int] = None) -> DataLoader:
     """The dataloader of ``cfg``, if given with another ``batch_size``."""
-    cfg = dict(cfg)
-    if batch_size is not None:
-        cfg['batch_size'] = batch_size
-    return Runner.build_dataloader(cfg, seed=0)
+    changes = {} if batch_size is None else dict(batch_size=batch_size)
+    return Runner.build_dataloader(dict(cfg, **changes), seed=0)
 
 
 def dealt(loader: DataLoader, num_images: Optional[int] = None,

@@ -1,7 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Features of many sub-networks, in one pass over the data."""
 from typing import (Callable, Dict, Hashable, Iterable, List, Optional,
-                    Sequence, Tuple)
+                    Sequence, Tuple, TypeVar)
 
 import numpy as np
 import torch
@@ -13,13 +13,13 @@ from us3l_mm.models.layers import Subnet, SubnetLike, at, evaluation_mode
 from .progress import count_images
 
 RAW_PIXELS_SIZE = 32
+Key = TypeVar('Key', bound=Hashable)
 
 
-def extract_features(
-    network: nn.Module, batches: Iterable[tuple],
-    subnets: Sequence[SubnetLike], size: Optional[int] = None,
-    progress: Optional[str] = None
-) -> Tuple[Dict[Subnet, np.ndarray], np.ndarray]:
+def extract_features(network: nn.Module, batches: Iterable[tuple],
+                     subnets: Sequence[SubnetLike], size: Optional[int] = None,
+                     progress: Optional[str] = None
+                     ) -> Tuple[Dict[Subnet, np.ndarray], np.ndarray]:
     """Features of ``network`` at all ``subnets``, averaged over the image.
 
     Args:
@@ -39,17 +39,14 @@ def extract_features(
         integer array (images, ); see :func:`encode`.
     """
     encoders = {
-        subnet: encoder(network, subnet)
-        for subnet in map(Subnet.of, subnets)
-    }
+        subnet: encoder(network, subnet) for subnet in map(Subnet.of, subnets)}
     return encode(encoders, batches, size, progress)
 
 
-def encode(
-    encoders: Dict[Hashable, Callable[[Tensor],
-                                      Tensor]], batches: Iterable[tuple],
-    size: Optional[int] = None, progress: Optional[str] = None
-) -> Tuple[Dict[Hashable, np.ndarray], np.ndarray]:
+def encode(encoders: Dict[Key, Callable[[Tensor],
+                                        Tensor]], batches: Iterable[tuple],
+           size: Optional[int] = None, progress: Optional[str] = None
+           ) -> Tuple[Dict[Key, np.ndarray], np.ndarray]:
     """The outputs of each of ``encoders`` for all images, in one pass.
 
     Process r is expected to have read the samples r, r + processes, ..., as
@@ -70,7 +67,8 @@ def encode(
         the order of the data set. The main process has those of all images;
         in the other processes both are empty.
     """
-    parts, labels = {name: [] for name in encoders}, []
+    parts: Dict[Key, List[np.ndarray]] = {name: [] for name in encoders}
+    labels: List[np.ndarray] = []
     with torch.no_grad():
         for images, batch_labels in count_images(batches, progress, size):
             labels.append(np.asarray(batch_labels))
@@ -81,8 +79,7 @@ def encode(
         raise ValueError('No images to extract features from: the loader is '
                          'empty.')
     gathered = {name: _gather(parts.pop(name), size) for name in encoders}
-    labels = _gather(labels, size)
-    return gathered if is_main_process() else {}, labels
+    return gathered if is_main_process() else {}, _gather(labels, size)
 
 
 def encoder(network: nn.Module,

@@ -27,12 +27,7 @@ def knn_accuracy(bank: np.ndarray, bank_labels: np.ndarray,
         ValueError: If k is not a number from 1 to n, or features are not
             finite.
     """
-    if isinstance(k,
-                  bool) or not isinstance(k, int) or not (1 <= k <= len(bank)):
-        raise ValueError(
-            f'k is a number of neighbours from 1 to the {len(bank)} labelled '
-            f'images of the bank, got k={k!r}. Choose a smaller k or a larger '
-            'bank.')
+    check_k(k, len(bank), 'labelled images of the bank')
     if weights not in WEIGHTS:
         raise ValueError(f'weights is one of {WEIGHTS}, got {weights!r}.')
     check_finite(bank, queries)
@@ -40,6 +35,14 @@ def knn_accuracy(bank: np.ndarray, bank_labels: np.ndarray,
                                       algorithm='brute')
     classifier.fit(normalize(bank), bank_labels)
     return 100 * float(classifier.score(normalize(queries), query_labels))
+
+
+def check_k(k: int, size: int, bank: str) -> None:
+    """Raise ValueError unless ``size`` images of ``bank`` include ``k``."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= size:
+        raise ValueError(
+            f'k is a number of neighbours from 1 to the {size} {bank}, got '
+            f'k={k!r}. Choose a smaller k or a larger bank.')
 
 
 def chance_accuracy(query_labels: np.ndarray) -> float:

@@ -36,7 +36,7 @@ class WidthRow:
         untrained_knn (float, optional): kNN with initial weights.
     """
 
-    subnet: SubnetLike
+    subnet: Subnet
     channels: int
     params: int
     gmacs: float
@@ -47,7 +47,7 @@ class WidthRow:
     linear_decay: Optional[float] = None
     untrained_knn: Optional[float] = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.subnet = Subnet.of(self.subnet)
 
     @property
@@ -57,8 +57,8 @@ class WidthRow:
 
     def as_dict(self) -> dict:
         """The row in a file: name and width of the sub-network, figures."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)[1:]}
-        return dict(subnet=str(self.subnet), width=self.width, **values)
+        names = dict(subnet=str(self.subnet), width=self.width)
+        return names | vars(self) | names
 
     @classmethod
     def from_dict(cls, row: dict) -> 'WidthRow':
@@ -88,34 +88,32 @@ class Report:
     raw_pixels: Optional[float] = None
     device: str = ''
 
-    def row(self, subnet: SubnetLike) -> Optional[WidthRow]:
-        """The row of ``subnet``, if there is one."""
-        subnet = Subnet.of(subnet)
-        return next((row for row in self.rows if row.subnet == subnet), None)
+    def row(self, subnet: SubnetLike) -> WidthRow:
+        """The row of ``subnet``, or raise KeyError."""
+        return {row.subnet: row for row in self.rows}[Subnet.of(subnet)]
 
     def save(self, folder: str) -> None:
         """Write ``widths.json`` and ``widths.csv``, each atomically."""
         self.rows.sort(key=lambda row: (-row.width, row.subnet.gated))
-        for path, write in zip(self.paths(folder),
-                               (self._write_json, self._write_csv)):
+        rows = [row.as_dict() for row in self.rows]
+
+        def write_json(path: str) -> None:
+            with open(path, 'w') as file:
+                json.dump(dict(vars(self), rows=rows), file, indent=2)
+
+        def write_csv(path: str) -> None:
+            with open(path, 'w', newline='') as file:
+                names = [f.name for f in fields(WidthRow)]
+                writer = csv.DictWriter(file, ['subnet', 'width', *names[1:]])
+                writer.writeheader()
+                writer.writerows(rows)
+
+        for path, write in zip(self.paths(folder), (write_json, write_csv)):
             write_atomically(path, write)
 
     def paths(self, folder: str) -> List[str]:
         """The files that :meth:`save` writes into ``folder``."""
         return [osp.join(folder, name) for name in (JSON, CSV)]
-
-    def _write_json(self, path: str) -> None:
-        with open(path, 'w') as file:
-            json.dump(
-                dict(vars(self), rows=[row.as_dict() for row in self.rows]),
-                file, indent=2)
-
-    def _write_csv(self, path: str) -> None:
-        with open(path, 'w', newline='') as file:
-            names = [f.name for f in fields(WidthRow)]
-            writer = csv.DictWriter(file, ['subnet', 'width', *names[1:]])
-            writer.writeheader()
-            writer.writerows(row.as_dict() for row in self.rows)
 
     @classmethod
     def load(cls, path: str) -> 'Report':
@@ -145,19 +143,16 @@ class Report:
                    ('kNN\n(%)', 'knn', '{:.1f}'),
                    ('linear\n(%)', 'linear', '{:.1f}'),
                    ('untrained\nkNN (%)', 'untrained_knn', '{:.1f}')]
-        columns = [
-            column for column in columns if any(
-                getattr(row, column[1]) is not None for row in self.rows)
-        ]
+        hidden = {
+            name for _, name, _ in columns if all(
+                getattr(row, name) is None for row in self.rows)}
         if all(row.reference_gmacs in (None, row.gmacs) for row in self.rows):
-            columns = [
-                column for column in columns if column[1] != 'reference_gmacs'
-            ]
+            hidden.add('reference_gmacs')
+        columns = [column for column in columns if column[1] not in hidden]
         notes = [
             f'{title} {value:.1f} %'
             for title, value in (('kNN of raw pixels', self.raw_pixels),
-                                 ('chance', self.chance)) if value is not None
-        ]
+                                 ('chance', self.chance)) if value is not None]
         if self.device:
             notes.append(f'latency of one image on {self.device}')
         table = Table(title=self.name, caption=', '.join(notes) or None)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os.path as osp
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from mmengine.config import Config
@@ -17,12 +17,12 @@ from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
                             sha256)
 from us3l_mm.models.layers import (Subnet, SubnetLike, check_subnets,
                                    subnet_list, subnets_of)
-from .calibration import calibrate, has_norms
+from .calibration import calibrate
 from .complexity import count_complexity
 from .data import (BANK, QUERY, TRAIN, build_loader, dealt, image_batches,
                    image_size, labelled_batches, loader_cfg, shuffled)
 from .features import encode, encoder, raw_pixels
-from .knn import chance_accuracy, knn_accuracy
+from .knn import chance_accuracy, check_k, knn_accuracy
 from .latency import check_device, device_name, width_latency
 from .linear_probe import linear_probe
 from .loading import (backbone_prefix, load_source, model_cfg,
@@ -30,7 +30,8 @@ from .loading import (backbone_prefix, load_source, model_cfg,
 from .report import JSON, Report, WidthRow, resume
 
 CALIBRATE_ON = {'augmented': TRAIN, 'plain': BANK}
-TRAINED, UNTRAINED, PIXELS = 'trained', 'untrained', ('raw pixels', None)
+TRAINED, UNTRAINED, PIXELS = 'trained', 'untrained', 'raw pixels'
+KNN_ENTRY = {TRAINED: 'knn', UNTRAINED: 'untrained_knn', PIXELS: 'raw_pixels'}
 
 
 @dataclass(frozen=True)
@@ -93,37 +94,21 @@ class WidthEvaluation:
         self.checkpoint = load_weights(checkpoint, trust_pickle)
         source = load_source(self.checkpoint, config)
         self.network = source.backbone.to(measures.device)
+        assert source.preprocessor is not None  # it comes with the config
         self.preprocessor = source.preprocessor.to(measures.device)
-        self._build_loaders()
+        calibrate_on = CALIBRATE_ON[measures.calibrate_on]
+        self.loaders = {
+            key: build_loader(loader_cfg(config, key), measures.batch_size)
+            for key in (BANK, QUERY, calibrate_on)}
+        check_k(measures.k, len(self.loaders[BANK].dataset),
+                f'images of {BANK}')
+        deal = shuffled if calibrate_on == BANK else dealt
+        self.calibration_loader = deal(self.loaders[calibrate_on],
+                                       measures.num_images)
         self.input_size = image_size(self.loaders[QUERY])
         self.name = osp.splitext(osp.basename(config.filename
                                               or checkpoint))[0]
         self.settings = self._settings()
-
-    def _build_loaders(self) -> None:
-        measures = self.measures
-        cfgs = {
-            key: loader_cfg(self.config, key)
-            for key in (BANK, QUERY, CALIBRATE_ON[measures.calibrate_on])
-        }
-        self.loaders = {
-            key: build_loader(cfgs[key], measures.batch_size)
-            for key in (BANK, QUERY)
-        }
-        if measures.calibrate_on == 'plain':
-            self.calibration_loader = shuffled(self.loaders[BANK],
-                                               measures.num_images)
-            self.calibration_batch = self.loaders[BANK].batch_size
-        else:
-            loader = build_loader(cfgs[TRAIN], measures.batch_size)
-            self.calibration_loader = dealt(loader,
-                                            num_images=measures.num_images)
-            self.calibration_batch = loader.batch_size
-        bank_size = len(self.loaders[BANK].dataset)
-        if not 1 <= measures.k <= bank_size:
-            raise ValueError(
-                f'k is a number of neighbours from 1 to the {bank_size} '
-                f'images of {BANK}, got k={measures.k}.')
 
     def run(self, subnets: Sequence[SubnetLike],
             save_checkpoint: Optional[str] = None) -> Report:
@@ -135,23 +120,26 @@ class WidthEvaluation:
                 to with the statistics of all these sub-networks. Defaults to
                 None for no file.
         """
-        subnets = subnet_list(set(map(Subnet.of, subnets)))
-        check_subnets(self.network, subnets)
+        wanted = subnet_list(set(map(Subnet.of, subnets)))
+        check_subnets(self.network, wanted)
         if save_checkpoint is not None:
             check_writable(save_checkpoint, self.path)
-        report = self._report(subnets)
-        trained = [s for s in subnets if self._lacks(report.row(s))]
+        report = self._report(wanted)
+        rows, measures = [report.row(s) for s in wanted], self.measures
+        trained = [
+            row.subnet for row in rows
+            if (measures.knn and row.knn is None) or (
+                measures.linear and row.linear is None)]
         untrained = [
-            s for s in subnets
-            if self.measures.baselines and report.row(s).untrained_knn is None
-        ]
-        to_calibrate = trained if save_checkpoint is None else subnets
+            row.subnet for row in rows
+            if measures.baselines and row.untrained_knn is None]
+        to_calibrate = trained if save_checkpoint is None else wanted
         if to_calibrate:
             self.calibrate(self.network, to_calibrate)
-        if save_checkpoint is not None:
+        if save_checkpoint is not None and is_main_process():
             self._save_checkpoint(save_checkpoint)
-        if self.measures.latency and is_main_process():
-            self._latencies(report, subnets)
+        if measures.latency and is_main_process():
+            self._latencies(report, rows)
         if trained or untrained:
             self._accuracies(report, trained, untrained)
         self._save(report)
@@ -160,43 +148,36 @@ class WidthEvaluation:
     def calibrate(self, network: nn.Module, subnets: Sequence[Subnet],
                   progress: str = 'Calibrating') -> int:
         """Measure the statistics of ``subnets``; the same in every run."""
-        if not has_norms(network):
-            self.console.print('There are no batch norms to calibrate.')
-            return 0
         set_random_seed(0)  # of the augmentation
-        return calibrate(
+        seen = calibrate(
             network, image_batches(self.calibration_loader, self.preprocessor),
             subnets,
             min(self.measures.num_images,
                 len(self.calibration_loader.dataset)), progress, is_share=True)
+        if not seen:
+            self.console.print('There are no batch norms to calibrate.')
+        return seen
 
     def _save_checkpoint(self, path: str) -> None:
-        if is_main_process():
-            state = self.checkpoint['state_dict']
-            prefix = backbone_prefix(state)
-            state = {
-                **state, **{
-                    prefix + key: value.cpu()
-                    for key, value in self.network.state_dict().items()
-                }
-            }
-            save_atomically(dict(self.checkpoint, state_dict=state), path)
-
-    def _lacks(self, row: WidthRow) -> bool:
-        return ((self.measures.knn and row.knn is None)
-                or (self.measures.linear and row.linear is None))
+        state = dict(self.checkpoint['state_dict'])
+        prefix = backbone_prefix(state)
+        for key, value in self.network.state_dict().items():
+            state[prefix + key] = value.cpu()
+        save_atomically(dict(self.checkpoint, state_dict=state), path)
 
     def _report(self, subnets: Sequence[Subnet]) -> Report:
         """The report of an earlier run or a new one, with rows for all."""
-        shared = [None]
+        report = Report(self.name, self.settings)
         if is_main_process():
-            shared[0], notice = resume(self.out, self.name, self.settings)
+            report, notice = resume(self.out, self.name, self.settings)
             if notice:
                 self.console.print(notice, soft_wrap=True)
+        shared = [report]
         broadcast_object_list(shared)
         report = shared[0]
         report.name = self.name
-        new = [subnet for subnet in subnets if report.row(subnet) is None]
+        known = {row.subnet for row in report.rows}
+        new = [subnet for subnet in subnets if subnet not in known]
         sizes = count_complexity(self.network, new, self.input_size)
         for subnet, size in sizes.items():
             report.rows.append(
@@ -206,66 +187,57 @@ class WidthEvaluation:
                          (size.reference or size).macs / 1e9))
         return report
 
-    def _latencies(self, report: Report, subnets: Sequence[Subnet]) -> None:
+    def _latencies(self, report: Report, rows: Sequence[WidthRow]) -> None:
         device = device_name(self.measures.device)
         if report.device != device:  # figures of another are not comparable
             report.device = device
             for row in report.rows:
                 row.latency_ms = None
-        for subnet in subnets:
-            row = report.row(subnet)
+        for row in rows:
             if row.latency_ms is None:
-                with self.console.status(f'Timing {subnet}'):
-                    row.latency_ms = width_latency(self.network, subnet,
+                with self.console.status(f'Timing {row.subnet}'):
+                    row.latency_ms = width_latency(self.network, row.subnet,
                                                    self.input_size)
                 self._save(report)
 
     def _accuracies(self, report: Report, trained: Sequence[Subnet],
                     untrained: Sequence[Subnet]) -> None:
         """One pass over bank and queries, then one sub-network at a time."""
-        encoders = {(TRAINED, s): encoder(self.network, s) for s in trained}
+        encoders: Dict[Tuple[str, Optional[Subnet]], Callable] = {
+            (TRAINED, s): encoder(self.network, s) for s in trained}
         if untrained:
             initial = untrained_network(self.config).to(self.measures.device)
             self.calibrate(initial, untrained, 'Calibrating (untrained)')
             encoders.update({(UNTRAINED, s): encoder(initial, s)
                              for s in untrained})
         if self.measures.baselines and report.raw_pixels is None:
-            encoders[PIXELS] = raw_pixels
-        bank, bank_labels = self._encode(encoders, BANK)
-        queries, query_labels = self._encode(encoders, QUERY)
+            encoders[PIXELS, None] = raw_pixels
+        (bank, bank_labels), (queries, query_labels) = (encode(
+            encoders, labelled_batches(self.loaders[key], self.preprocessor),
+            len(self.loaders[key].dataset),
+            f'Features of the {key.split("_")[1]}') for key in (BANK, QUERY))
         if not is_main_process():
             return
         report.chance = chance_accuracy(query_labels)
         for name in encoders:
-            self._classify(report, name, bank.pop(name), bank_labels,
-                           queries.pop(name), query_labels)
+            self._classify(report, *name, (bank.pop(name), bank_labels,
+                                           queries.pop(name), query_labels))
             self._save(report)
 
-    def _classify(self, report: Report, name: tuple, *data:
-                  np.ndarray) -> None:
+    def _classify(self, report: Report, kind: str, subnet: Optional[Subnet],
+                  data: Tuple[np.ndarray, np.ndarray, np.ndarray,
+                              np.ndarray]) -> None:
         """Enter the accuracies of one set of features into ``report``."""
-        kind, subnet = name
-        row = None if subnet is None else report.row(subnet)
         title = kind if subnet is None else f'{kind}, {subnet}'
-        if kind != TRAINED or (self.measures.knn and row.knn is None):
+        entry: Any = report if subnet is None else report.row(subnet)
+        name = KNN_ENTRY[kind]
+        if getattr(entry, name) is None and (kind != TRAINED
+                                             or self.measures.knn):
             with self.console.status(f'Nearest neighbours ({title})'):
-                accuracy = knn_accuracy(*data, self.measures.k)
-            if kind == TRAINED:
-                row.knn = accuracy
-            elif kind == UNTRAINED:
-                row.untrained_knn = accuracy
-            else:
-                report.raw_pixels = accuracy
-        if kind == TRAINED and self.measures.linear and row.linear is None:
+                setattr(entry, name, knn_accuracy(*data, self.measures.k))
+        if kind == TRAINED and self.measures.linear and entry.linear is None:
             with self.console.status(f'Linear probe ({title})'):
-                row.linear, row.linear_decay = linear_probe(*data)
-
-    def _encode(self, encoders: dict,
-                key: str) -> Tuple[Dict[tuple, np.ndarray], np.ndarray]:
-        loader = self.loaders[key]
-        return encode(encoders, labelled_batches(loader, self.preprocessor),
-                      len(loader.dataset),
-                      f'Features of the {key.split("_")[1]}')
+                entry.linear, entry.linear_decay = linear_probe(*data)
 
     def _save(self, report: Report) -> None:
         if is_main_process():
@@ -274,14 +246,13 @@ class WidthEvaluation:
     def _settings(self) -> dict:
         """Everything that accuracies depend on, to compare two runs."""
         measures = self.measures
+        keys = BANK, QUERY, CALIBRATE_ON[measures.calibrate_on]
         return dict(
             checkpoint_sha256=sha256(self.path), k=measures.k,
             calibrate_on=measures.calibrate_on, num_images=measures.num_images,
-            batch_size=self.calibration_batch,
-            model=_digest(model_cfg(self.config)), data=_digest([
-                self.config[key].dataset
-                for key in (BANK, QUERY, CALIBRATE_ON[measures.calibrate_on])
-            ]))
+            batch_size=self.loaders[keys[-1]].batch_size, model=_digest(
+                model_cfg(self.config)), data=_digest([
+                    self.config[key].dataset for key in keys]))
 
 
 def default_subnets(network: nn.Module, count: int) -> List[Subnet]:
@@ -297,8 +268,7 @@ def default_subnets(network: nn.Module, count: int) -> List[Subnet]:
     low, high = network.width_range
     return subnet_list({
         Subnet(high - (high - low) * i / max(count - 1, 1))
-        for i in range(count)
-    })
+        for i in range(count)})
 
 
 def _digest(config) -> str:

@@ -11,6 +11,7 @@ from us3l_mm.engine.random_states import seeded
 from us3l_mm.evaluation import calibrate, extract_features, knn_accuracy
 from us3l_mm.evaluation.data import (build_loader, image_batches,
                                      labelled_batches, shuffled)
+from us3l_mm.evaluation.knn import check_k
 from us3l_mm.models.layers import Subnet, SubnetLike, check_subnets
 from us3l_mm.registry import HOOKS
 from .compile_hook import uncompiled
@@ -59,11 +60,7 @@ class WidthKNNHook(PeriodicHook):
         with seeded(0):
             self.bank, self.queries = map(build_loader, self.cfgs)
             self.calibration = shuffled(self.bank, self.num_images)
-        size = len(self.bank.dataset)
-        if not 1 <= self.k <= size:
-            raise ValueError(
-                f'WidthKNNHook: k is a number of neighbours from 1 to the '
-                f'{size} images of bank_dataloader, got k={self.k}.')
+        check_k(self.k, len(self.bank.dataset), 'images of bank_dataloader')
 
     def act(self, runner: Runner, iterations: int) -> None:
         """Report the accuracies."""
