@@ -9,9 +9,9 @@ import pytest
 from mmpretrain.datasets import CustomDataset
 from PIL import Image
 
-from us3l_mm.datasets.converters import npz_to_folder
-
 ROOT = Path(__file__).parents[1]
+TOOL = ROOT / 'tools/dataset_converters/npz_to_folder.py'
+npz_to_folder = runpy.run_path(str(TOOL))['npz_to_folder']
 
 
 def jpeg(seed: int) -> bytes:
@@ -26,8 +26,7 @@ def encoded(count: int, split: str) -> dict:
     return {
         f'blob_{split}': np.frombuffer(b''.join(files), np.uint8),
         f'off_{split}': np.cumsum([0, *map(len, files)]), f'y_{split}':
-        np.arange(count) % 2, 'class_names': np.array(['ant', 'bee'])
-    }
+        np.arange(count) % 2, 'class_names': np.array(['ant', 'bee'])}
 
 
 def pixels(**changes) -> dict:
@@ -79,13 +78,11 @@ NOT_THERE = 'absent'
     (dict(class_names=np.array(['../x', *'bcdefghijklm'])),
      r"become folders.*\['../x'\]"),
     (dict(class_names=np.array([*'aAcdefghijklm'])), 'different names'),
-    (dict(class_names=np.array([object()])), 'plain arrays.*allow_pickle'),
-])
+    (dict(class_names=np.array([object()])), 'plain arrays.*allow_pickle'), ])
 def test_bad_arrays_are_refused_and_leave_nothing(tmp_path, changes, says):
     arrays = {
-        key: value
-        for key, value in pixels(**changes).items() if value is not NOT_THERE
-    }
+        key: value for key, value in pixels(**changes).items()
+        if value is not NOT_THERE}
     source = saved(tmp_path, arrays)
     with pytest.raises(ValueError, match=says):
         npz_to_folder(source, tmp_path / 'out')
@@ -95,9 +92,8 @@ def test_bad_arrays_are_refused_and_leave_nothing(tmp_path, changes, says):
 @pytest.mark.parametrize('changes, says', [
     (dict(off_train=np.array([0, 5, 3, 9])), 'rising integers within the'),
     (dict(off_train=np.array([0, 10**6])), 'rising integers within the'),
-    (dict(blob_train=np.frombuffer(b'GIF89a..', np.uint8), off_train=np.array(
-        [0, 8])), 'train 0 is neither a JPEG nor a PNG'),
-])
+    (dict(blob_train=np.frombuffer(b'GIF89a..', np.uint8), off_train=np.array([
+        0, 8])), 'train 0 is neither a JPEG nor a PNG'), ])
 def test_bad_encoded_images_are_refused(tmp_path, changes, says):
     with pytest.raises(ValueError, match=says):
         npz_to_folder(saved(tmp_path, {**encoded(3, 'train'), **changes}),
@@ -128,11 +124,10 @@ def test_a_broken_off_run_leaves_nothing(tmp_path):
 def test_the_tool_converts_once_and_refuses_to_overwrite(
         tmp_path, monkeypatch, capsys):
     tool = ROOT / 'tools/dataset_converters/npz_to_folder.py'
-    monkeypatch.setattr(
-        'sys.argv',
-        [str(tool),
-         str(saved(tmp_path, pixels())),
-         str(tmp_path / 'out')])
+    monkeypatch.setattr('sys.argv', [
+        str(tool),
+        str(saved(tmp_path, pixels())),
+        str(tmp_path / 'out')])
     runpy.run_path(str(tool), run_name='__main__')
     assert '3 train images' in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r'exists already\. Name a new'):

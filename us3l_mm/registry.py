@@ -9,8 +9,8 @@ from mmengine.registry import Registry
 
 
 def _child(root: Registry, location: str) -> Registry:
-    return Registry(root.name, scope='us3l_mm', parent=root,
-                    locations=[location])
+    return Registry(root.name, scope='us3l_mm', parent=root, locations=[
+        location])
 
 
 MODELS = _child(roots.MODELS, 'us3l_mm.models')

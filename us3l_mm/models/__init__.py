@@ -21,5 +21,4 @@ __all__ = [
     'SlimmableResNet_CIFAR', 'SlimmableViT', 'Subnet', 'SubnetClassifier',
     'SwitchableBatchNorm1d', 'SwitchableBatchNorm2d', 'SwitchableLinearHead',
     'US3LAlgorithm', 'all_widths_detector', 'at', 'at_width', 'make_divisible',
-    'set_subnet', 'subnet_detector', 'subnets_of'
-]
+    'set_subnet', 'subnet_detector', 'subnets_of']
