@@ -20,20 +20,17 @@ INSTALL_REQUIRES = [
     'rich>=13',
     'scikit-learn>=1.2',
     'torch>=2.6',
-    'torchvision>=0.21',
-]
+    'torchvision>=0.21', ]
 EXTRAS_REQUIRE = {
     'mminstall': [
         'onedl-mmcv>=2.3,<2.4',
         'onedl-mmengine>=0.10.12,<0.11',
-        'onedl-mmpretrain>=1.3,<1.4',
-    ],
+        'onedl-mmpretrain>=1.3,<1.4', ],
     # Needs an mmcv with compiled ops: see the Makefile and its `make test`.
     'detection': ['onedl-mmdetection>=3.5,<3.6', 'pycocotools>=2.0.6'],
     'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'timm>=1.0'],
     'tensorboard': ['tensorboard>=2.14'],
-    'lint': ['mypy', 'ruff', 'yapf'],
-}
+    'lint': ['mypy', 'ruff', 'yapf'], }
 EXTRAS_REQUIRE['tests'] = [
     'fvcore',
     'pytest>=7.4',
@@ -41,8 +38,7 @@ EXTRAS_REQUIRE['tests'] = [
     *EXTRAS_REQUIRE['lint'],
     *EXTRAS_REQUIRE['detection'],
     *EXTRAS_REQUIRE['export'],
-    *EXTRAS_REQUIRE['tensorboard'],
-]
+    *EXTRAS_REQUIRE['tensorboard'], ]
 EXTRAS_REQUIRE['dev'] = ['pre-commit', *EXTRAS_REQUIRE['tests']]
 
 
@@ -88,7 +84,6 @@ setup(
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
-        'Topic :: Scientific/Engineering :: Artificial Intelligence',
-    ],
+        'Topic :: Scientific/Engineering :: Artificial Intelligence', ],
     zip_safe=False,
 )

@@ -10,8 +10,7 @@ LOSSES = {
     'cosine': dict(type='mmpretrain.CosineSimilarityLoss'),
     'mse': dict(type='mmpretrain.PixelReconstructionLoss', criterion='L2'),
     'info_nce': dict(type='us3l_mm.InfoNCELoss', temperature=0.5),
-    'moco_v3': dict(type='us3l_mm.MoCoV3Loss', temperature=0.2),
-}
+    'moco_v3': dict(type='us3l_mm.MoCoV3Loss', temperature=0.2), }
 PLAIN = dict(with_last_bn=False)
 LAST_NORM = dict(with_last_bn=True, with_last_bn_affine=False)
 BIASED = dict(with_last_bn=False, with_last_bias=True)
@@ -23,8 +22,7 @@ METHODS = {
     'simsiam': (LAST_NORM, BIASED, 'cosine', 'cosine', 'online', {}),
     'simsiam_momentum': (LAST_NORM, BIASED, 'cosine', 'cosine', 'teacher', {}),
     'moco_v3': (LAST_NORM, LAST_NORM, 'moco_v3', 'moco_v3', 'teacher',
-                dict(final_momentum=0.0)),
-}
+                dict(final_momentum=0.0)), }
 RESNET = dict(type='us3l_mm.SlimmableResNet_CIFAR', depth=18, base_channels=16,
               stem_channels=16, out_indices=(0, 1, 2, 3))
 
@@ -51,18 +49,18 @@ def model_cfg(base_method='byol', backbone=RESNET, hid=24, out=12,
         return cfg
 
     cfg = dict(
-        type='us3l_mm.US3LAlgorithm', backbone=backbone,
-        neck=dict(type='us3l_mm.SlimmableProjector',
-                  in_channels=MODELS.build(backbone).feature_channels()[-1],
-                  hid_channels=hid, out_channels=out, num_layers=3,
-                  **neck), head=head(base_loss or base,
-                                     predictor_hid if predicts else None),
+        type='us3l_mm.US3LAlgorithm', backbone=backbone, neck=dict(
+            type='us3l_mm.SlimmableProjector',
+            in_channels=MODELS.build(backbone).feature_channels()[-1],
+            hid_channels=hid, out_channels=out, num_layers=3, **neck),
+        head=head(base_loss or base, predictor_hid if predicts else None),
         distill_head=None if distill_from is None else head(
             distill_loss or distil,
             None if changes.get('share_predictor') else distill_hid),
-        base_from=source, distill_from=distill_from,
-        teacher={**momentum, **(teacher or {})
-                 }, data_preprocessor=dict(mean=[120.] * 3, std=[60.] * 3))
+        base_from=source, distill_from=distill_from, teacher={
+            **momentum,
+            **(teacher or {})}, data_preprocessor=dict(mean=[120.] * 3,
+                                                       std=[60.] * 3))
     return {**cfg, **changes}
 
 
@@ -86,9 +84,7 @@ def randomise(module):
 def student_parameters(algorithm):
     """By name; what the optimizer trains."""
     return {
-        name: p
-        for name, p in algorithm.named_parameters() if p.requires_grad
-    }
+        name: p for name, p in algorithm.named_parameters() if p.requires_grad}
 
 
 def sgd(algorithm, lr=0.05, momentum=0.9, regularise=False, **kwargs):

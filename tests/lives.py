@@ -27,8 +27,7 @@ from small_run import small_cfg
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload([
     'us3l_mm.engine', 'us3l_mm.datasets', 'us3l_mm.models',
-    'mmpretrain.datasets', 'mmpretrain.engine', 'mmpretrain.visualization'
-])
+    'mmpretrain.datasets', 'mmpretrain.engine', 'mmpretrain.visualization'])
 
 
 class Note(Hook):
@@ -46,8 +45,9 @@ class Note(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None,
                          outputs=None):
         self.notes[runner.iter] = dict(
-            images=[int(s.sample_idx) for s in data_batch['data_samples']],
-            widths=[p.subnet.width for p in data_batch['plan'].passes],
+            images=[int(s.sample_idx)
+                    for s in data_batch['data_samples']], widths=[
+                        p.subnet.width for p in data_batch['plan'].passes],
             lr=runner.optim_wrapper.get_lr()['lr'][0])
         if self.done is not None:
             self.done.send(runner.iter + 1)
@@ -146,8 +146,9 @@ def clock_ahead():
 
 def cfg_of(work_dir, **changes):
     """Twelve iterations: four epochs of three."""
-    cfg = small_cfg(work_dir,
-                    **{'model.backbone.drop_path_rate': 0.5, **changes})
+    cfg = small_cfg(work_dir, **{
+        'model.backbone.drop_path_rate': 0.5,
+        **changes})
     cfg.train_dataloader.dataset.pipeline[-1].meta_keys = ('sample_idx', )
     return cfg
 
@@ -175,9 +176,9 @@ def train_rank(rank, world, store, work_dir, changes=None, *args):
                                          world_size=world,
                                          timeout=timedelta(seconds=15))
     changes = {
-        **(changes or {}), 'launcher': 'pytorch', 'model_wrapper_cfg':
-        dict(type='us3l_mm.MultiPassDistributedDataParallel')
-    }
+        **(changes or {}), 'launcher': 'pytorch',
+        'model_wrapper_cfg':
+        dict(type='us3l_mm.MultiPassDistributedDataParallel')}
     train(work_dir, changes, *args)
     torch.distributed.destroy_process_group()
 
@@ -262,17 +263,14 @@ def ranks(folder, work_dir, arguments, world=2) -> list:
         start(
             Path(folder) / f'{Path(work_dir).name}-{rank}.log', train_rank,
             rank, world, str(store), str(work_dir), *arguments[rank])
-        for rank in range(world)
-    ]
+        for rank in range(world)]
 
 
 def end_of(work_dir, rank=0) -> tuple:
     """Weights and momenta at the end of training."""
     weights, optimizer = torch.load(Path(work_dir) / f'end-{rank}.pth')
     return weights, {
-        str(key): value['momentum_buffer']
-        for key, value in optimizer.items()
-    }
+        str(key): value['momentum_buffer'] for key, value in optimizer.items()}
 
 
 def assert_same_end(one, other) -> None:

@@ -121,10 +121,11 @@ LOSSES = dict(cosine=cosine, mse=mse, info_nce=info_nce, moco_v3=moco_v3)
 # Of each base method: base loss, whether the base pass has a predictor, a
 # momentum teacher, and whether projector and predictors end in a norm.
 METHODS = dict(simclr_momentum=('info_nce', False, True, False, False),
-               byol=('cosine', True, True, False, False),
-               simsiam=('cosine', True, False, True, False),
-               simsiam_momentum=('cosine', True, True, True, False),
-               moco_v3=('moco_v3', True, True, True, True))
+               byol=('cosine', True, True, False,
+                     False), simsiam=('cosine', True, False, True, False),
+               simsiam_momentum=('cosine', True, True, True,
+                                 False), moco_v3=('moco_v3', True, True, True,
+                                                  True))
 
 # Training --------------------------------------------------------------------
 
@@ -144,10 +145,8 @@ class NaiveTrainer:
         self.params = {k: v.detach().clone() for k, v in params.items()}
         # It starts as a copy of the student.
         self.teacher = {
-            k: v.clone()
-            for k, v in self.params.items()
-            if k.startswith(('backbone.', 'neck.'))
-        }
+            k: v.clone() for k, v in self.params.items()
+            if k.startswith(('backbone.', 'neck.'))}
         (loss, self.predicts, self.has_teacher, self.last_norm,
          self.last_predictor_norm) = METHODS[base_method]
         self.base_loss = LOSSES[base_loss or loss]
@@ -209,8 +208,7 @@ class NaiveTrainer:
             found.append(passes)
             total = {
                 k: total.get(k, 0) + summed.get(k, 0) / len(batches)
-                for k in {*total, *summed}
-            }
+                for k in {*total, *summed}}
         self.sgd(total)
         return found
 
@@ -224,9 +222,7 @@ class NaiveTrainer:
         for width in sorted(widths, reverse=True):
             is_base = not passes
             leaves = {
-                k: v.detach().requires_grad_()
-                for k, v in self.params.items()
-            }
+                k: v.detach().requires_grad_() for k, v in self.params.items()}
             (maps1, z1), (maps2, z2) = (self.encode(leaves, v, width)
                                         for v in views)
             own = [([m.detach() for m in maps], z.detach())
@@ -247,8 +243,7 @@ class NaiveTrainer:
             losses = {
                 'distill' if distils else 'base':
                 (criterion(p1, targets[1][1]) + criterion(p2, targets[0][1])) /
-                2
-            }
+                2}
             if distils and self.features:
                 losses['feature'] = (
                     self.match_features(leaves, maps1, targets[1][0]) +
@@ -262,13 +257,12 @@ class NaiveTrainer:
                                         list(leaves.values()),
                                         allow_unused=True)))
             grads = {k: g for k, g in grads.items() if g is not None}
-            passes.append((width, {k: v.item()
-                                   for k, v in losses.items()}, grads))
+            passes.append((width, {
+                k: v.item() for k, v in losses.items()}, grads))
             if self.accumulates:
                 summed = {
                     k: summed.get(k, 0) + grads.get(k, 0)
-                    for k in {*summed, *grads}
-                }
+                    for k in {*summed, *grads}}
             else:
                 self.sgd(grads)
         return passes, summed
@@ -297,8 +291,6 @@ def batch(seed=0, images=5, pixels=12):
     generator = torch.Generator().manual_seed(seed)
     views = [
         torch.randint(0, 256, (images, 3, pixels, pixels), generator=generator,
-                      dtype=torch.uint8) for _ in range(2)
-    ]
-    return (dict(inputs=views,
-                 data_samples=[None] * images), [(view.double() - 120) / 60
-                                                 for view in views])
+                      dtype=torch.uint8) for _ in range(2)]
+    return (dict(inputs=views, data_samples=[None] * images), [
+        (view.double() - 120) / 60 for view in views])

@@ -51,9 +51,7 @@ def attention(y, params, name, heads, kept, read, written, projected):
 def vit(images, params, width, slicing, heads, prefix=''):
     """The class token (N, c) of the final norm."""
     params = {
-        k[len(prefix):]: v
-        for k, v in params.items() if k.startswith(prefix)
-    }
+        k[len(prefix):]: v for k, v in params.items() if k.startswith(prefix)}
     dims = params['cls_token'].shape[-1]
     narrows = slicing == 'embed'
     kept = whole_heads(heads, width) if narrows else heads

@@ -22,14 +22,14 @@ def all_widths_cfg(**changes) -> Config:
     init_default_scope('mmdet')
     cfg = Config.fromfile(DEMO)
     cfg.merge_from_dict({
-        f'model.{key}': value
-        for key, value in {
-            'backbone.base_channels': CHANNELS, 'backbone.divisor': DIVISOR,
-            'backbone.stem_channels': CHANNELS, 'backbone.init_cfg': None,
+        f'model.{key}': value for key, value in {
+            'backbone.base_channels': CHANNELS,
+            'backbone.divisor': DIVISOR,
+            'backbone.stem_channels': CHANNELS,
+            'backbone.init_cfg': None,
             'roi_head.bbox_head.fc_out_channels': 32,
-            'test_cfg.rcnn.score_thr': 0.0, **changes
-        }.items()
-    })
+            'test_cfg.rcnn.score_thr': 0.0,
+            **changes}.items()})
     return cfg
 
 
@@ -43,13 +43,14 @@ def stock_detector(width: float):
     cfg, channels = Config.fromfile(STOCK), int(CHANNELS * width)
     cfg.merge_from_dict({
         'model.backbone.base_channels':
-        channels, 'model.backbone.stem_channels':
-        channels, 'model.neck.in_channels':
-        [channels * 2**i for i in range(3)],
+        channels,
+        'model.backbone.stem_channels':
+        channels,
+        'model.neck.in_channels': [channels * 2**i for i in range(3)],
         'model.roi_head.bbox_head.fc_out_channels':
-        32, 'model.test_cfg.rcnn.score_thr':
-        0.0
-    })
+        32,
+        'model.test_cfg.rcnn.score_thr':
+        0.0})
     return MODELS.build(cfg.model)
 
 
@@ -67,13 +68,12 @@ def scenes(count: int = 2, items: int = 3, size: int = 64) -> list:
     """Packed images of noise with boxes and masks, as a data set gives them.
     """
     from mmdet.testing import demo_mm_inputs
-    batch = demo_mm_inputs(count, [(3, size, size)] * count,
-                           num_items=[items] * count, num_classes=10,
+    batch = demo_mm_inputs(count, [
+        (3, size, size)] * count, num_items=[items] * count, num_classes=10,
                            with_mask=True)
     return [
         dict(inputs=image, data_samples=sample)
-        for image, sample in zip(batch['inputs'], batch['data_samples'])
-    ]
+        for image, sample in zip(batch['inputs'], batch['data_samples'])]
 
 
 def loader_of(images: list, batch_size: int = 2):

@@ -232,8 +232,9 @@ def test_statistics_are_those_of_a_stock_detector_in_training(width):
 
 
 def test_norms_of_the_backbone_alone_need_no_annotations():
-    detector = all_widths(
-        **{'neck.norm_cfg': None, 'roi_head.mask_head.norm_cfg': None})
+    detector = all_widths(**{
+        'neck.norm_cfg': None,
+        'roi_head.mask_head.norm_cfg': None})
     images = [dict(image, data_samples=None) for image in scenes()]
     batch = torch.stack([image['inputs'] for image in images]).float()
     detector.run_norms(batch, [None, None])
@@ -323,14 +324,21 @@ def test_necks_that_cannot_take_fewer_channels_are_refused(neck, message):
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'backbone.width': 0.5}, 'any width; .* has the width 0.5'),
-    ({'widths': [1.0, 0.1]}, r'0.1 is outside the range \[0.25, 1\]'),
-    ({'widths': []}, 'has at least one, each named once, got'),
-    ({'widths': [0.5, 0.5]}, 'named once'),
-    ({'detector': 'MaskCNN'}, "no detector 'MaskCNN'"),
-    ({'neck': None}, 'needs a neck'),
-    ({'backbone': dict(type='ResNet', depth=18, _delete_=True)
-      }, 'this ResNet has one'), ])
+    ({
+        'backbone.width': 0.5}, 'any width; .* has the width 0.5'),
+    ({
+        'widths': [1.0, 0.1]}, r'0.1 is outside the range \[0.25, 1\]'),
+    ({
+        'widths': []}, 'has at least one, each named once, got'),
+    ({
+        'widths': [0.5, 0.5]}, 'named once'),
+    ({
+        'detector': 'MaskCNN'}, "no detector 'MaskCNN'"),
+    ({
+        'neck': None}, 'needs a neck'),
+    ({
+        'backbone': dict(type='ResNet', depth=18, _delete_=True)
+    }, 'this ResNet has one'), ])
 def test_what_cannot_run_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         all_widths(**changes)

@@ -38,8 +38,7 @@ def options(folder) -> list:
     scenes = [
         f'{kind}_dataloader.dataset.{key}' for kind in ('train', 'val', 'test')
         for key in (f'data_root={folder}/scenes', 'scenes.num_train=4',
-                    'scenes.num_val=3')
-    ]
+                    'scenes.num_val=3')]
     return [
         *scenes, 'train_dataloader.batch_size=2', 'log_level=ERROR',
         f'model.backbone.base_channels={CHANNELS}',
@@ -47,8 +46,7 @@ def options(folder) -> list:
         f'model.backbone.divisor={DIVISOR}',
         'model.roi_head.bbox_head.fc_out_channels=32',
         'model.backbone.init_cfg=None', 'model.test_cfg.rcnn.score_thr=0',
-        'train_cfg.max_iters=3', 'default_hooks.logger.interval=1'
-    ]
+        'train_cfg.max_iters=3', 'default_hooks.logger.interval=1']
 
 
 def call(monkeypatch, tool, *argv):
@@ -90,15 +88,12 @@ def test_log_and_checkpoint_of_a_training(folder):
         assert step['loss'] == pytest.approx(sum(parts), rel=1e-5)
         assert np.isfinite(parts).all()
     assert {
-        f'coco/{kind}_mAP_w{w:.2f}'
-        for kind in ('bbox', 'segm')
-        for w in WIDTHS
-    } <= metrics.keys()
+        f'coco/{kind}_mAP_w{w:.2f}' for kind in ('bbox', 'segm')
+        for w in WIDTHS} <= metrics.keys()
     state = load_weights(str(folder / 'work/iter_3.pth'))['state_dict']
     norms = [
         key.removesuffix('running_mean') for key in state
-        if key.endswith('running_mean')
-    ]
+        if key.endswith('running_mean')]
     assert {name.split('.')[0]
             for name in norms} == {'backbone', 'neck', 'roi_head'}
     for name in norms:
@@ -114,8 +109,7 @@ def ap_by_hand(predictions, folder) -> float:
         for p in predictions
         for box, score, label in zip(*(p['pred_instances'][key].tolist()
                                        for key in ('bboxes', 'scores',
-                                                   'labels')))
-    ]
+                                                   'labels')))]
     [path] = (folder / 'scenes').rglob('*val*.json')
     truth = COCO(str(path))
     categories = truth.getCatIds()
@@ -134,12 +128,10 @@ def test_a_test_prints_the_ap_of_every_width(folder, monkeypatch, capsys):
          folder / 'test', '--out', out, '--cfg-options', *options(folder))
     table = [
         line.split('│')[1:-1] for line in capsys.readouterr().out.splitlines()
-        if line.startswith('│')
-    ]
+        if line.startswith('│')]
     [tested] = [
         json.loads(path.read_text())
-        for path in (folder / 'test').glob('*/*.json')
-    ]
+        for path in (folder / 'test').glob('*/*.json')]
     validated = scalars(folder / 'work')[-1]
     assert [row[0].strip() for row in table] == [f'w{w:.2f}' for w in WIDTHS]
     config = Config.fromfile(next((folder / 'work').glob('*.py')))
@@ -149,10 +141,9 @@ def test_a_test_prints_the_ap_of_every_width(folder, monkeypatch, capsys):
         name = f'w{width:.2f}'
         columns = [
             f'coco/{kind}_mAP{overlap}_{name}' for kind in ('bbox', 'segm')
-            for overlap in ('', '_50', '_75')
-        ]
-        assert [float(cell) for cell in row[1:]] == pytest.approx(
-            [100 * tested[column] for column in columns], abs=0.051)
+            for overlap in ('', '_50', '_75')]
+        assert [float(cell) for cell in row[1:]] == pytest.approx([
+            100 * tested[column] for column in columns], abs=0.051)
         # The checkpoint has the statistics that the validation ran on.
         assert all(tested[c] == validated[c] for c in columns)
         predictions = pickle.loads((folder / f'out_{name}.pkl').read_bytes())
@@ -165,8 +156,8 @@ def test_a_test_prints_the_ap_of_every_width(folder, monkeypatch, capsys):
         stock.load_state_dict(slice_network(detector, width).state_dict())
         stock.cfg, stock.dataset_meta = detector.cfg, detector.dataset_meta
         path = predictions[0]['img_path']
-        for [sample] in (detect(detector, [path],
-                                width), detect(stock, [path])):
+        for [sample] in (detect(detector, [path], width), detect(
+                stock, [path])):
             for key in ('bboxes', 'scores', 'labels'):
                 torch.testing.assert_close(
                     sample.pred_instances[key],
@@ -230,9 +221,8 @@ def test_the_coco_config_is_the_protocol_of_slimclr():
     init_default_scope('mmdet')
     cfg = Config.fromfile(COCO_CONFIG)
     optimizer, per_process = cfg.optim_wrapper, cfg.train_dataloader.batch_size
-    assert optimizer.optimizer.to_dict() == dict(type='SGD', lr=0.02 * 4,
-                                                 momentum=0.9,
-                                                 weight_decay=1e-4)
+    assert optimizer.optimizer.to_dict() == dict(
+        type='SGD', lr=0.02 * 4, momentum=0.9, weight_decay=1e-4)
     assert optimizer.clip_grad.max_norm == 35
     assert cfg.auto_scale_lr.base_batch_size == 8 * per_process == 64
     warm_up, steps = cfg.param_scheduler
@@ -245,8 +235,7 @@ def test_the_coco_config_is_the_protocol_of_slimclr():
     norms = {
         name.split('.')[0]: module.training
         for name, module in model.named_modules()
-        if isinstance(module, SlimmableBatchNorm)
-    }
+        if isinstance(module, SlimmableBatchNorm)}
     assert norms == {'backbone': True}  # nothing to measure in the heads
     assert not any('bn' in name for name, _ in model.neck.named_modules())
     for hook in cfg.default_hooks.values():

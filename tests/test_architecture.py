@@ -22,8 +22,7 @@ FLOORS = [
     ['evaluation'],
     ['visualization'],
     ['engine'],
-    ['apis'],
-]
+    ['apis'], ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -71,11 +70,9 @@ def test_every_room_has_a_floor():
 MMENGINE = Path(mmengine.__file__).parent
 # Private attributes of the Runner, its loops, hooks and optimizer wrappers.
 PRIVATE = {
-    name
-    for folder in ('runner', 'hooks', 'optim')
+    name for folder in ('runner', 'hooks', 'optim')
     for path in (MMENGINE / folder).rglob('*.py')
-    for name in re.findall(r'self\.(_[a-z]\w*)', path.read_text())
-}
+    for name in re.findall(r'self\.(_[a-z]\w*)', path.read_text())}
 
 
 def private_names(path):
@@ -102,6 +99,5 @@ def test_private_attributes_of_mmengine_are_used_in_one_file():
     tools = (ROOT.parent / 'tools').rglob('*.py')
     found = [
         line for path in [*FILES, *tools] if path != internals
-        for line in private_names(path)
-    ]
+        for line in private_names(path)]
     assert not found, found

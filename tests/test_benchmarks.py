@@ -21,9 +21,9 @@ MIB = 2**20
 def run(name, *arguments):
     return subprocess.run([
         sys.executable,
-        str(BENCHMARKS / name), '--device', 'cpu', *map(str, arguments)
-    ], capture_output=True, text=True,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        str(BENCHMARKS / name), '--device', 'cpu', *map(str, arguments)],
+                          capture_output=True, text=True, env={
+                              **os.environ, 'OMP_NUM_THREADS': '1'})
 
 
 def figures_of(path, name, *arguments):
@@ -41,13 +41,12 @@ def numbers(value):
     return [value] if isinstance(value, (int, float)) else []
 
 
-@pytest.mark.parametrize(
-    'network',
-    [['--image-size', 16],
-     [
-         '--config', CONFIGS / 'us3l_vit-tiny_8xb64-coslr-300e_cifar10.py',
-         '--image-size', 32, '--cfg-options', 'model.backbone.img_size=32'
-     ]], ids=['resnet', 'vit'])
+@pytest.mark.parametrize('network', [
+    ['--image-size', 16],
+    [
+        '--config', CONFIGS / 'us3l_vit-tiny_8xb64-coslr-300e_cifar10.py',
+        '--image-size', 32, '--cfg-options', 'model.backbone.img_size=32']],
+                         ids=['resnet', 'vit'])
 def test_train_step_gives_finite_figures(network, tmp_path):
     figures = figures_of(tmp_path, 'train_step.py', *network, '--batch-size',
                          2, '--rounds', 1)
@@ -115,8 +114,8 @@ def test_one_pass_and_by_width_measure_the_same(tmp_path):
                          '--batch-size', 8, '--rounds', 1, '--num-widths', 3)
     assert all(map(math.isfinite, numbers(figures)))
     assert figures['largest_difference'] < 1e-5
-    assert [row['part'] for row in figures['parts']
-            ] == ['calibration', 'features', 'both']
+    assert [row['part'] for row in figures['parts']] == [
+        'calibration', 'features', 'both']
     for row in figures['parts']:
         assert row['ratio'] == row['by_width_s'] / row['one_pass_s']
     *parts, both = figures['parts']
@@ -126,12 +125,11 @@ def test_one_pass_and_by_width_measure_the_same(tmp_path):
 
 @pytest.mark.ddp
 def test_communication_counts_what_is_said(tmp_path):
-    figures = figures_of(tmp_path, 'communication.py', '--image-size', 8,
-                         '--batch-size', 2, '--rounds', 1, '--iterations', 200,
-                         '--modes', 'sequential', 'accumulate',
-                         '--cfg-options', 'model.backbone.base_channels=16',
-                         'model.backbone.stem_channels=16',
-                         'model.neck.in_channels=128')
+    figures = figures_of(
+        tmp_path, 'communication.py', '--image-size', 8, '--batch-size', 2,
+        '--rounds', 1, '--iterations', 200, '--modes', 'sequential',
+        'accumulate', '--cfg-options', 'model.backbone.base_channels=16',
+        'model.backbone.stem_channels=16', 'model.neck.in_channels=128')
     modes = {row['update_mode']: row for row in figures['modes']}
     assert [row['optimizer_steps'] for row in modes.values()] == [3, 1]
     for row in modes.values():

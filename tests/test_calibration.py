@@ -210,7 +210,8 @@ def test_what_cannot_be_measured_is_refused(images, arguments, message):
     network = small_resnet()
     with pytest.raises(ValueError, match=message):
         calibrate(network, uneven_batches(images), **{
-            'subnets': [0.5], **arguments})
+            'subnets': [0.5],
+            **arguments})
     assert not any(norm.measured_subnets() for norm in norms_of(network))
 
 

@@ -38,8 +38,7 @@ def write_a_trace(path):
 @pytest.mark.parametrize('zipped', [True, False])
 @pytest.mark.parametrize('content', [
     dict(state_dict=WEIGHTS, meta=dict(epoch=3)),
-    dict(model=WEIGHTS, meta=dict(epoch=3)), WEIGHTS
-])
+    dict(model=WEIGHTS, meta=dict(epoch=3)), WEIGHTS])
 def test_weights_are_found(tmp_path, content, zipped):
     file = tmp_path / 'weights.pth'
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
@@ -126,8 +125,7 @@ def test_a_truncated_file_is_called_damaged(tmp_path, zipped):
     (b'', 'is not a PyTorch checkpoint: it is empty'),
     (b'# ResNet-50\n', "not a PyTorch checkpoint: it begins with b'# Re'"),
     (b'<!DOCTYPE html>', 'not a PyTorch checkpoint'),
-    (pickle.dumps(dict(a=1)), 'is damaged or was not copied'),
-])
+    (pickle.dumps(dict(a=1)), 'is damaged or was not copied'), ])
 def test_other_files_are_no_checkpoints(tmp_path, content, message):
     file = tmp_path / 'weights.pth'
     file.write_bytes(content)

@@ -51,8 +51,7 @@ def without_iteration(path):
     (flip_a_bit, 'epoch_3.pth is damaged: the checksum of its part'),
     (empty, 'epoch_3.pth is not a PyTorch checkpoint: it is empty'),
     (other_file, 'epoch_3.pth is not a PyTorch checkpoint'),
-    (without_iteration, 'epoch_3.pth .*does not say at which iteration'),
-])
+    (without_iteration, 'epoch_3.pth .*does not say at which iteration'), ])
 def test_a_broken_newest_file_is_named_and_passed_over(tmp_path, damage, says):
     write(tmp_path, *(f'epoch_{i}.pth' for i in (1, 2, 3, 10)))
     (tmp_path / 'epoch_10.pth').unlink()
@@ -104,9 +103,8 @@ def test_what_is_no_checkpoint_of_a_run_is_not_resumed_from(tmp_path):
           'epoch_7-0a1b2c3d.pth')
     assert find_checkpoint(str(tmp_path)) is None
     write(tmp_path, 'mine7.pth')
-    assert find_checkpoint(str(tmp_path),
-                           templates=['mine{}.pth'
-                                      ]) == str(tmp_path / 'mine7.pth')
+    assert find_checkpoint(str(tmp_path), templates=['mine{}.pth']) == str(
+        tmp_path / 'mine7.pth')
 
 
 def test_of_two_kinds_the_newest_by_time_is_taken(tmp_path):
@@ -160,12 +158,11 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
     mine = ['.epoch_3.4711.pth', '.last_checkpoint.1', '.best_x_epoch_1.7.pth']
     others = [
         'epoch_3.pth', '.measured.4711.pth', '.epoch_3.pth', '.hidden',
-        'last_checkpoint', '.epoch_3.4711.pth.keep'
-    ]
+        'last_checkpoint', '.epoch_3.4711.pth.keep']
     for name in mine + others:
         (tmp_path / name).touch()
-    removed = remove_leftovers(
-        str(tmp_path), ['epoch_{}.pth', 'best_{}.pth', 'last_checkpoint'])
+    removed = remove_leftovers(str(tmp_path), [
+        'epoch_{}.pth', 'best_{}.pth', 'last_checkpoint'])
     assert removed == sorted(mine)
     assert {p.name for p in tmp_path.iterdir()} == {*others}
     assert remove_leftovers(str(tmp_path / 'absent'), ['a']) == []
@@ -216,15 +213,13 @@ def test_the_old_checkpoint_goes_after_the_new_one_has_come(
         tmp_path, **{
             'default_hooks.checkpoint.max_keep_ckpts': 1,
             'default_hooks.checkpoint.published_keys': ['meta', 'state_dict'],
-            'train_cfg.max_epochs': 3
-        })
+            'train_cfg.max_epochs': 3})
     (tmp_path / '.epoch_9.4711.pth').touch()
     Runner.from_cfg(cfg).train()
     pointer = '+last_checkpoint'
     assert done[:9] == [
         '-.epoch_9.4711.pth', '+epoch_1.pth', pointer, '+epoch_2.pth', pointer,
-        '-epoch_1.pth', '+epoch_3.pth', pointer, '-epoch_2.pth'
-    ]
+        '-epoch_1.pth', '+epoch_3.pth', pointer, '-epoch_2.pth']
     assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path /
                                                              'epoch_3.pth')
     [published] = tmp_path.glob('epoch_3-????????.pth')
@@ -247,8 +242,7 @@ def test_the_best_one_is_replaced_likewise(tmp_path, monkeypatch):
             tmp_path, **{
                 'default_hooks.checkpoint.save_best': 'accuracy',
                 'default_hooks.checkpoint.rule': 'greater',
-                'train_cfg.max_epochs': 1
-            }))
+                'train_cfg.max_epochs': 1}))
     runner.train()
     done = order_of_writes(monkeypatch)
     [hook] = [h for h in runner.hooks if isinstance(h, CheckpointHook)]

@@ -19,13 +19,11 @@ def train_and_evaluate(config, folder):
     subprocess.run([
         sys.executable, 'tools/train.py', config, '--work-dir', folder,
         '--cfg-options', f'train_cfg.max_epochs={EPOCHS}',
-        f'default_hooks.checkpoint.interval={EPOCHS}'
-    ], cwd=ROOT, check=True)
+        f'default_hooks.checkpoint.interval={EPOCHS}'], cwd=ROOT, check=True)
     subprocess.run([
         sys.executable, 'tools/evaluate_widths.py', config,
         folder / f'epoch_{EPOCHS}.pth', '--widths', '1.0', '0.5', '0.25',
-        '--baselines', '--out', folder / 'report'
-    ], cwd=ROOT, check=True)
+        '--baselines', '--out', folder / 'report'], cwd=ROOT, check=True)
     log, = folder.glob('*/vis_data/scalars.json')
     last = json.loads(log.read_text().splitlines()[-1])
     report = json.loads((folder / 'report/widths.json').read_text())
@@ -41,13 +39,10 @@ def test_cosine_against_its_own_output_collapses_and_us3l_does_not(tmp_path):
     for log, rows in ((us3l, sound), (cosine, collapsed)):
         print(
             {
-                key: round(value, 3)
-                for key, value in log.items()
-                if key.startswith(('spread', 'loss'))
-            }, {
-                width: (row['knn'], row['untrained_knn'])
-                for width, row in rows.items()
-            })
+                key: round(value, 3) for key, value in log.items()
+                if key.startswith(('spread', 'loss'))}, {
+                    width: (row['knn'], row['untrained_knn'])
+                    for width, row in rows.items()})
     assert us3l['spread_max'] > 0.6 and us3l['spread_min'] > 0.6
     assert cosine['spread_max'] < 0.1
     for width, row in sound.items():

@@ -12,18 +12,18 @@ from us3l_mm.engine import CollapseMonitorHook
 # What configs/us3l/us3l_resnet18_demo-collapse_digits.py changes: an absolute
 # distance to the network's own, moving output.
 COLLAPSING = {
-    'model.base_from': 'online', 'model.distill_from': 'online',
-    'model.head.predictor': None
-}
+    'model.base_from': 'online',
+    'model.distill_from': 'online',
+    'model.head.predictor': None}
 
 
 def log_of(tmp_path, changes, **hook):
     """Train sixty iterations; the text of the log."""
     cfg = small_cfg(
         tmp_path, **{
-            'optim_wrapper.optimizer.lr': .2, 'train_cfg.max_epochs': 20,
-            **changes
-        })
+            'optim_wrapper.optimizer.lr': .2,
+            'train_cfg.max_epochs': 20,
+            **changes})
     cfg.model.neck.in_channels = 32
     cfg.model.backbone.update(num_stages=2, strides=(1, 2), dilations=(1, 1),
                               out_indices=(1, ))
@@ -84,11 +84,10 @@ def test_only_a_lasting_collapse_counts():
     assert alarm([low] * 30, 'spread_min', indicators=['spread_max']) is None
 
 
-@pytest.mark.parametrize(
-    'bad, says',
-    [(dict(action='cry'), "is 'warn' or 'stop', got 'cry'"),
-     (dict(threshold=0.), 'between 0 and 1, got 0.0'),
-     (dict(patience=0), 'at least 1, .* got patience=0')])
+@pytest.mark.parametrize('bad, says', [
+    (dict(action='cry'), "is 'warn' or 'stop', got 'cry'"),
+    (dict(threshold=0.), 'between 0 and 1, got 0.0'),
+    (dict(patience=0), 'at least 1, .* got patience=0')])
 def test_useless_settings_are_refused(bad, says):
     with pytest.raises(ValueError, match=says):
         CollapseMonitorHook(**bad)

@@ -64,8 +64,10 @@ def test_one_graph_for_each_width_and_no_more(tmp_path):
 
 def test_more_widths_than_pytorch_compiles_by_itself(tmp_path):
     changes = {
-        'default_hooks.sampler.grid': 1 / 32, 'compile': EAGER,
-        'default_hooks.sampler.num_samples': 6, 'train_cfg.max_epochs': 2}
+        'default_hooks.sampler.grid': 1 / 32,
+        'compile': EAGER,
+        'default_hooks.sampler.num_samples': 6,
+        'train_cfg.max_epochs': 2}
     widths, graphs, _ = train(tmp_path, 128, **changes)
     met = {w for iteration in widths for w in iteration}
     networks = {active_channels(128, width) for width in met}
@@ -81,7 +83,8 @@ def test_compiling_any_width_is_refused(tmp_path):
             ValueError, match='DynamicSamplerHook.grid=None. draws '
             'new ones.*Set a grid, such as grid=1/32'):
         train(tmp_path, **{
-            'default_hooks.sampler.grid': None, 'compile': True})
+            'default_hooks.sampler.grid': None,
+            'compile': True})
 
 
 def test_compiling_without_the_hook_is_refused(tmp_path):

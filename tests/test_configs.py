@@ -201,31 +201,44 @@ PREDICTOR = ('type', 'in_channels', 'hid_channels', 'out_channels',
 NO_PREDICTOR = {
     f'model.distill_head.predictor.{key}': ABSENT for key in PREDICTOR}
 NO_DISTILLATION = {
-    'model.distill_from': None, 'model.distill_head': None,
-    'model.distill_head.type': ABSENT, 'model.distill_head.loss.type': ABSENT,
+    'model.distill_from': None,
+    'model.distill_head': None,
+    'model.distill_head.type': ABSENT,
+    'model.distill_head.loss.type': ABSENT,
     **NO_PREDICTOR}
 WHOLE_RANGE = {'default_hooks.sampler.num_stages': 1}
 FOUR = [1.0, 0.75, 0.5, 0.25]
 DIFFERENCES = {
     'individual': {
-        'default_hooks.sampler.widths': [0.5], 'default_hooks.knn.widths': [
-            0.5], **WEIGHT_DECAY},
-    'us-net': {**NO_DISTILLATION, **WHOLE_RANGE, **WEIGHT_DECAY},
+        'default_hooks.sampler.widths': [0.5],
+        'default_hooks.knn.widths': [0.5],
+        **WEIGHT_DECAY},
+    'us-net': {
+        **NO_DISTILLATION,
+        **WHOLE_RANGE,
+        **WEIGHT_DECAY},
     's-net': {
         **NO_DISTILLATION, 'default_hooks.sampler.widths': FOUR,
         'model.backbone.norm_cfg.type': 'SwitchableBN',
-        'model.backbone.norm_cfg.widths': FOUR, **WEIGHT_DECAY},
+        'model.backbone.norm_cfg.widths': FOUR,
+        **WEIGHT_DECAY},
     'sandwich': WHOLE_RANGE,
-    'distill-online': {'model.distill_from': 'online'},
+    'distill-online': {
+        'model.distill_from': 'online'},
     'cosine-no-momentum': {
-        'model.base_from': 'online', 'model.distill_from': 'online',
-        'model.teacher': None, 'model.teacher.momentum': ABSENT,
+        'model.base_from': 'online',
+        'model.distill_from': 'online',
+        'model.teacher': None,
+        'model.teacher.momentum': ABSENT,
         'model.head.loss.type': 'CosineSimilarityLoss',
-        'model.head.loss.temperature': ABSENT, 'model.head.loss.gather':
-        ABSENT},
-    'shared-head': {'model.share_predictor': True, **NO_PREDICTOR},
+        'model.head.loss.temperature': ABSENT,
+        'model.head.loss.gather': ABSENT},
+    'shared-head': {
+        'model.share_predictor': True,
+        **NO_PREDICTOR},
     'no-group-reg': WEIGHT_DECAY,
-    'accumulate': {'model.update_mode': 'accumulate'}, }
+    'accumulate': {
+        'model.update_mode': 'accumulate'}, }
 
 
 @pytest.mark.parametrize('path', BASELINES, ids=name_of)

@@ -67,13 +67,18 @@ def test_what_is_no_resnet_is_refused(tmp_path):
     plain = mmpretrain.ResNet(18, base_channels=8, stem_channels=8)
     keys = plain.state_dict()
     cases = [
-        ({'features.0.weight': torch.zeros(2)}, 'There is no ResNet in the '),
-        ({f'{p}.{k}': v for k, v in keys.items() for p in 'ab'},
+        ({
+            'features.0.weight':
+            torch.zeros(2)}, 'There is no ResNet in the '),
+        ({
+            f'{p}.{k}': v for k, v in keys.items() for p in 'ab'},
          r"several ResNets .* prefixes \['a.', 'b.'\]: .*--prefix"),
-        ({k: v for k, v in keys.items() if 'layer4.1' not in k},
+        ({
+            k: v for k, v in keys.items() if 'layer4.1' not in k},
          r'No ResNet has \[2, 2, 2, 1\] blocks without bottleneck'),
-        ({k: v for k, v in keys.items()
-          if 'layer4.1.conv2' not in k}, 'missing: layer4.1.conv2.weight'), ]
+        ({
+            k: v for k, v in keys.items()
+            if 'layer4.1.conv2' not in k}, 'missing: layer4.1.conv2.weight'), ]
     for weights, message in cases:
         torch.save(weights, source)
         with pytest.raises(SystemExit, match=message):

@@ -25,8 +25,9 @@ def encoded(count: int, split: str) -> dict:
     files = [jpeg(seed) for seed in range(count)]
     return {
         f'blob_{split}': np.frombuffer(b''.join(files), np.uint8),
-        f'off_{split}': np.cumsum([0, *map(len, files)]), f'y_{split}':
-        np.arange(count) % 2, 'class_names': np.array(['ant', 'bee'])}
+        f'off_{split}': np.cumsum([0, *map(len, files)]),
+        f'y_{split}': np.arange(count) % 2,
+        'class_names': np.array(['ant', 'bee'])}
 
 
 def pixels(**changes) -> dict:
@@ -96,8 +97,9 @@ def test_bad_arrays_are_refused_and_leave_nothing(tmp_path, changes, says):
         0, 8])), 'train 0 is neither a JPEG nor a PNG'), ])
 def test_bad_encoded_images_are_refused(tmp_path, changes, says):
     with pytest.raises(ValueError, match=says):
-        npz_to_folder(saved(tmp_path, {**encoded(3, 'train'), **changes}),
-                      tmp_path / 'out')
+        npz_to_folder(saved(tmp_path, {
+            **encoded(3, 'train'),
+            **changes}), tmp_path / 'out')
 
 
 def test_what_is_no_npz_file_is_refused(tmp_path):

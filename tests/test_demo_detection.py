@@ -57,8 +57,7 @@ def test_two_iterations_from_end_to_end(tmp_path, tools, checkpoint, capsys,
         str(checkpoint), '--work-dir',
         str(tmp_path / 'out'), '--widths', '0.5', '0.25', '--iterations', '2',
         '--scenes', '8', '--pictures', '2', '--cfg-options',
-        'train_dataloader.dataset.scenes.num_val=3'
-    ]
+        'train_dataloader.dataset.scenes.num_val=3']
     monkeypatch.setattr(tools.demo, 'DRAWN', -1.0)  # untrained, unsure
     tools.demo.main(command)
     first = capsys.readouterr().out
@@ -132,16 +131,14 @@ def test_the_truth_as_prediction_has_an_ap_of_one(tmp_path, tools, capsys):
             masks = torch.from_numpy(scene.masks)
             boxes = [[
                 *np.argwhere(mask).min(0)[::-1],
-                *np.argwhere(mask).max(0)[::-1] + 1
-            ] for mask in scene.masks]
+                *np.argwhere(mask).max(0)[::-1] + 1] for mask in scene.masks]
             metric.process({}, [
                 dict(
                     sample.to_dict(), pred_instances=dict(
                         bboxes=torch.tensor(np.array(boxes),
                                             dtype=torch.float32),
                         labels=torch.tensor(scene.labels), masks=masks,
-                        scores=torch.ones(len(masks))))
-            ])
+                        scores=torch.ones(len(masks))))])
         found = metric.evaluate(len(scenes))
         assert found['coco/bbox_mAP'] == found['coco/segm_mAP'] == 1.0
 
@@ -186,15 +183,18 @@ def test_a_folder_of_ones_own_by_one_option(tmp_path, tools):
     folder = write_digit_scenes(str(tmp_path / 'own'),
                                 SceneSettings(num_train=4, num_val=2))
     options = {
-        'data_root': folder, 'model.backbone.init_cfg': None,
-        'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1,
-        'train_dataloader.num_workers': 0, 'val_dataloader.num_workers': 0,
+        'data_root': folder,
+        'model.backbone.init_cfg': None,
+        'train_cfg.max_epochs': 1,
+        'train_cfg.val_interval': 1,
+        'train_dataloader.num_workers': 0,
+        'val_dataloader.num_workers': 0,
         'train_dataloader.persistent_workers': False,
         'val_dataloader.persistent_workers': False,
         'train_dataloader.dataset.pipeline.2.scale': (96, 96),
-        'val_dataloader.dataset.pipeline.1.scale': (96, 96), 'work_dir':
-        str(tmp_path / 'work'), 'log_level': 'ERROR'
-    }
+        'val_dataloader.dataset.pipeline.1.scale': (96, 96),
+        'work_dir': str(tmp_path / 'work'),
+        'log_level': 'ERROR'}
     cfg = launching.load_config(str(OWN), options)
     launching.add_checks(cfg)
     assert cfg.val_evaluator.ann_file == (
@@ -206,8 +206,8 @@ def test_a_folder_of_ones_own_by_one_option(tmp_path, tools):
         launching.build_runner(cfg.copy()).train()
     cfg.merge_from_dict({
         'model.roi_head.bbox_head.num_classes': 10,
-        'model.roi_head.mask_head.num_classes': 10, 'experiment_name': 'second'
-    })
+        'model.roi_head.mask_head.num_classes': 10,
+        'experiment_name': 'second'})
     launching.build_runner(cfg).train()
     assert (tmp_path / 'work/epoch_1.pth').exists()
 

@@ -77,8 +77,7 @@ def test_boxes_in_a_table_and_pictures_in_a_folder(detector, tool, tmp_path,
          *options)
     text = capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == [
-        '0.png', '0_2.png', '1.png'
-    ]
+        '0.png', '0_2.png', '1.png']
     for image, name in zip([*images, same_name],
                            ['0.png', '1.png', '0_2.png']):
         before = cv2.imread(str(image))
@@ -87,8 +86,7 @@ def test_boxes_in_a_table_and_pictures_in_a_folder(detector, tool, tmp_path,
     *tables, _ = text.split('drawn into')
     scores = [[
         float(row.split('│')[2]) for row in table.splitlines()
-        if row.startswith('│')
-    ] for table in tables]
+        if row.startswith('│')] for table in tables]
     assert len(scores) == 3 and scores[0]
     assert all(s == sorted(s, reverse=True) and min(s) >= 0.2 for s in scores)
     assert scores[1] == scores[2]  # the same image
@@ -111,8 +109,8 @@ def test_what_is_detected_is_what_the_detector_predicts(detector):
         img_path=path, img_id=0, instances=[]))
     with torch.no_grad():
         [expected] = model.test_step(
-            dict(inputs=[packed['inputs']],
-                 data_samples=[packed['data_samples']]))
+            dict(inputs=[packed['inputs']], data_samples=[
+                packed['data_samples']]))
     for sample in (by_path, by_array):
         for name in ('bboxes', 'scores', 'labels', 'masks'):
             np.testing.assert_array_equal(
@@ -127,9 +125,8 @@ def test_what_is_detected_is_what_the_detector_predicts(detector):
     ('mask-rcnn_r50', 'gone.pth', [], 'There is no checkpoint .*gone'),
     ('mask-rcnn_r50', 'bare.pth', [], 'does not name the classes'),
     ('mask-rcnn_r50', 'code.pth', [], 'would execute code'),
-    ('mask-rcnn_r50', 'epoch_1.pth', ['--width', '0.5'],
-     'has one width, so it cannot run at w0.50'),
-])
+    ('mask-rcnn_r50', 'epoch_1.pth', [
+        '--width', '0.5'], 'has one width, so it cannot run at w0.50'), ])
 def test_what_cannot_be_used_is_refused(detector, tool, tmp_path, config,
                                         checkpoint, extra, says):
     folder, options = detector
@@ -166,9 +163,10 @@ def test_what_is_no_image_is_named(detector, tool, tmp_path, content, says):
 # Parameters and multiply-accumulates of a ResNet-50 at 224 pixels: the sizes
 # published for it less its classifier, and the widths of it.
 BACKBONE = {
-    1.0: (23_508_032, 4.0872e9), 0.75: (13_234_992, 2.3212e9), 0.5:
-    (5_892_640, 1.0513e9), 0.25: (1_480_976, 0.2776e9)
-}
+    1.0: (23_508_032, 4.0872e9),
+    0.75: (13_234_992, 2.3212e9),
+    0.5: (5_892_640, 1.0513e9),
+    0.25: (1_480_976, 0.2776e9)}
 
 
 def config_of(name) -> Config:
@@ -221,11 +219,11 @@ def test_widths_of_the_config_itself_and_those_it_cannot_have():
         count_config(config_of('mask-rcnn_r50-any-width'), (64, 64), [0.1])
 
 
-@pytest.mark.parametrize('name, parts', [
-    ('us3l_resnet50_8xb60-coslr-100e_in1k',
-     ['backbone', 'neck', 'head', 'distill head']),
-    ('benchmarks/linear_resnet50_8xb256-coslr-60e_in1k', ['backbone', 'head'])
-])
+@pytest.mark.parametrize(
+    'name, parts', [('us3l_resnet50_8xb60-coslr-100e_in1k', [
+        'backbone', 'neck', 'head', 'distill head']),
+                    ('benchmarks/linear_resnet50_8xb256-coslr-60e_in1k', [
+                        'backbone', 'head'])])
 def test_other_kinds_of_config_have_parts_too(tool, capsys, name, parts):
     cfg = Config.fromfile(ROOT / f'configs/us3l/{name}.py')
     counted = count_config(cfg, (224, 224), [1.0, 0.5])

@@ -43,9 +43,8 @@ def at_width(path, width) -> dict:
     channels = int(64 * width)
     return {
         'model.backbone.base_channels': channels,
-        'model.backbone.stem_channels': channels, 'model.neck.in_channels':
-        [channels * 4 * 2**i for i in range(4)]
-    }
+        'model.backbone.stem_channels': channels,
+        'model.neck.in_channels': [channels * 4 * 2**i for i in range(4)]}
 
 
 def build_hooks(cfg):
@@ -56,12 +55,9 @@ def build_hooks(cfg):
 
 
 def test_two_detectors_of_a_slice_and_of_any_width():
-    assert {path.stem
-            for path in CONFIGS} == {
-                f'{kind}_r50{which}_fpn_ms-1x_coco'
-                for kind in KINDS
-                for which in ('', '-any-width')
-            }
+    assert {path.stem for path in CONFIGS} == {
+        f'{kind}_r50{which}_fpn_ms-1x_coco' for kind in KINDS
+        for which in ('', '-any-width')}
 
 
 @pytest.mark.parametrize('width', WIDTHS)
@@ -87,10 +83,9 @@ def test_it_builds_what_its_name_says(path, width):
 @pytest.mark.parametrize('path', SLICES, ids=lambda path: path.stem)
 def test_without_options_a_slice_has_width_one(path):
     shapes = [{
-        name: p.shape
-        for name, p in MODELS.build(config_of(
-            path, **options).model).named_parameters()
-    } for options in ({}, at_width(path, 1.0))]
+        name: p.shape for name, p in MODELS.build(
+            config_of(path, **options).model).named_parameters()}
+              for options in ({}, at_width(path, 1.0))]
     assert shapes[0] == shapes[1]
 
 
@@ -118,8 +113,8 @@ def one_object(side, label):
     sample = DetDataSample(metainfo=dict(img_shape=(side, side), ori_shape=(
         side, side), batch_input_shape=(side, side), scale_factor=(1.0, 1.0)))
     sample.gt_instances = InstanceData(
-        bboxes=torch.tensor([[12., 8., 36., 40.]]),
-        labels=torch.tensor([label]), masks=BitmapMasks(mask, side, side))
+        bboxes=torch.tensor([[12., 8., 36., 40.]]), labels=torch.tensor([
+            label]), masks=BitmapMasks(mask, side, side))
     return sample
 
 
@@ -128,8 +123,7 @@ def check_transfer_settings(model, with_masks):
     assert all(p.requires_grad for p in model.parameters())
     norms = [
         m for m in model.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm)
-    ]
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert all(
         isinstance(norm, nn.SyncBatchNorm) and norm.training for norm in norms)
     # Backbone, pyramid (lateral and output), box head, mask head
@@ -148,8 +142,7 @@ def test_schedule_and_images(path):
     pipeline = cfg.train_dataloader.dataset.pipeline
     assert [step.type for step in pipeline] == [
         'LoadImageFromFile', 'LoadAnnotations', 'RandomChoiceResize',
-        'RandomFlip', 'PackDetInputs'
-    ]
+        'RandomFlip', 'PackDetInputs']
     assert [min(s) for s in pipeline[2].scales] == [*range(640, 801, 32)]
     assert pipeline[1].get('with_mask', False) is ('mask' in path.stem)
     assert cfg.val_dataloader.dataset.pipeline[1].scale == (1333, 800)
@@ -174,7 +167,8 @@ def test_schedule_and_images(path):
 def test_the_neck_follows_any_width(width):
     path = FOLDER / 'mask-rcnn_r50-any-width_fpn_ms-1x_coco.py'
     model = MODELS.build(
-        config_of(path, **{'model.backbone.width': width}).model)
+        config_of(path, **{
+            'model.backbone.width': width}).model)
     with torch.no_grad():
         maps = model.eval().backbone(torch.zeros(1, 3, 32, 32))
         assert {m.shape[1] for m in model.neck(maps)} == {256}
@@ -213,9 +207,7 @@ def test_processes_on_cpus_have_plain_norms():
 def test_readme_lists_every_config_and_every_source_is_named():
     text = (FOLDER / 'README.md').read_text()
     links = {
-        FOLDER / link
-        for link in re.findall(r'\]\((?!http)(.+?\.py)\)', text)
-    }
+        FOLDER / link for link in re.findall(r'\]\((?!http)(.+?\.py)\)', text)}
     assert {*CONFIGS} <= {path.resolve() for path in links}
     assert all(path.exists() for path in links)
     for name in re.findall(r'(?:tools|configs)/[\w./-]+\.(?:py|sh)', text):

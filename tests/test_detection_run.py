@@ -57,8 +57,8 @@ def files(tmp_path_factory) -> dict:
             dict(
                 state_dict={
                     f'backbone.{key}': value
-                    for key, value in network.state_dict().items()
-                }, meta=dict(width=width)), paths[width])
+                    for key, value in network.state_dict().items()},
+                meta=dict(width=width)), paths[width])
     return paths
 
 
@@ -67,8 +67,7 @@ def options(name, coco, file) -> list:
     return [
         *coco_options(coco, masks), *SMALL, *(SMALL_MASKS * masks),
         *(NARROW * (name != ANY)), 'log_level=ERROR',
-        f'model.backbone.init_cfg.checkpoint={file}'
-    ]
+        f'model.backbone.init_cfg.checkpoint={file}']
 
 
 def call(monkeypatch, tool, *argv):
@@ -89,8 +88,7 @@ def scalars(work_dir) -> list:
     return [
         json.loads(line)
         for path in sorted(work_dir.glob('*/vis_data/scalars.json'))
-        for line in path.read_text().splitlines()
-    ]
+        for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope='module')
@@ -100,16 +98,16 @@ def trained(coco, files, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('LOCAL_RANK', '0')
         patch.syspath_prepend(str(ROOT / 'tools'))
-        train(patch, MASK, coco, files[0.25], work_dir,
-              flags=['--auto-scale-lr'])
+        train(patch, MASK, coco, files[0.25], work_dir, flags=[
+            '--auto-scale-lr'])
     return work_dir
 
 
 def test_two_iterations_and_an_evaluation(trained, files):
     *steps, metrics = scalars(trained)
     assert len(steps) == 2 and np.isfinite([s['loss'] for s in steps]).all()
-    assert {'loss_rpn_cls', 'loss_cls', 'loss_bbox',
-            'loss_mask'} <= {*steps[0]}
+    assert {'loss_rpn_cls', 'loss_cls', 'loss_bbox', 'loss_mask'} <= {
+        *steps[0]}
     # Two images a batch instead of 16: an eighth, at the end of the warm-up
     # of 500 iterations; the second iteration is at 1/499 of the way.
     assert steps[1]['lr'] == pytest.approx(0.02 / 8 * (0.001 + 0.999 / 499),
@@ -127,15 +125,14 @@ def test_two_iterations_and_an_evaluation(trained, files):
 
 def test_the_checkpoint_gives_the_same_figures_again(trained, coco, files,
                                                      tmp_path, monkeypatch):
-    call(monkeypatch, 'test', FOLDER / f'{MASK}_fpn_ms-1x_coco.py',
-         trained / 'epoch_1.pth', '--work-dir', tmp_path / 'work', '--out',
-         tmp_path / 'out.pkl', '--show-dir', tmp_path / 'pictures',
-         '--cfg-options', *options(MASK, coco, ''))
+    call(monkeypatch, 'test', FOLDER / f'{MASK}_fpn_ms-1x_coco.py', trained /
+         'epoch_1.pth', '--work-dir', tmp_path / 'work', '--out', tmp_path /
+         'out.pkl', '--show-dir', tmp_path / 'pictures', '--cfg-options',
+         *options(MASK, coco, ''))
     validated = scalars(trained)[-1]
     [tested] = [
         json.loads(path.read_text())
-        for path in (tmp_path / 'work').glob('*/*.json')
-    ]
+        for path in (tmp_path / 'work').glob('*/*.json')]
     for name in ('coco/bbox_mAP', 'coco/segm_mAP', 'coco/bbox_mAP_50'):
         assert tested[name] == validated[name]
     predictions = pickle.loads((tmp_path / 'out.pkl').read_bytes())
@@ -153,15 +150,15 @@ def test_a_resumed_run_needs_no_file_and_goes_on(trained, coco, files,
     # Its weights are no longer those of the file, which is fine.
     work_dir = tmp_path / 'more'
     train(monkeypatch, MASK, coco, files[0.25], work_dir,
-          'train_cfg.max_epochs=2', *NO_VALIDATION,
-          flags=['--resume', trained / 'epoch_1.pth'])
+          'train_cfg.max_epochs=2', *NO_VALIDATION, flags=[
+              '--resume', trained / 'epoch_1.pth'])
     assert [step['step'] for step in scalars(work_dir)] == [3, 4]
 
 
-@pytest.mark.parametrize('name, changes',
-                         [(FASTER, ()),
-                          (ANY, ('model.backbone.width=0.3',
-                                 'model.backbone.missing_statistics=reset'))])
+@pytest.mark.parametrize('name, changes', [
+    (FASTER, ()),
+    (ANY,
+     ('model.backbone.width=0.3', 'model.backbone.missing_statistics=reset'))])
 def test_the_other_kinds_train_and_are_evaluated(coco, files, tmp_path,
                                                  monkeypatch, name, changes):
     train(monkeypatch, name, coco, files[1.0 if name == ANY else 0.25],
@@ -200,11 +197,11 @@ def test_two_processes_one_of_them_without_instances(files, tmp_path):
             str(FOLDER / f'{MASK}_fpn_ms-1x_coco.py'), '2', '--work-dir',
             str(tmp_path / 'out'), '--cfg-options',
             *options(MASK, some, files[0.25]), 'train_dataloader.batch_size=1',
-            'train_dataloader.dataset.filter_cfg.filter_empty_gt=False'
-        ], capture_output=True, text=True, timeout=300, env={
-            **os.environ, 'OMP_NUM_THREADS': '1', 'PORT': '29678', 'PYTHON':
-            sys.executable
-        })
+            'train_dataloader.dataset.filter_cfg.filter_empty_gt=False'],
+        capture_output=True, text=True, timeout=300, env={
+            **os.environ, 'OMP_NUM_THREADS': '1',
+            'PORT': '29678',
+            'PYTHON': sys.executable})
     assert done.returncode == 0, done.stderr[-3000:]
     *steps, metrics = scalars(tmp_path / 'out')
     assert len(steps) == 2 and np.isfinite([s['loss'] for s in steps]).all()
@@ -251,8 +248,7 @@ def built(monkeypatch):
         tool = importlib.import_module('train')
         args = tool.parse_args([
             str(FOLDER / f'{MASK}_fpn_ms-1x_coco.py'), '--cfg-options',
-            *options(MASK, folder, ''), *changes
-        ])
+            *options(MASK, folder, ''), *changes])
         cfg = tool.config_of(args)
         init_default_scope('mmdet')
         return (DATASETS.build(cfg.train_dataloader.dataset),
@@ -274,8 +270,7 @@ def built(monkeypatch):
     (no_instances, ['train_dataloader.dataset.filter_cfg=None'
                     ], 'No image of .* has an instance'),
     (no_masks, [], 'None of the 8 instances.*segmentation.*Faster R-CNN'),
-    (no_file, [], '1 are not there, such as .*gone.png'),
-])
+    (no_file, [], '1 are not there, such as .*gone.png'), ])
 def test_useless_annotations_are_refused(coco, tmp_path, built, change,
                                          changes, says):
     folder = edit(coco, tmp_path / 'data', change) if change else coco
@@ -301,8 +296,7 @@ def test_some_of_the_classes_may_be_learned(coco, built):
     '{"categories": [{"id": 1, "name": "a"}], "images": []}',
     '{"images": [], "categories" :\n [{"name": "a", "id": 1}]}',
     '{"categories": [{"id": 1, "name": "a"}], "info": "\\"categories\\""}',
-    '{"categories": [{"id": 1, "name": "a"}], "note": {"categories": 3}}',
-])
+    '{"categories": [{"id": 1, "name": "a"}], "note": {"categories": 3}}', ])
 def test_categories_are_found_anywhere_in_the_file(tmp_path, text):
     (tmp_path / 'a.json').write_text(text)
     assert read_categories(str(tmp_path /

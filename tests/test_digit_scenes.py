@@ -38,9 +38,8 @@ def test_masks_are_what_was_painted_and_nothing_else_was(seed, monkeypatch):
     scene = render_scene(digits, labels, settings, np.random.default_rng(seed))
     painted = []  # (layer, its pixels)
     for digit, layer in layers:
-        pixels = {(y, x)
-                  for y in range(48)
-                  for x in range(48) if 0 < layer[y, x] >= layer.max() / 4}
+        pixels = {(y, x) for y in range(48) for x in range(48)
+                  if 0 < layer[y, x] >= layer.max() / 4}
         if all(
                 len(own - pixels -
                     set().union(*(p
@@ -125,8 +124,7 @@ def test_several_processes_may_render_at_once(tmp_path):
     context = multiprocessing.get_context('fork')
     workers = [
         context.Process(target=write_digit_scenes, args=(str(folder), SMALL))
-        for _ in range(4)
-    ]
+        for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -164,8 +162,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
 @pytest.mark.parametrize('kwargs, message', [
     (dict(num_val=0), 'num_val is at least 1, got 0'),
     (dict(num_digits=(5, 2)), r'\(fewest, most\), at least 1, got \(5, 2\)'),
-    (dict(image_size=16), 'within the image of 16 pixels'),
-])
+    (dict(image_size=16), 'within the image of 16 pixels'), ])
 def test_bad_settings(kwargs, message):
     with pytest.raises(ValueError, match=message):
         SceneSettings(**kwargs)
@@ -180,16 +177,19 @@ def test_classes_are_those_of_the_annotation_file(tmp_path):
     path = tmp_path / 'file.json'
     with pytest.raises(FileNotFoundError, match='data_root that holds it'):
         class_names(str(path))
-    for content, message in (([], 'no annotation file'), ({'categories': []},
-                                                          '"categories"'),
-                             ({'categories': [{'name': 'a'}, {'name': 'a'}]},
-                              r"several categories called \['a'\]")):
+    for content, message in (([], 'no annotation file'), ({
+            'categories': []}, '"categories"'), ({
+                'categories': [{
+                    'name': 'a'}, {
+                        'name': 'a'}]}, r"several categories called \['a'\]")):
         path.write_text(json.dumps(content))
         with pytest.raises(ValueError, match=message):
             class_names(str(path))
     path.write_text(
         json.dumps({
-            'categories': [{'id': 7, 'name': 'zebra'},
-                           {'id': 2, 'name': 'ant'}]
-        }))
+            'categories': [{
+                'id': 7,
+                'name': 'zebra'}, {
+                    'id': 2,
+                    'name': 'ant'}]}))
     assert class_names(str(path)) == ['zebra', 'ant']

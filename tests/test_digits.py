@@ -29,8 +29,8 @@ def test_no_digit_is_in_both_splits():
     parts = [load(split=split, render=False) for split in ('train', 'test')]
     digits = load_digits().data
     assert sum(len(images) for images, _ in parts) == len(digits) == 1797
-    train, test = ({image.tobytes()
-                    for image in images} for images, _ in parts)
+    train, test = ({image.tobytes() for image in images}
+                   for images, _ in parts)
     assert not train & test
     counts = np.bincount(parts[1][1])
     assert len(counts) == 10 and counts.min() > 20

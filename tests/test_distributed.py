@@ -34,14 +34,17 @@ LOCAL = [
 # second head's absence; checkpoints, which hide parameters from the wrapper;
 # an update of several batches.
 OPTIONS = [
-    *[('byol', mode, scope, {'backbone.norm_cfg': SWITCHABLE})
-      for mode in UPDATE_MODES for scope in ('local', 'joint')],
+    *[('byol', mode, scope, {
+        'backbone.norm_cfg': SWITCHABLE}) for mode in UPDATE_MODES
+      for scope in ('local', 'joint')],
     ('byol', 'accumulate', 'joint', dict(feature_distiller={})),
     ('simclr_momentum', 'accumulate', 'joint', dict(share_predictor=True)),
     ('byol', 'sequential', 'joint', dict(distill_from='online')),
     ('simsiam', 'accumulate', 'joint', dict(distill_from=None)),
-    ('byol', 'sequential', 'joint', {'backbone.with_cp': True}),
-    ('byol', 'accumulate', 'joint', {'backbone.with_cp': True}),
+    ('byol', 'sequential', 'joint', {
+        'backbone.with_cp': True}),
+    ('byol', 'accumulate', 'joint', {
+        'backbone.with_cp': True}),
     ('byol', 'accumulate', 'joint', dict(accumulative_counts=3)), ]
 CASES = JOINT + LOCAL + OPTIONS
 FOUR = [('moco_v3', 'accumulate', 'joint', {}),

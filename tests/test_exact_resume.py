@@ -17,10 +17,9 @@ from us3l_mm.engine.resuming import Layout
 from us3l_mm.fileio import load_weights
 
 ITERATIONS = {
-    'train_cfg': dict(_delete_=True, by_epoch=False,
-                      max_iters=10), 'param_scheduler':
-    [dict(type='CosineAnnealingLR', by_epoch=False, T_max=10)]
-}
+    'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=10),
+    'param_scheduler': [
+        dict(type='CosineAnnealingLR', by_epoch=False, T_max=10)]}
 # Dropout draws from PyTorch's state.
 DRAWING = {'model.backbone.drop_path_rate': 0.5}
 
@@ -36,8 +35,7 @@ class Watch(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None,
                          outputs=None):
         self.seen[runner.iter] = [
-            int(sample.sample_idx) for sample in data_batch['data_samples']
-        ]
+            int(sample.sample_idx) for sample in data_batch['data_samples']]
         self.lr[runner.iter] = runner.optim_wrapper.get_lr()['lr'][0]
 
 
@@ -45,10 +43,11 @@ def run(work_dir, resume=None, **changes):
     changes = copy.deepcopy(changes)  # MMEngine takes _delete_ out of it
     cfg = small_cfg(
         work_dir, **{
-            'train_dataloader.dataset.num_images': 40, 'train_cfg':
-            dict(by_epoch=True, max_epochs=2),
-            'default_hooks.checkpoint.by_epoch': False, **DRAWING, **changes
-        })
+            'train_dataloader.dataset.num_images': 40,
+            'train_cfg': dict(by_epoch=True, max_epochs=2),
+            'default_hooks.checkpoint.by_epoch': False,
+            **DRAWING,
+            **changes})
     if not cfg.train_dataloader.num_workers:
         # Without SeedAugmentation, from python's and NumPy's as well.
         cfg.train_dataloader.dataset.pipeline.pop(0)
@@ -65,8 +64,7 @@ def state_of(runner):
     optimizer = runner.optim_wrapper.state_dict()['state']
     return copy.deepcopy((runner.model.state_dict(), {
         f'{key}': state['momentum_buffer']
-        for key, state in optimizer.items()
-    }))
+        for key, state in optimizer.items()}))
 
 
 def assert_same(one, other):
@@ -81,15 +79,13 @@ def assert_same(one, other):
 def test_any_checkpoint_continues_the_run_to_the_bit(tmp_path, loop, workers):
     changes = {
         'train_dataloader.num_workers': workers,
-        'train_dataloader.persistent_workers': bool(workers)
-    }
+        'train_dataloader.persistent_workers': bool(workers)}
     if loop == 'iterations':
         changes.update(ITERATIONS)
     whole, watched = run(tmp_path / 'whole', **changes)
     for step in (5, 7) if not workers else (7, ):
-        again, watched_again = run(tmp_path / f'from-{step}',
-                                   tmp_path / f'whole/iter_{step}.pth',
-                                   **changes)
+        again, watched_again = run(tmp_path / f'from-{step}', tmp_path /
+                                   f'whole/iter_{step}.pth', **changes)
         assert [*watched_again.seen] == [*range(step, 10)]
         for iteration, images in watched_again.seen.items():
             assert images == watched.seen[iteration]
@@ -114,12 +110,11 @@ def runs(tmp_path_factory):
         'train_cfg.max_epochs': 3,
         # SeedAugmentation in this process would seed dropout as well.
         'train_dataloader.num_workers': 1,
-        'default_hooks.checkpoint.by_epoch': False
-    }
+        'default_hooks.checkpoint.by_epoch': False}
     assert finish(
         *ranks(folder, folder / 'two', [(changes, )] * 2),
-        start(folder / 'one.log', train, str(folder / 'one'),
-              changes)) == [0, 0, 0], read_logs(folder)
+        start(folder / 'one.log', train, str(folder / 'one'), changes)) == [
+            0, 0, 0], read_logs(folder)
     return folder, changes
 
 
@@ -131,11 +126,11 @@ def from_checkpoint(runs, name, processes, checkpoint):
     """Resume, with as many processes, what the fixture has saved."""
     folder, changes = runs
     changes = {
-        **changes, 'resume': True, 'load_from': str(folder / checkpoint)
-    }
-    started = (
-        ranks(folder, folder / name, [(changes, )] * 2) if processes == 2 else
-        [start(folder / f'{name}.log', train, str(folder / name), changes)])
+        **changes, 'resume': True,
+        'load_from': str(folder / checkpoint)}
+    started = (ranks(folder, folder / name, [
+        (changes, )] * 2) if processes == 2 else [
+            start(folder / f'{name}.log', train, str(folder / name), changes)])
     assert finish(*started) == [0] * processes, read_logs(folder)
     return folder / name
 
@@ -229,11 +224,11 @@ def test_a_pass_of_other_processes_deals_the_rest_of_the_order():
 
 def test_a_sampler_without_positions_is_refused_within_an_epoch(tmp_path):
     changes = {
-        'train_dataloader.sampler.type': 'DefaultSampler', 'train_cfg':
-        dict(by_epoch=True, max_epochs=1)
-    }
-    cfg = small_cfg(tmp_path,
-                    **{'default_hooks.checkpoint.by_epoch': False, **changes})
+        'train_dataloader.sampler.type': 'DefaultSampler',
+        'train_cfg': dict(by_epoch=True, max_epochs=1)}
+    cfg = small_cfg(tmp_path, **{
+        'default_hooks.checkpoint.by_epoch': False,
+        **changes})
     cfg.train_dataloader.dataset.pipeline.pop(0)
     cfg.default_hooks.pop('preflight')
     Runner.from_cfg(cfg).train()
@@ -270,12 +265,13 @@ class Count(BaseMetric):
 def train_toy(work_dir, validate, resume=None):
     torch.manual_seed(3)
     data = [dict(inputs=torch.randn(3)) for _ in range(8)]
-    loader = dict(batch_size=2, dataset=data,
-                  sampler=dict(type='DefaultSampler', shuffle=True))
+    loader = dict(batch_size=2, dataset=data, sampler=dict(
+        type='DefaultSampler', shuffle=True))
     cfg = dict(
         model=Toy(), work_dir=str(work_dir), train_dataloader=loader,
-        train_cfg=dict(by_epoch=True, max_epochs=3), log_level='ERROR',
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=.1, momentum=.9)),
+        train_cfg=dict(by_epoch=True,
+                       max_epochs=3), log_level='ERROR', optim_wrapper=dict(
+                           optimizer=dict(type='SGD', lr=.1, momentum=.9)),
         randomness=dict(seed=0), default_hooks=dict(
             checkpoint=dict(type='us3l_mm.AtomicCheckpointHook', interval=1,
                             save_best='accuracy', rule='greater'),

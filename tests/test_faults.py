@@ -19,8 +19,7 @@ from us3l_mm.fileio import find_checkpoint, load_weights
 TRAIN = Path(__file__).parents[1] / 'tools/train.py'
 EVERY_ITERATION = {
     'default_hooks.checkpoint.by_epoch': False,
-    'default_hooks.checkpoint.max_keep_ckpts': 2
-}
+    'default_hooks.checkpoint.max_keep_ckpts': 2}
 
 
 def kill_again_and_again(folder, kills, epochs, seed):
@@ -31,17 +30,16 @@ def kill_again_and_again(folder, kills, epochs, seed):
     draw, done, log = random.Random(seed), 0, folder / 'killed.log'
     for _ in range(kills):
         iterations = draw.choice([None, 0, 1, 2, 3])
-        code = kill_after(iterations, draw.random(), log, killed,
-                          {**changes, 'resume': True})
+        code = kill_after(iterations, draw.random(), log, killed, {
+            **changes, 'resume': True})
         assert code == -9, log.read_text()[-3000:]
         least, done = done + (iterations or 0), last_iteration(killed)
         assert done >= least  # it went on where the life before had ended
     assert 0 < done < 3 * epochs
     assert finish(left_alone,
-                  start(log,
-                        train, str(killed), {**changes, 'resume': True})) == [
-                            0, 0
-                        ], log.read_text()[-3000:]
+                  start(log, train, str(killed), {
+                      **changes, 'resume': True})) == [
+                          0, 0], log.read_text()[-3000:]
     assert_same_end(end_of(alone), end_of(killed))
 
 
@@ -65,8 +63,8 @@ def test_twenty_random_kills_change_nothing(tmp_path, seed):
 def alone(tmp_path_factory):
     """The folder of a run that is left alone."""
     folder = tmp_path_factory.mktemp('alone')
-    assert finish(start(folder / 'log', train, str(
-        folder / 'run'))) == [0], (folder / 'log').read_text()
+    assert finish(start(folder / 'log', train, str(folder / 'run'))) == [
+        0], (folder / 'log').read_text()
     return folder / 'run'
 
 
@@ -75,8 +73,8 @@ def resumed(folder, changes=None) -> tuple:
     it said."""
     log = folder / 'resumed.log'
     assert finish(
-        start(log, train, str(folder / 'run'),
-              {**(changes or {}), 'resume': True})) == [0], log.read_text()
+        start(log, train, str(folder / 'run'), {
+            **(changes or {}), 'resume': True})) == [0], log.read_text()
     return end_of(folder / 'run'), log.read_text()
 
 
@@ -105,14 +103,14 @@ def test_a_kill_while_writing_leaves_a_whole_checkpoint(
         end, _ = resumed(tmp_path, keep_one)
         assert_same_end(end_of(alone), end)
         assert not [*(tmp_path / 'run').glob('.*')]
-        assert [p.name for p in (tmp_path / 'run').glob('epoch_*')
-                ] == ['epoch_4.pth']
+        assert [p.name for p in (tmp_path / 'run').glob('epoch_*')] == [
+            'epoch_4.pth']
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, alone):
     run = tmp_path / 'run'
-    assert finish(start(tmp_path / 'log', train, str(run), None, None,
-                        8)) == [-9]
+    assert finish(start(tmp_path / 'log', train, str(run), None, None, 8)) == [
+        -9]
     content = (run / 'epoch_2.pth').read_bytes()
     (run / 'epoch_2.pth').write_bytes(content[:len(content) // 2])
     end, said = resumed(tmp_path)
@@ -174,10 +172,9 @@ def test_a_disk_that_is_really_full(tmp_path, alone):
     assert_same_end(end_of(alone), end)
 
 
-@pytest.mark.parametrize(
-    'how, says',
-    [('dies', r'RuntimeError: DataLoader worker .* exited unexpectedly'),
-     ('hangs', 'RuntimeError: DataLoader timed out after 2 seconds')])
+@pytest.mark.parametrize('how, says', [
+    ('dies', r'RuntimeError: DataLoader worker .* exited unexpectedly'),
+    ('hangs', 'RuntimeError: DataLoader timed out after 2 seconds')])
 def test_a_worker_that_ends_or_hangs_is_an_error(tmp_path, how, says):
     cfg = cfg_of(tmp_path / 'run')
     cfg.train_dataloader.update(num_workers=1, timeout=2)
@@ -216,11 +213,11 @@ def test_a_process_that_hangs_ends_the_others(tmp_path):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize(
-    'other, says',
-    [(({'randomness.seed': 1}, ), "the config key randomness.seed is '1' on "
-      "rank 1 .* and '0' on rank 0"),
-     (({}, None, None, (other_weights, )), 'the checksum of the weights is')])
+@pytest.mark.parametrize('other, says', [
+    (({
+        'randomness.seed': 1}, ), "the config key randomness.seed is '1' on "
+     "rank 1 .* and '0' on rank 0"),
+    (({}, None, None, (other_weights, )), 'the checksum of the weights is')])
 def test_processes_that_disagree_are_refused(tmp_path, other, says):
     assert finish(*ranks(tmp_path, tmp_path / 'run', [(), other])) == [1, 1]
     assert re.search(says, logs(tmp_path)), logs(tmp_path)
@@ -233,8 +230,7 @@ def test_clocks_may_differ_and_so_may_the_random_states(tmp_path):
     assert finish(
         *ranks(tmp_path, run, [(each, ), (each, None, None,
                                           (clock_ahead, ))])) == [
-                                              0, 0
-                                          ], logs(tmp_path)
+                                              0, 0], logs(tmp_path)
     assert_same_end(end_of(run, 0), end_of(run, 1))
     notes = [torch.load(run / f'notes-{rank}.pth') for rank in range(2)]
     for i, noted in notes[0].items():

@@ -30,9 +30,12 @@ def test_half_precision_in_every_mode(tmp_path, update_mode, dtype):
             tmp_path, **{
                 'optim_wrapper':
                 dict(type='us3l_mm.MultiPassAmpOptimWrapper', dtype=dtype,
-                     clip_grad=dict(max_norm=10.)), 'model.update_mode':
-                update_mode, 'model.channels_last':
-                True, 'default_hooks.non_finite':
+                     clip_grad=dict(max_norm=10.)),
+                'model.update_mode':
+                update_mode,
+                'model.channels_last':
+                True,
+                'default_hooks.non_finite':
                 dict(type='us3l_mm.NonFiniteHook')}))
     before = [p.detach().clone() for p in runner.model.parameters()]
     runner.train()

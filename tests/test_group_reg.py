@@ -54,8 +54,10 @@ SHAPES = [(8, ), (20, ), (3, ), (1, ), (67, ), (64, 3, 3, 3), (20, 16, 1, 1),
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
-@pytest.mark.parametrize('group_dims', [CNN, VIT, {1: 0, 2: 0, 4: 1}],
-                         ids=['cnn', 'vit', 'other'])
+@pytest.mark.parametrize('group_dims', [CNN, VIT, {
+    1: 0,
+    2: 0,
+    4: 1}], ids=['cnn', 'vit', 'other'])
 @pytest.mark.parametrize('mode, alpha', [('linear', 0.05), ('linear', 1 / 7),
                                          ('linear', 0.0), ('exp', 0.9),
                                          ('exp', 1.0)])
@@ -67,8 +69,7 @@ def test_value_and_gradient_equal_a_loop_over_groups(dtype, group_dims, mode,
         f'p{i}':
         nn.Parameter(
             torch.randn(shape, generator=g, dtype=torch.float64).to(dtype))
-        for i, shape in enumerate(SHAPES)
-    }
+        for i, shape in enumerate(SHAPES)}
     params['head.predictor.weight'] = nn.Parameter(torch.ones(9, dtype=dtype))
     decay = GroupDecay(params.items(), LAM, alpha, mode, group_dims=group_dims)
     decay.set_ramp(ramp)
@@ -96,8 +97,7 @@ def test_passes_add_up():
     """Also to a share of them, where batches are accumulated."""
     params = {
         'a': nn.Parameter(torch.randn(9, 3, 3, 3, dtype=torch.float64)),
-        'head.predictor.b': nn.Parameter(torch.randn(5, dtype=torch.float64))
-    }
+        'head.predictor.b': nn.Parameter(torch.randn(5, dtype=torch.float64))}
     decay = GroupDecay(params.items(), LAM, 0.1)
     decay.set_ramp(0.7)
     expected = sum(
@@ -177,8 +177,9 @@ def check_training(hook, reg, iterations, wrap=MultiPassOptimWrapper,
     algorithm = small_algorithm(
         base_method,
         feature_distiller=dict(outputs=features) if features else None,
-        share_predictor=options.get('share_head', False),
-        update_mode=options.get('update_mode', 'sequential'))
+        share_predictor=options.get('share_head',
+                                    False), update_mode=options.get(
+                                        'update_mode', 'sequential'))
     named = student_parameters(algorithm)
     ramp = {}
     trainer = naive.NaiveTrainer(
@@ -201,8 +202,8 @@ def check_training(hook, reg, iterations, wrap=MultiPassOptimWrapper,
             float(naive_reg(trainer.params, is_base, **reg, **ramp))
             for is_base in (True, False, False))
         data, views = zip(*map(naive.batch, group))
-        found = trainer.update(
-            views, WIDTHS) if counts > 1 else [trainer.step(views[0], WIDTHS)]
+        found = trainer.update(views, WIDTHS) if counts > 1 else [
+            trainer.step(views[0], WIDTHS)]
         for iteration, one, passes in zip(group, data, found):
             runner.iter = iteration
             hook.before_train_iter(runner, 0)
@@ -293,8 +294,8 @@ def test_the_ramp_of_each_epoch(warmup):
         runner.iter = iteration
         hook.before_train_iter(runner, 0)
         ramp = naive_ramp(iteration // 3, warmup, epochs=8)
-        assert runner.optim_wrapper.regulariser.value(
-            ['distil']).item() == pytest.approx(
+        assert runner.optim_wrapper.regulariser.value([
+            'distil']).item() == pytest.approx(
                 naive_reg(params, False, 1.0, 0.1, ramp=ramp).item())
 
 
@@ -315,9 +316,9 @@ def test_a_hook_can_serve_two_trainings():
 def run(tmp_path, name, **changes):
     cfg = small_cfg(
         tmp_path / name, **{
-            'train_cfg.max_epochs': 1, 'optim_wrapper.optimizer.lr': 0.05,
-            **changes
-        })
+            'train_cfg.max_epochs': 1,
+            'optim_wrapper.optimizer.lr': 0.05,
+            **changes})
     runner = Runner.from_cfg(cfg)
     runner.train()
     return runner
@@ -329,8 +330,7 @@ def test_a_real_run_decays_by_the_hook(tmp_path):
         runner = run(
             tmp_path, f'{lam}', **{
                 'default_hooks.sampler.widths': [1.0, 0.5],
-                'default_hooks.group_reg.lam': lam
-            })
+                'default_hooks.group_reg.lam': lam})
         norms.append(runner.model.backbone.layer4[1].conv1.weight.norm())
     assert norms[1] < 0.97 * norms[0]
 
@@ -345,8 +345,7 @@ def trained(weight_decay, hook=None, iterations=3, lr=0.01):
     optimizer = torch.optim.AdamW(
         [  # two groups of unequal learning rates
             dict(params=list(named.values())[:20], lr=3 * lr),
-            dict(params=list(named.values())[20:])
-        ],
+            dict(params=list(named.values())[20:])],
         lr=lr,
         weight_decay=weight_decay)
     wrapper = MultiPassOptimWrapper(optimizer=optimizer)
@@ -375,8 +374,8 @@ def test_without_groups_it_is_the_weight_decay_of_adamw():
 def test_a_step_shrinks_each_group_by_its_own_factor(mode, alpha, group_dims):
     shapes = [(20, ), (16, 4, 3, 3), (6, 24), (5, )]
     params = [
-        torch.nn.Parameter(torch.randn(s, dtype=torch.float64)) for s in shapes
-    ]
+        torch.nn.Parameter(torch.randn(s, dtype=torch.float64))
+        for s in shapes]
     model = torch.nn.ParameterList(params)
     optimizer = torch.optim.SGD(params, lr=0.5)
     hook = GroupRegHook(lam=0.01, alpha=alpha, mode=mode, decoupled=True,
@@ -431,11 +430,10 @@ def optimizer_with_decay(algorithm, **groups):
         dict(
             params=[
                 p for n, p in algorithm.named_parameters()
-                if n.split('.')[0] == part and p.requires_grad
-            ], weight_decay=groups.get(part, 0.0))
+                if n.split('.')[0] == part and p.requires_grad],
+            weight_decay=groups.get(part, 0.0))
         for part in ('backbone', 'neck', 'head', 'distill_head',
-                     'feature_distiller')
-    ], lr=0.1))
+                     'feature_distiller')], lr=0.1))
 
 
 def test_weight_decay_on_the_same_parameters_is_refused():
@@ -490,8 +488,8 @@ def test_no_lam_leaves_the_weight_decay_to_the_optimizer():
 
 def test_a_real_run_with_weight_decay_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match='GroupRegHook replaces weight decay'):
-        run(tmp_path, 'refused',
-            **{'optim_wrapper.optimizer.weight_decay': 1e-4})
+        run(tmp_path, 'refused', **{
+            'optim_wrapper.optimizer.weight_decay': 1e-4})
 
 
 @pytest.mark.parametrize('options, message', [
@@ -502,8 +500,8 @@ def test_a_real_run_with_weight_decay_is_refused_before_training(tmp_path):
     (dict(lam=-1e-4), r'lam is not negative, got -0\.0001'),
     (dict(mode='cosine'), r"mode is one of \('linear', 'exp'\), got 'cosine'"),
     (dict(groups=0), 'groups is at least 1, got 0'),
-    (dict(value_interval=0), 'value_interval is at least 1, got 0'),
-], ids=str)
+    (dict(value_interval=0), 'value_interval is at least 1, got 0'), ],
+                         ids=str)
 def test_arguments_that_cannot_work_are_refused(options, message):
     """When the hook is built, not when the first epoch is over."""
     with pytest.raises(ValueError, match=message):

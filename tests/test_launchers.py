@@ -19,8 +19,7 @@ TRAIN, DIST_TRAIN = ROOT / 'tools/train.py', ROOT / 'tools/dist_train.sh'
 pytestmark = [
     pytest.mark.ddp,
     pytest.mark.skipif(torch.cuda.is_available(),
-                       reason='says what happens without a GPU')
-]
+                       reason='says what happens without a GPU')]
 
 
 def free_port() -> str:
@@ -34,8 +33,7 @@ def checkpoint(work_dir) -> tuple:
     content = torch.load(work_dir / 'epoch_4.pth', weights_only=False)
     return content['state_dict'], {
         str(key): state['momentum_buffer']
-        for key, state in content['optimizer']['state'].items()
-    }
+        for key, state in content['optimizer']['state'].items()}
 
 
 @pytest.fixture(scope='module')
@@ -81,8 +79,7 @@ def test_mpi_and_slurm_on_cpus(two, tmp_path, launcher):
     config, port = write_config(two, 'cfg.py'), free_port()
     arguments = [
         config, '--launcher', launcher, '--work-dir', tmp_path / 'run',
-        '--no-pin-memory'
-    ]
+        '--no-pin-memory']
     logs = [tmp_path / f'{rank}.log' for rank in range(2)]
     codes = finish(*(start(log, run_tool, TRAIN, arguments,
                            variables(launcher, rank, tmp_path, port))
@@ -123,11 +120,13 @@ def dist_train(config, work_dir, processes=2, **env) -> subprocess.Popen:
             str(DIST_TRAIN),
             str(config),
             str(processes), '--work-dir',
-            str(work_dir)
-        ], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={
-            **os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable,
-            'PYTHONPATH': str(ROOT / 'tests'), 'PORT': free_port(), **env
-        })
+            str(work_dir)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env={
+            **os.environ, 'OMP_NUM_THREADS': '1',
+            'PYTHON': sys.executable,
+            'PYTHONPATH': str(ROOT / 'tests'),
+            'PORT': free_port(),
+            **env})
 
 
 def with_a_loss(two) -> Path:
@@ -168,8 +167,7 @@ def test_two_machines(two, tmp_path):
     config, port = write_config(two, 'cfg.py'), free_port()
     agents = [
         dist_train(config, tmp_path / 'run', 1, NNODES='2',
-                   NODE_RANK=str(node), PORT=port) for node in range(2)
-    ]
+                   NODE_RANK=str(node), PORT=port) for node in range(2)]
     outputs = [agent.communicate(timeout=300)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs
     assert_same(two, tmp_path / 'run')

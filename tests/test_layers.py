@@ -38,8 +38,7 @@ def check_slice(layer, inputs, width, run, shared, atol=0):
     """
     leaves = {
         name: getattr(layer, name).detach()[cut].clone().requires_grad_()
-        for name, cut in shared.items()
-    }
+        for name, cut in shared.items()}
     x1, x2 = inputs.clone().requires_grad_(), inputs.clone().requires_grad_()
     layer.zero_grad()
     with at_width(layer, width):
@@ -75,8 +74,7 @@ def check_plain(layer, inputs, width, atol=0):
     dict(kernel_size=3, stride=2, padding=1),
     dict(kernel_size=3, dilation=2, padding=2, bias=False),
     dict(kernel_size=(3, 1), slice_in=False),
-    dict(kernel_size=3, slice_out=False)
-], ids=str)
+    dict(kernel_size=3, slice_out=False)], ids=str)
 def test_dense_convolution_equals_slicing(width, options):
     layer = SlimmableConv2d(40, 64, **options).double()
     c_in, c_out = channels(40, width), channels(64, width)
@@ -85,9 +83,8 @@ def test_dense_convolution_equals_slicing(width, options):
     if not options.get('slice_out', True):
         c_out = 64
     call = {
-        k: v
-        for k, v in options.items() if k in ('stride', 'padding', 'dilation')
-    }
+        k: v for k, v in options.items()
+        if k in ('stride', 'padding', 'dilation')}
     shared = dict(weight=(slice(c_out), slice(c_in)))
     if options.get('bias', True):
         shared['bias'] = slice(c_out)
@@ -119,11 +116,10 @@ def test_expand_ratio_rounds_the_narrow_side():
     assert active_channels(96, 0.7) == 64
 
 
-@pytest.mark.parametrize(
-    'options, message',
-    [(dict(groups=4), 'dense.*or depthwise.*groups=4'),
-     (dict(padding_mode='reflect'), "pads with 'zeros', got.*'reflect'")],
-    ids=str)
+@pytest.mark.parametrize('options, message', [
+    (dict(groups=4), 'dense.*or depthwise.*groups=4'),
+    (dict(padding_mode='reflect'), "pads with 'zeros', got.*'reflect'")],
+                         ids=str)
 def test_convolutions_that_cannot_be_cut_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         SlimmableConv2d(16, 16, 3, **options)
@@ -132,11 +128,10 @@ def test_convolutions_that_cannot_be_cut_are_refused(options, message):
 
 
 @pytest.mark.parametrize('width', WIDTHS)
-@pytest.mark.parametrize(
-    'options',
-    [{}, dict(bias=False),
-     dict(slice_out=False),
-     dict(slice_in=False)], ids=str)
+@pytest.mark.parametrize('options', [{},
+                                     dict(bias=False),
+                                     dict(slice_out=False),
+                                     dict(slice_in=False)], ids=str)
 def test_linear_equals_slicing(width, options):
     layer = SlimmableLinear(72, 40, **options).double()
     c_in = channels(72, width) if options.get('slice_in', True) else 72
@@ -416,10 +411,9 @@ def own_norm(norm, subnet):
     return norm if subnet.is_full else getattr(norm, subnet.key)
 
 
-@pytest.mark.parametrize(
-    'subnets',
-    [[1.0, 0.5, 0.3], ['gated', 'dense'], [1.0, 0.5, 'gated', 'w0.50_gated']],
-    ids=str)
+@pytest.mark.parametrize('subnets', [[1.0, 0.5, 0.3], ['gated', 'dense'],
+                                     [1.0, 0.5, 'gated', 'w0.50_gated']],
+                         ids=str)
 @pytest.mark.parametrize('kind, dims', SWITCHABLE)
 def test_switchable_norms_are_private_plain_norms(kind, dims, subnets):
     """Outputs, gradients and running statistics."""
@@ -433,8 +427,7 @@ def test_switchable_norms_are_private_plain_norms(kind, dims, subnets):
         plain[subnet].load_state_dict({
             name: value
             for name, value in own_norm(norm, subnet).state_dict().items()
-            if '.' not in name
-        })
+            if '.' not in name})
     for step in range(2):
         for subnet in subnets:
             x = norm_inputs(dims, channels(40, subnet.width)) + step
@@ -488,8 +481,7 @@ def test_the_keys_of_a_switchable_norm_name_its_sub_networks():
     assert set(norm.state_dict()) == {
         prefix + key
         for prefix in ('', 'w0500000.', 'gated.', 'w0250000_gated.')
-        for key in keys
-    }
+        for key in keys}
     shapes = {k: tuple(v.shape) for k, v in norm.state_dict().items()}
     assert shapes['weight'] == shapes['gated.weight'] == (16, )
     assert shapes['w0500000.weight'] == (8, )
@@ -513,8 +505,7 @@ def test_a_numbered_file_of_an_earlier_version_loads(load):
             f'1.norms.{index}.running_var':
             torch.rand(c),
             f'1.norms.{index}.num_batches_tracked':
-            torch.tensor(index + 1),
-        })
+            torch.tensor(index + 1), })
     load(net, dict(old))
     for index, own in enumerate((net[1], net[1].w0500000, net[1].w0250000)):
         for name in ('weight', 'bias', 'running_mean', 'running_var',
@@ -524,9 +515,8 @@ def test_a_numbered_file_of_an_earlier_version_loads(load):
     with pytest.raises(
             ValueError, match=r'file has 3 batch norms under norms, and this '
             r'network has 2, those of \[w1.00, w0.50\]'):
-        SwitchableBatchNorm2d(16, [1.0, 0.5]).load_state_dict(
-            {key[2:]: value
-             for key, value in old.items() if key[0] == '1'})
+        SwitchableBatchNorm2d(16, [1.0, 0.5]).load_state_dict({
+            key[2:]: value for key, value in old.items() if key[0] == '1'})
 
 
 @pytest.mark.parametrize('load', LOADERS.values(), ids=LOADERS)
@@ -558,9 +548,7 @@ def test_the_norm_of_one_sub_network_is_picked_from_a_file():
         state = {f'bn.{k}': v for k, v in norm.state_dict().items()}
         norm.pick(state, 'bn.', subnet)
         plain = {
-            f'bn.{k}': v
-            for k, v in norm.plain(subnet).state_dict().items()
-        }
+            f'bn.{k}': v for k, v in norm.plain(subnet).state_dict().items()}
         assert state.keys() == plain.keys()
         for key, value in plain.items():
             equal(state[key], value)
@@ -621,17 +609,16 @@ def narrow_projector(projector, width, layers, norms=None):
 @pytest.mark.parametrize('ends', [
     dict(with_last_bn=True),
     dict(with_last_bn=True, with_last_bn_affine=False),
-    dict(with_last_bn=False, with_last_bias=True, with_bias=True)
-], ids=str)
-@pytest.mark.parametrize('private', [False, True],
-                         ids=['slimmable', 'switchable'])
+    dict(with_last_bn=False, with_last_bias=True, with_bias=True)], ids=str)
+@pytest.mark.parametrize('private', [False, True], ids=[
+    'slimmable', 'switchable'])
 @pytest.mark.parametrize('width', [1.0, 0.5, 0.3])
 def test_a_projector_of_narrow_hidden_layers_is_a_narrow_network(
         width, private, ends):
     norm_cfg = dict(type='us3l_mm.SlimmableBatchNorm1d')
     if private:
-        norm_cfg = dict(type='us3l_mm.SwitchableBatchNorm1d',
-                        subnets=[1.0, 0.5, 0.3])
+        norm_cfg = dict(type='us3l_mm.SwitchableBatchNorm1d', subnets=[
+            1.0, 0.5, 0.3])
     projector = SlimmableProjector(64, 40, 12, num_layers=3, slice_hidden=True,
                                    norm_cfg=norm_cfg, **ends).double().train()
     for p in projector.parameters():
@@ -692,8 +679,8 @@ def test_hidden_layers_cannot_narrow_in_steps():
     (SlimmableBatchNorm2d(16), nn.BatchNorm2d(16), 'active=8, measured=[]'),
     (SlimmableLayerNorm(16, 2), nn.LayerNorm(16), 'active=8'),
     (SwitchableBatchNorm1d(16, [1.0, 'gated', 0.5]), nn.BatchNorm1d(16),
-     'subnets=[w1.00, gated, w0.50]'),
-], ids=lambda value: type(value).__name__)
+     'subnets=[w1.00, gated, w0.50]'), ],
+                         ids=lambda value: type(value).__name__)
 def test_a_layer_shows_its_sub_network_and_its_slicing(layer, plain, says):
     with at_width(layer, 0.5):
         text = layer.extra_repr()

@@ -56,29 +56,28 @@ def save(path, network) -> str:
         dict(
             state_dict={
                 f'backbone.{key}': value
-                for key, value in network.state_dict().items()
-            }), path)
+                for key, value in network.state_dict().items()}), path)
     return str(path)
 
 
 def small(path, work_dir, checkpoint, **changes) -> Config:
     """The config at ``path`` on a few digits of 16 pixels."""
     cfg = Config.fromfile(path)
-    digits = dict(type='us3l_mm.RenderedDigits', num_images=16,
-                  pipeline=[dict(type='PackInputs')],
-                  rendering=dict(image_size=16, digit_size=(8, 15)))
+    digits = dict(type='us3l_mm.RenderedDigits', num_images=16, pipeline=[
+        dict(type='PackInputs')], rendering=dict(image_size=16,
+                                                 digit_size=(8, 15)))
     for name, split in (('train', 'train'), ('val', 'test'), ('test', 'test')):
         cfg[f'{name}_dataloader'].update(batch_size=8, num_workers=0,
                                          dataset=dict(split=split, **digits))
+    cfg.model.backbone.update(SMALL)
     cfg.merge_from_dict({
-        **{
-            f'model.backbone.{key}': value
-            for key, value in SMALL.items()
-        }, 'model.backbone.init_cfg.checkpoint': checkpoint,
-        'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1,
-        'optim_wrapper.optimizer.lr': 0.1, 'log_level': 'WARNING', 'work_dir':
-        str(work_dir), **changes
-    })
+        'model.backbone.init_cfg.checkpoint': checkpoint,
+        'train_cfg.max_epochs': 1,
+        'train_cfg.val_interval': 1,
+        'optim_wrapper.optimizer.lr': 0.1,
+        'log_level': 'WARNING',
+        'work_dir': str(work_dir),
+        **changes})
     return cfg
 
 
@@ -99,9 +98,7 @@ def head_with_features(**kwargs):
     head = SwitchableLinearHead(5, [0.5, 1.0], [4, 8], **kwargs)
     head.init_weights()
     return head, {
-        Subnet(w): (torch.randn(6, int(8 * w)), )
-        for w in (0.5, 1.0)
-    }
+        Subnet(w): (torch.randn(6, int(8 * w)), ) for w in (0.5, 1.0)}
 
 
 def test_switchable_head_is_a_linear_head_per_width():
@@ -175,15 +172,14 @@ def test_config_is_what_its_name_says(path):
                             cifar100=('CIFAR100', 100))[data]
     assert {
         cfg[f'{name}_dataloader'].dataset.type
-        for name in ('train', 'val', 'test')
-    } == {dataset}
+        for name in ('train', 'val', 'test')} == {dataset}
     assert cfg.model_wrapper_cfg.type == 'MMDistributedDataParallel'
     backbone = cfg.model.backbone
-    assert network == (
-        f'vit-{backbone.arch}' if 'arch' in backbone else
-        f'resnet{backbone.depth}' if 'depth' in backbone else dict(
-            SlimmableMobileNetV2_CIFAR='mobilenet-v2')[
-                backbone.type.removeprefix('us3l_mm.')])
+    assert network == (f'vit-{backbone.arch}'
+                       if 'arch' in backbone else f'resnet{backbone.depth}'
+                       if 'depth' in backbone else dict(
+                           SlimmableMobileNetV2_CIFAR='mobilenet-v2')[
+                               backbone.type.removeprefix('us3l_mm.')])
     model = built(cfg)
     assert model.head.num_classes == classes
     frozen = not any(p.requires_grad for p in model.backbone.parameters())
@@ -198,9 +194,8 @@ def test_config_is_what_its_name_says(path):
 
 def test_linear_recipes_are_those_of_the_paper():
     cifar = Config.fromfile(ONE)
-    assert cifar.optim_wrapper.optimizer == dict(type='SGD', lr=30.0,
-                                                 momentum=0.9,
-                                                 weight_decay=0.0)
+    assert cifar.optim_wrapper.optimizer == dict(
+        type='SGD', lr=30.0, momentum=0.9, weight_decay=0.0)
     assert cifar.param_scheduler[0].milestones == [60, 80]
     assert cifar.train_dataloader.dataset.pipeline[1].crop_ratio_range == (0.8,
                                                                            1.0)
@@ -229,9 +224,10 @@ def test_bad_configs_are_refused_before_training(full, checkpoint, tmp_path):
     for path in (ONE, ALL):
         with pytest.raises(ValueError, match='outside the range'):
             init(
-                path,
-                **{'model.backbone.width': 0.1, 'model.head.widths': [0.1]}
-                if path == ONE else {'model.head.widths': [0.1]})
+                path, **{
+                    'model.backbone.width': 0.1,
+                    'model.head.widths': [0.1]} if path == ONE else {
+                        'model.head.widths': [0.1]})
         with pytest.raises(ValueError, match='would stay random'):
             init(path, **{'model.backbone.init_cfg': None})
         with pytest.raises(FileNotFoundError, match='nowhere.pth'):
@@ -280,9 +276,8 @@ def trained(checkpoint, tmp_path_factory):
         runner, before = run(
             small(
                 ALL, tmp_path_factory.mktemp('all'), checkpoint, **{
-                    'default_hooks.checkpoint.save_best':
-                    ['accuracy/top1_w1.00', 'accuracy/top1_w0.50']
-                }))
+                    'default_hooks.checkpoint.save_best': [
+                        'accuracy/top1_w1.00', 'accuracy/top1_w0.50']}))
     return runner, before, calls
 
 
@@ -337,14 +332,13 @@ def test_the_metric_of_a_width_is_that_of_the_sliced_network(trained, full):
 
 
 def test_names_that_no_validation_gives_are_refused(checkpoint, tmp_path):
-    for name, widths in (('accuracy/top1', WIDTHS), ('accuracy/top1_w0.75',
-                                                     [1.0, 0.5])):
+    for name, widths in (('accuracy/top1', WIDTHS), ('accuracy/top1_w0.75', [
+            1.0, 0.5])):
         runner = Runner.from_cfg(
             small(
                 ALL, tmp_path, checkpoint, **{
                     'default_hooks.checkpoint.save_best': name,
-                    'model.head.widths': widths
-                }))
+                    'model.head.widths': widths}))
         with pytest.raises(ValueError,
                            match=f"'_w1.00'.*got save_best='{name}'"):
             runner.train()
@@ -363,9 +357,7 @@ def test_a_failing_width_leaves_the_network_as_it_was(trained, monkeypatch):
     monkeypatch.setattr(model.head, 'predict', fail)
     loop = trained[0].val_loop
     loop.evaluators = {
-        w: loop.evaluators[w]
-        for w in map(Subnet, reversed(WIDTHS))
-    }
+        w: loop.evaluators[w] for w in map(Subnet, reversed(WIDTHS))}
     with pytest.raises(RuntimeError, match='stopped'):
         loop.run()
     assert model.head.subnet == model.backbone.conv1.subnet == Subnet(1.0)
@@ -416,11 +408,11 @@ def test_the_test_launcher_gives_the_metrics_of_validation(trained, tmp_path):
             str(ROOT / 'tools/dist_test.sh'),
             str(tmp_path / 'config.py'), weights, '1', '--out',
             str(out), '--out-item', 'metrics', '--work-dir',
-            str(tmp_path / 'tested')
-        ], capture_output=True, text=True, cwd=tmp_path, env={
-            **os.environ, 'OMP_NUM_THREADS': '1', 'PORT': str(port), 'PYTHON':
-            sys.executable
-        })
+            str(tmp_path / 'tested')], capture_output=True, text=True,
+        cwd=tmp_path, env={
+            **os.environ, 'OMP_NUM_THREADS': '1',
+            'PORT': str(port),
+            'PYTHON': sys.executable})
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(out.read_text()) == pytest.approx(metrics)
 

@@ -21,9 +21,7 @@ class SavedBytes:
 
     def __init__(self, model):
         self.known = {
-            p.untyped_storage().data_ptr()
-            for p in model.parameters()
-        }
+            p.untyped_storage().data_ptr() for p in model.parameters()}
         self.holders = {}
         self.alive = self.peak = 0
 
@@ -65,10 +63,9 @@ def peak_of_a_step(widths, update_mode, **options):
 
 
 @pytest.mark.parametrize('update_mode', ['sequential', 'accumulate'])
-@pytest.mark.parametrize(
-    'options',
-    [dict(), dict(distill_from='online'),
-     dict(distill_from=None)], ids=str)
+@pytest.mark.parametrize('options', [
+    dict(), dict(distill_from='online'),
+    dict(distill_from=None)], ids=str)
 def test_three_widths_need_no_more_than_the_full_one(update_mode, options):
     alone = peak_of_a_step([1.0], update_mode, **options)
     assert alone > 5 * naive.batch()[1][0].nbytes  # a real graph was seen

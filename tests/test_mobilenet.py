@@ -22,8 +22,7 @@ from us3l_mm.models.layers import (FULL, SlimmableBatchNorm, SlimmableLayer,
 
 RNG = random.Random(0)
 WIDTHS = [
-    0.25, 0.5, 0.75, 1.0, *(round(RNG.uniform(0.25, 1), 6) for _ in range(8))
-]
+    0.25, 0.5, 0.75, 1.0, *(round(RNG.uniform(0.25, 1), 6) for _ in range(8))]
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
 OUTPUTS = (0, 1, 2, 3, 4, 5, 6, 7)
 
@@ -186,9 +185,9 @@ def test_iterations_equal_the_definition(monkeypatch, update_mode, iterations):
     monkeypatch.setattr(naive, 'resnet18', naive_mobilenet.mobilenet_v2)
     monkeypatch.setattr(test_train_step, 'close', close_to_the_largest)
     algorithm = small_algorithm(
-        'simclr_momentum', teacher=dict(momentum=0.1), update_mode=update_mode,
-        backbone=dict(type='us3l_mm.SlimmableMobileNetV2_CIFAR',
-                      widen_factor=1.0))
+        'simclr_momentum', teacher=dict(momentum=0.1),
+        update_mode=update_mode, backbone=dict(
+            type='us3l_mm.SlimmableMobileNetV2_CIFAR', widen_factor=1.0))
     named = student_parameters(algorithm)
     trainer = naive.NaiveTrainer(named, 'simclr_momentum', keep=0.9, lr=0.01,
                                  update_mode=update_mode)
@@ -197,8 +196,7 @@ def test_iterations_equal_the_definition(monkeypatch, update_mode, iterations):
     ends = {
         f'backbone.{name}.conv.{len(block.conv) - 1}.bn.bias'
         for name, block in algorithm.backbone.named_modules()
-        if isinstance(block, InvertedResidual)
-    }
+        if isinstance(block, InvertedResidual)}
     # One iteration of several steps: in the definition itself, initial weights
     # that differ by 1e-13 give losses that differ by 1e-2 after three steps.
     plans = [[1.0, 0.61, 0.25], [1.0, 0.83, 0.4]][:iterations]
@@ -233,17 +231,15 @@ def test_private_norms():
 def test_frozen_stages_and_checkpointing():
     network = SlimmableMobileNetV2(frozen_stages=2, with_cp=True, width=0.5)
     trained = {
-        name.split('.')[0]
-        for name, p in network.named_parameters() if p.requires_grad
-    }
+        name.split('.')[0] for name, p in network.named_parameters()
+        if p.requires_grad}
     assert trained == {
-        'layer3', 'layer4', 'layer5', 'layer6', 'layer7', 'conv2'
-    }
+        'layer3', 'layer4', 'layer5', 'layer6', 'layer7', 'conv2'}
     before = network.conv1.bn.running_mean.clone()
     network.train()(IMAGES)[0].sum().backward()
     assert torch.equal(network.conv1.bn.running_mean, before)
-    assert all(
-        (p.grad is not None) == p.requires_grad for p in network.parameters())
+    assert all((p.grad is not None) == p.requires_grad
+               for p in network.parameters())
     whole = SlimmableMobileNetV2(frozen_stages=8, width=0.5).train()
     assert not any(p.requires_grad for p in whole.parameters())
     assert not any(m.training
@@ -267,8 +263,7 @@ def test_frozen_stages_and_checkpointing():
     (dict(width=0.1), r'0.1 is outside the range \[0.25, 1\]'),
     (dict(width=0.5, missing_statistics='reset',
           frozen_stages=0), 'needs norms that train'),
-    (dict(out_indices=(8, )), 'received 8'),
-], ids=str)
+    (dict(out_indices=(8, )), 'received 8'), ], ids=str)
 def test_arguments_that_cannot_work_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         SlimmableMobileNetV2(**arguments)
@@ -278,9 +273,7 @@ def test_a_full_checkpoint_is_cut_on_load(full, tmp_path):
     file = str(tmp_path / 'full.pth')
     torch.save(
         dict(state_dict={
-            f'backbone.{k}': v
-            for k, v in full.state_dict().items()
-        }), file)
+            f'backbone.{k}': v for k, v in full.state_dict().items()}), file)
     initial = dict(type='Pretrained', checkpoint=file, prefix='backbone.')
     narrow = SlimmableMobileNetV2(width=0.5, out_indices=OUTPUTS,
                                   init_cfg=initial)

@@ -21,7 +21,8 @@ RECIPE = (Path(__file__).parents[1] / 'configs/us3l' /
           'us3l_mobilenet-v2_4xb128-coslr-400e_cifar10.py')
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
 SMALLER = {
-    'model.neck.hid_channels': 32, 'model.neck.out_channels': 16,
+    'model.neck.hid_channels': 32,
+    'model.neck.out_channels': 16,
     'model.distill_head.predictor.in_channels': 16,
     'model.distill_head.predictor.hid_channels': 32,
     'model.distill_head.predictor.out_channels': 16}
@@ -33,8 +34,10 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp('run')
     cfg = Config.fromfile(RECIPE)
     cfg.merge_from_dict({
-        'work_dir': str(folder), 'log_level': 'WARNING',
-        'train_cfg.max_epochs': 1, 'default_hooks.logger.interval': 1,
+        'work_dir': str(folder),
+        'log_level': 'WARNING',
+        'train_cfg.max_epochs': 1,
+        'default_hooks.logger.interval': 1,
         **SMALLER, 'train_dataloader.batch_size': 6,
         'train_dataloader.num_workers': 0,
         'train_dataloader.persistent_workers': False})

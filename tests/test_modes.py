@@ -15,17 +15,15 @@ from us3l_mm.evaluation import (calibrate, count_complexity, extract_features,
                                 knn_accuracy, width_latency)
 from us3l_mm.export import slice_network
 from us3l_mm.fileio import load_weights
-from us3l_mm.models.layers import (FULL, SlimmableBatchNorm2d, SlimmableConv2d,
-                                   SlimmableLayer, Subnet,
-                                   SwitchableBatchNorm2d, at, has_statistics,
-                                   subnet_list, subnets_of)
+from us3l_mm.models.layers import (
+    FULL, SlimmableBatchNorm2d, SlimmableConv2d, SlimmableLayer, Subnet,
+    SwitchableBatchNorm2d, at, has_statistics, subnet_list, subnets_of)
 from us3l_mm.registry import MODELS
 
 GATED = Subnet(gated=True)
 MODES = ['dense', 'gated']
 SWITCHABLE = {
-    'model.backbone.norm_cfg': dict(type='SwitchableBN', subnets=MODES)
-}
+    'model.backbone.norm_cfg': dict(type='SwitchableBN', subnets=MODES)}
 
 
 @pytest.fixture
@@ -81,8 +79,7 @@ def toy(norm):
 def toys():
     return [
         toy(SwitchableBatchNorm2d(8, subnets=MODES)),
-        toy(SlimmableBatchNorm2d(8))
-    ]
+        toy(SlimmableBatchNorm2d(8))]
 
 
 def labelled_batches():
@@ -139,8 +136,7 @@ def evaluated(folder):
             type='us3l_mm.RenderedDigits', split='train', num_images=32,
             pipeline=[
                 dict(type='Resize', scale=(16, 16)),
-                dict(type='PackInputs')
-            ]))
+                dict(type='PackInputs')]))
     cfg = small_cfg('unused', knn_bank_dataloader=loader,
                     knn_query_dataloader=loader, **SWITCHABLE)
     cfg.dump(folder / 'modes.py')
@@ -162,8 +158,7 @@ def test_modes_from_the_command_line_to_the_report(tool, tmp_path, capsys):
          '--save-checkpoint', saved)
     table = [
         line.split('│')[1:-1] for line in capsys.readouterr().out.splitlines()
-        if line.startswith('│')
-    ]
+        if line.startswith('│')]
     assert [row[0].strip() for row in table] == ['w1.00', 'gated']
     path = out / 'widths.json'
     rows = json.loads(path.read_text())['rows']
@@ -185,12 +180,10 @@ def test_modes_from_the_command_line_to_the_report(tool, tmp_path, capsys):
 @pytest.mark.parametrize('name, before, option', [
     ('evaluate_widths', ['x.py', 'x.pth'], '--widths'),
     ('get_flops', ['x.py'], '--widths'),
-    ('detect_image', ['x.py', 'x.pth', 'x.jpg'], '--width'),
-])
+    ('detect_image', ['x.py', 'x.pth', 'x.jpg'], '--width'), ])
 @pytest.mark.parametrize('text, message', [
     ('gatd', "one of full, dense and gated, got 'gatd'"),
-    ('1.5', 'multiplier in (0, 1], got 1.5'),
-])
+    ('1.5', 'multiplier in (0, 1], got 1.5'), ])
 def test_command_lines_say_what_names_a_sub_network(tool, capsys, name, before,
                                                     option, text, message):
     with pytest.raises(SystemExit):

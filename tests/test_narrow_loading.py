@@ -32,17 +32,19 @@ def save(path, network, prefix='backbone.', **changes):
     weights = {prefix + k: v for k, v in network.state_dict().items()}
     weights.update(changes)
     torch.save(
-        dict(state_dict={k: v
-                         for k, v in weights.items()
-                         if v is not None}, meta=dict()), path)
+        dict(state_dict={
+            k: v for k, v in weights.items()
+            if v is not None}, meta=dict()), path)
     return str(path)
 
 
 def pretrained(file, prefix='backbone.', depth=18, **kwargs):
     """As a config says it; the stock initialiser does the rest."""
     network = SlimmableResNet(
-        depth, **{**SMALL, **kwargs},
-        init_cfg=dict(type='Pretrained', checkpoint=file, prefix=prefix))
+        depth, **{
+            **SMALL,
+            **kwargs}, init_cfg=dict(type='Pretrained', checkpoint=file,
+                                     prefix=prefix))
     network.init_weights()
     return network
 
@@ -96,9 +98,7 @@ def test_the_narrow_network_trains_as_an_ordinary_one(full, tmp_path):
     narrow = pretrained(save(tmp_path / 'full.pth', full), width=0.5,
                         frozen_stages=1, with_cp=True).train()
     frozen = {
-        name
-        for name, p in narrow.named_parameters() if not p.requires_grad
-    }
+        name for name, p in narrow.named_parameters() if not p.requires_grad}
     assert frozen and all(
         name.startswith(('conv1', 'bn1', 'layer1')) for name in frozen)
     norm, still = narrow.layer4[1].bn2, narrow.layer1[0].bn1
@@ -174,8 +174,8 @@ def test_trained_statistics_are_never_reset(full, tmp_path):
 
 def test_weights_of_another_network_are_an_error(full, tmp_path):
     file = save(tmp_path / 'full.pth', full)
-    missing = save(tmp_path / 'missing.pth', full,
-                   **{'backbone.layer2.0.conv1.weight': None})
+    missing = save(tmp_path / 'missing.pth', full, **{
+        'backbone.layer2.0.conv1.weight': None})
     with pytest.raises(ValueError, match=r'missing: layer2\.0\.conv1\.weight'):
         pretrained(missing, width=0.5)
     narrower = save(tmp_path / 'narrower.pth',

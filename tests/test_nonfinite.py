@@ -46,8 +46,7 @@ def state_of(wrapper):
     optimizer = wrapper.optimizer
     tensors = [
         *optimizer.param_groups[0]['params'],
-        *(t for s in optimizer.state.values() for t in s.values())
-    ]
+        *(t for s in optimizer.state.values() for t in s.values())]
     return [t.detach().clone() for t in tensors]
 
 
@@ -185,9 +184,9 @@ def test_the_log_counts_and_a_resumed_run_goes_on_counting(tmp_path):
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line['skipped'] for line in lines] == [0, 3, 3, 3, 3, 3]
     cfg.merge_from_dict({
-        'train_cfg.max_epochs': 3, 'resume': True,
-        'default_hooks.non_finite.max_total': 5
-    })
+        'train_cfg.max_epochs': 3,
+        'resume': True,
+        'default_hooks.non_finite.max_total': 5})
     runner = Runner.from_cfg(cfg)
     broken_from(runner, 7, 7)
     with pytest.raises(
@@ -200,8 +199,7 @@ def test_weights_that_overflow_are_not_saved(tmp_path):
     cfg = cfg_of(
         tmp_path, **{
             'optim_wrapper.optimizer.lr': 1e38,
-            'default_hooks.non_finite.max_consecutive': 99
-        })
+            'default_hooks.non_finite.max_consecutive': 99})
     cfg.default_hooks.non_finite.max_consecutive = 99
     runner = Runner.from_cfg(cfg)
     runner.model.backbone.conv1.weight.register_hook(lambda grad: 1e5 * grad)

@@ -19,8 +19,7 @@ from us3l_mm import stack
 ROOT = Path(__file__).resolve().parents[1]
 CODE = [
     path for folder in ('us3l_mm', 'tools')
-    for path in sorted((ROOT / folder).rglob('*.py'))
-]
+    for path in sorted((ROOT / folder).rglob('*.py'))]
 # Where the name to import is not the name to install.
 DISTRIBUTIONS = {
     'cv2': 'onedl-mmcv',  # comes with mmcv, which asks for OpenCV itself
@@ -29,8 +28,7 @@ DISTRIBUTIONS = {
     'mmengine': 'onedl-mmengine',
     'mmpretrain': 'onedl-mmpretrain',
     'PIL': 'pillow',
-    'sklearn': 'scikit-learn',
-}
+    'sklearn': 'scikit-learn', }
 # A tool may use the one beside it.
 TOOLS = {path.stem for path in (ROOT / 'tools').rglob('*.py')}
 needs_make = pytest.mark.skipif(
@@ -119,8 +117,7 @@ def test_missing_stack_says_what_to_install(monkeypatch):
 
 def test_mixed_stack_says_what_to_remove(monkeypatch):
     installed = {
-        'onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain', 'mmengine'
-    }
+        'onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain', 'mmengine'}
     monkeypatch.setattr(stack, 'is_installed', installed.__contains__)
     with pytest.raises(
             ImportError, match='onedl-mmengine and mmengine.*pip '
@@ -138,8 +135,7 @@ def test_either_stack_alone_is_accepted(line, monkeypatch):
 @pytest.mark.parametrize('version, modules, message', [
     ((3, 9, 2), ['venv', 'ensurepip'], r'Python 3\.9\.2; us3l_mm runs on'),
     ((3, 13, 0), ['venv', 'ensurepip'], 'make demo PYTHON=python3.11'),
-    ((3, 12, 1), ['venv'], 'apt install python3.12-venv'),
-])
+    ((3, 12, 1), ['venv'], 'apt install python3.12-venv'), ])
 def test_unusable_python_is_refused(version, modules, message):
     tool = runpy.run_path(str(ROOT / 'tools/setup/check_python.py'))
     problem = tool['find_problem'](version, modules.__contains__)
@@ -178,8 +174,7 @@ def test_make_alone_lists_every_verb():
 @pytest.mark.parametrize('verb, stamps', [
     ('demo', ['.installed']),
     ('demo-detection', ['.installed', '.installed-detection']),
-    ('test', ['.installed', '.installed-detection', '.installed-tests']),
-])
+    ('test', ['.installed', '.installed-detection', '.installed-tests']), ])
 def test_second_run_installs_nothing(verb, stamps, tmp_path):
     (tmp_path / 'bin').mkdir()
     for name in ['bin/python', *stamps]:
@@ -192,13 +187,12 @@ def test_second_run_installs_nothing(verb, stamps, tmp_path):
 
 
 @needs_make
-@pytest.mark.parametrize(
-    'demo, config, folder',
-    [('resnet18', 'us3l_resnet18_demo_digits.py', 'work_dirs/demo '),
-     ('vit', 'us3l_vit_demo_digits.py', 'work_dirs/demo-vit '),
-     ('us3l_resnet18_demo-collapse_digits',
-      'us3l_resnet18_demo-collapse_digits.py',
-      'work_dirs/demo-us3l_resnet18_demo-collapse_digits ')])
+@pytest.mark.parametrize('demo, config, folder', [
+    ('resnet18', 'us3l_resnet18_demo_digits.py', 'work_dirs/demo '),
+    ('vit', 'us3l_vit_demo_digits.py', 'work_dirs/demo-vit '),
+    ('us3l_resnet18_demo-collapse_digits',
+     'us3l_resnet18_demo-collapse_digits.py',
+     'work_dirs/demo-us3l_resnet18_demo-collapse_digits ')])
 def test_each_demo_has_a_folder_of_its_own(demo, config, folder):
     commands = run_make('demo', '--dry-run', f'DEMO={demo}')
     assert (f'tools/train.py configs/us3l/{config} --work-dir {folder}'
@@ -208,8 +202,7 @@ def test_each_demo_has_a_folder_of_its_own(demo, config, folder):
 @pytest.mark.parametrize('command', [
     'ruff check --no-cache --output-format concise .',
     'yapf --diff --parallel --recursive us3l_mm tools tests configs setup.py',
-    'mypy --no-incremental us3l_mm'
-])
+    'mypy --no-incremental us3l_mm'])
 def test_code_passes_make_lint(command):
     tool, *arguments = command.split()
     pytest.importorskip(tool, reason=f'{tool} is not installed')

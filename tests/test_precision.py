@@ -151,8 +151,9 @@ def test_batches_add_up_to_one_update(monkeypatch, scaled):
         for seed in group:
             views = algorithm.views(naive.batch(seed)[0])
             targets = algorithm.teacher(views, 1.0)
-            batch = Batch(views, plan,
-                          targets={'teacher': targets, plan.base: targets})
+            batch = Batch(views, plan, targets={
+                'teacher': targets,
+                plan.base: targets})
             for pass_ in plan.passes:
                 with at_width(algorithm, pass_.subnet):
                     losses = algorithm.loss(batch, pass_)['losses']
@@ -179,8 +180,8 @@ def test_activation_checkpoints_give_the_same_gradients(update_mode):
     wrapper = sgd(named)
     train(algorithm, wrapper)
     expected = wrapper.optimizer.steps
-    algorithm, named = algorithm_of(update_mode,
-                                    backbone=dict(SMALL, with_cp=True))
+    algorithm, named = algorithm_of(update_mode, backbone=dict(
+        SMALL, with_cp=True))
     runs = []
     block = algorithm.backbone.layer1[0].conv1
     block.register_forward_hook(lambda *_: runs.append(block.width))
@@ -205,8 +206,8 @@ def test_channels_last_trains_the_same():
         states.append(train(algorithm, sgd(named)))
         weight = algorithm.backbone.layer2[0].conv1.weight
         assert {
-            weight.is_contiguous(memory_format=torch.channels_last), *seen
-        } == {channels_last}
+            weight.is_contiguous(memory_format=torch.channels_last),
+            *seen} == {channels_last}
     check_equal(*states, atol=1e-8)
 
 
@@ -215,8 +216,9 @@ def test_bfloat16_on_a_cpu(tmp_path):
     for kind in ('us3l_mm.MultiPassOptimWrapper',
                  'us3l_mm.MultiPassAmpOptimWrapper'):
         cfg = small_cfg(
-            tmp_path,
-            **{'optim_wrapper.type': kind, 'optim_wrapper.optimizer.lr': 1e-4})
+            tmp_path, **{
+                'optim_wrapper.type': kind,
+                'optim_wrapper.optimizer.lr': 1e-4})
         cfg.default_hooks.sampler.widths = WIDTHS
         cfg.train_cfg.max_epochs = 1
         runner = Runner.from_cfg(cfg)
@@ -224,8 +226,8 @@ def test_bfloat16_on_a_cpu(tmp_path):
         model.backbone.layer2.register_forward_hook(
             lambda _, __, out, dtypes=dtypes: dtypes.add(out.dtype))
         model.head.loss_module.register_forward_hook(
-            lambda _, args, out, dtypes=dtypes: dtypes.update([('loss', args[
-                0].dtype), ('loss', out.dtype)]))
+            lambda _, args, out, dtypes=dtypes: dtypes.update([
+                ('loss', args[0].dtype), ('loss', out.dtype)]))
         step = model.train_step
         model.train_step = lambda *a, step=step, losses=losses, **k: (
             losses.append(step(*a, **k)) or losses[-1])

@@ -9,45 +9,57 @@ ONE_VIEW = [
     dict(type='MultiView', num_views=[1], transforms=[VIEW]),
     dict(type='PackInputs')]
 BAD = {
-    'one view': ({'train_dataloader.dataset.pipeline':
-                  ONE_VIEW}, '2 views of each image, got 1'),
-    'weight decay': ({'optim_wrapper.optimizer.weight_decay': 1e-4},
-                     'weight_decay=0.0001 on .* clear_weight_decay=True'),
+    'one view': ({
+        'train_dataloader.dataset.pipeline':
+        ONE_VIEW}, '2 views of each image, got 1'),
+    'weight decay': ({
+        'optim_wrapper.optimizer.weight_decay':
+        1e-4}, 'weight_decay=0.0001 on .* clear_weight_decay=True'),
     'sync_bn': (dict(sync_bn='torch'), "sync_bn='torch' would replace"),
-    'accumulation': ({'optim_wrapper.accumulative_counts':
-                      2}, 'got accumulative_counts=2'),
-    'low width': ({'default_hooks.sampler.widths':
-                   [1.0, 0.1]}, r'Width 0.1 is outside the range \[0.25, 1\]'),
-    'no width': ({'default_hooks.sampler.widths':
-                  [0]}, r'in \(0, 1\], got 0.0'),
-    'word': ({'default_hooks.sampler.widths':
-              ['half']}, "one of full, dense and gated, got 'half'"),
-    'NaN': ({'default_hooks.sampler.width_range':
-             (float('nan'), 1.)}, 'got nan'),
-    'wide': ({'default_hooks.sampler.width_range': (.25, 1.5)}, 'got 1.5'),
-    'gates': ({'default_hooks.sampler.widths': ['dense',
-                                                'gated']}, 'has no gates'),
-    'source': ({'model.base_from': 'self'}, "base_from is one of .*'self'"),
-    'old update': ({'model.update_mode':
-                    'joint'}, "one of .*'accumulate'.*, got 'joint'"),
-    'stock wrapper': ({'optim_wrapper.type': 'OptimWrapper'},
-                      "optim_wrapper.type='us3l_mm.MultiPassOptimWrapper'"),
-    'channels': ({'model.neck.in_channels':
-                  64}, 'have 128 channels, got neck.in_channels=64'),
-    'frozen': ({'model.backbone.frozen_stages':
-                1}, 'backbone.frozen_stages=1 freezes batch norms'),
-    'norm_eval': ({'model.backbone.norm_eval':
-                   True}, 'backbone.norm_eval=True freezes batch norms'),
+    'accumulation': ({
+        'optim_wrapper.accumulative_counts': 2}, 'got accumulative_counts=2'),
+    'low width': ({
+        'default_hooks.sampler.widths':
+        [1.0, 0.1]}, r'Width 0.1 is outside the range \[0.25, 1\]'),
+    'no width': ({
+        'default_hooks.sampler.widths': [0]}, r'in \(0, 1\], got 0.0'),
+    'word': ({
+        'default_hooks.sampler.widths':
+        ['half']}, "one of full, dense and gated, got 'half'"),
+    'NaN': ({
+        'default_hooks.sampler.width_range': (float('nan'), 1.)}, 'got nan'),
+    'wide': ({
+        'default_hooks.sampler.width_range': (.25, 1.5)}, 'got 1.5'),
+    'gates': ({
+        'default_hooks.sampler.widths': ['dense', 'gated']}, 'has no gates'),
+    'source': ({
+        'model.base_from': 'self'}, "base_from is one of .*'self'"),
+    'old update': ({
+        'model.update_mode': 'joint'}, "one of .*'accumulate'.*, got 'joint'"),
+    'stock wrapper': ({
+        'optim_wrapper.type':
+        'OptimWrapper'}, "optim_wrapper.type='us3l_mm.MultiPassOptimWrapper'"),
+    'channels': ({
+        'model.neck.in_channels':
+        64}, 'have 128 channels, got neck.in_channels=64'),
+    'frozen': ({
+        'model.backbone.frozen_stages':
+        1}, 'backbone.frozen_stages=1 freezes batch norms'),
+    'norm_eval': ({
+        'model.backbone.norm_eval':
+        True}, 'backbone.norm_eval=True freezes batch norms'),
     'range and list': ({
         'default_hooks.sampler.widths': [.5],
         'default_hooks.sampler.width_range': (.25, 1.)}, 'give one of them'),
     'features of a narrow base': ({
-        'default_hooks.sampler.widths': [.5], 'model.feature_distiller':
+        'default_hooks.sampler.widths': [.5],
+        'model.feature_distiller':
         {}}, 'widest sub-network in training is w0.50 of 1'),
-    'two predictors': ({'model.share_predictor': True},
-                       'share_predictor=True distils through the predictor'),
-    'sampler': ({'train_dataloader.sampler.type':
-                 'DefaultSampler'}, 'SeededSampler'), }
+    'two predictors': ({
+        'model.share_predictor':
+        True}, 'share_predictor=True distils through the predictor'),
+    'sampler': ({
+        'train_dataloader.sampler.type': 'DefaultSampler'}, 'SeededSampler'), }
 
 
 @pytest.mark.parametrize('name', BAD)

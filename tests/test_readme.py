@@ -22,8 +22,7 @@ def commands():
     text = '\n'.join(blocks('shell')).replace('\\\n', ' ')
     return [
         shlex.split(line, comments=True) for line in text.splitlines()
-        if line.strip()
-    ]
+        if line.strip()]
 
 
 def test_the_two_commands_and_every_file_exist():
@@ -43,33 +42,27 @@ def test_commands_and_python_run(tmp_path):
     need_detection()
     pretraining = [
         '--cfg-options', 'train_cfg.max_epochs=1',
-        'default_hooks.checkpoint.interval=1'
-    ]
+        'default_hooks.checkpoint.interval=1']
     scenes = [
         f'data_root={tmp_path}/scenes',
         *(f'{kind}_dataloader.dataset.scenes.{count}'
           for kind in ('train', 'val', 'test')
-          for count in ('num_train=8', 'num_val=3'))
-    ]
+          for count in ('num_train=8', 'num_val=3'))]
     ran = []
     for words in commands():
         if words[0] == 'make':
             continue
         words = [
-            word.replace('work_dirs/demo',
-                         str(tmp_path)).replace('epoch_60', 'epoch_1').replace(
-                             'iter_200',
-                             'iter_2').replace('data/digit_scenes',
-                                               f'{tmp_path}/scenes')
-            for word in words
-        ]
+            word.replace('work_dirs/demo', str(tmp_path)).replace(
+                'epoch_60', 'epoch_1').replace('iter_200', 'iter_2').replace(
+                    'data/digit_scenes', f'{tmp_path}/scenes')
+            for word in words]
         assert words[0] == 'python'
         words[0], tool = sys.executable, words[1].split('/')[-1]
         extra = []
         if tool == 'train.py':
             extra = pretraining if 'detection' not in words[2] else [
-                *scenes, 'train_cfg.max_iters=2'
-            ]
+                *scenes, 'train_cfg.max_iters=2']
         elif tool in ('test.py', 'detect_image.py'):
             extra = ['--cfg-options', *scenes]
         done = subprocess.run(words + extra, cwd=ROOT, capture_output=True,
@@ -80,8 +73,7 @@ def test_commands_and_python_run(tmp_path):
         f'tools/{name}.py'
         for name in ('train', 'evaluate_widths', 'slice_checkpoint',
                      'slice_checkpoint', 'train', 'test', 'detect_image',
-                     'get_flops')
-    ]
+                     'get_flops')]
     assert list((tmp_path / 'detections').rglob('*.png'))
     assert (tmp_path / 'w050.pth').exists()
     assert (tmp_path / 'small.onnx').exists()

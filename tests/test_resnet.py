@@ -57,8 +57,9 @@ def backward(outputs):
 @pytest.mark.parametrize('depth', [18, 34, 50, 101])
 def test_keys_and_shapes_are_those_of_the_plain_network(ours, theirs, depth):
     actual, expected = ours(depth, **SMALL), theirs(depth, **SMALL)
-    assert {k: v.shape for k, v in actual.state_dict().items()} == {
-        k: v.shape for k, v in expected.state_dict().items()}
+    assert {
+        k: v.shape for k, v in actual.state_dict().items()} == {
+            k: v.shape for k, v in expected.state_dict().items()}
     assert list(actual.state_dict()) == list(expected.state_dict())
     assert ([name for name, _ in actual.named_parameters()] == [
         name for name, _ in expected.named_parameters()])
@@ -228,8 +229,10 @@ def test_switchable_norms_equal_a_network_of_plain_layers():
 
 # Width: parameters and GMACs of ResNet-50 with a 1000-way linear layer.
 SIZES = {
-    1.0: (25_557_032, 4.089), 0.75: (14_771_992, 2.323), 0.5:
-    (6_917_640, 1.052), 0.25: (1_993_976, 0.278)}
+    1.0: (25_557_032, 4.089),
+    0.75: (14_771_992, 2.323),
+    0.5: (6_917_640, 1.052),
+    0.25: (1_993_976, 0.278)}
 
 
 def test_sizes_of_resnet_50_are_those_of_the_specification():
@@ -290,8 +293,9 @@ def test_frozen_stages_and_norm_eval_as_in_the_plain_network(ours, theirs):
             if isinstance(m, _BatchNorm)} == modes
         frozen = {
             name: p.requires_grad for name, p in plain.named_parameters()}
-        assert {name: p.requires_grad
-                for name, p in net.named_parameters()} == frozen
+        assert {
+            name: p.requires_grad
+            for name, p in net.named_parameters()} == frozen
 
 
 def test_frozen_stages_train_the_rest_at_a_narrow_width():

@@ -46,8 +46,8 @@ def test_training_has_four_equal_stages(epochs, epoch_length):
         lengths = [stages.count(s) for s in range(4)]
         assert max(lengths) - min(lengths) <= 1
     if epochs % 4 == 0:  # then stages begin with an epoch
-        assert [stages.index(s) / epoch_length for s in range(4)
-                ] == [0, epochs / 4, epochs / 2, 3 * epochs / 4]
+        assert [stages.index(s) / epoch_length for s in range(4)] == [
+            0, epochs / 4, epochs / 2, 3 * epochs / 4]
     for plan in found:
         widths = [pass_.subnet.width for pass_ in plan.passes]
         assert widths[0] == 1.0 and widths == sorted(widths, reverse=True)
@@ -66,8 +66,7 @@ def test_no_width_ever_leaves_the_range(num_stages):
         for low in (i / 100 for i in range(1, round(100 * high) + 1)):
             lowest = [
                 lowest_width(s, (low, high), num_stages)
-                for s in range(num_stages)
-            ]
+                for s in range(num_stages)]
             assert lowest == sorted(lowest, reverse=True)
             assert lowest[-1] == low
             assert lowest[0] == (high if num_stages > 1 else low)
@@ -96,8 +95,7 @@ def test_the_sandwich_has_each_end_once_and_random_widths_between(
                 assert width / grid == pytest.approx(round(width / grid))
     if grid is not None and num_samples > 2:  # all of the grid, not the ends
         inside = [
-            k for k in range(1, 1000) if 0.25 + 1e-6 < k * grid < 1 - 1e-6
-        ]
+            k for k in range(1, 1000) if 0.25 + 1e-6 < k * grid < 1 - 1e-6]
         assert sorted(seen) == pytest.approx([k * grid for k in inside])
 
 
@@ -120,12 +118,11 @@ def test_a_fixed_list_and_a_single_width():
     fixed = DynamicSamplerHook(widths=[0.75, 1.0, 'w0.28125'])
     single = DynamicSamplerHook(widths=[0.5])
     for i in range(0, 100, 9):
-        assert fixed.plan(i, 100,
-                          RANGE).passes == (Pass(Subnet(1.0), 'w1.00', 'base'),
-                                            Pass(Subnet(0.75), 'w0.75',
-                                                 'distil'),
-                                            Pass(Subnet(0.28125), 'w0.28125',
-                                                 'distil'))
+        assert fixed.plan(
+            i, 100, RANGE).passes == (Pass(Subnet(1.0), 'w1.00', 'base'),
+                                      Pass(Subnet(0.75), 'w0.75', 'distil'),
+                                      Pass(Subnet(0.28125), 'w0.28125',
+                                           'distil'))
         assert single.plan(i, 100, RANGE) == Plan(
             (Pass(Subnet(0.5), 'w0.50'), ), progress=i / 100)
         assert fixed.plan(i, 100, RANGE).stage == 0
@@ -187,13 +184,12 @@ def test_another_process_draws_the_same():
             'from us3l_mm.models.selfsup.plan import sandwich; '
             'print(json.dumps([sandwich(0.25, 1.0, 4, 3, i, g) '
             'for i in range(50) for g in (None, 1 / 32)]))')
-    out = subprocess.run([sys.executable, '-c', code],
-                         env={**os.environ, 'PYTHONHASHSEED': '7'}, check=True,
-                         capture_output=True, text=True).stdout
+    out = subprocess.run([sys.executable, '-c', code], env={
+        **os.environ, 'PYTHONHASHSEED': '7'}, check=True, capture_output=True,
+                         text=True).stdout
     assert json.loads(out) == [
         sandwich(0.25, 1.0, 4, 3, i, g) for i in range(50)
-        for g in (None, 1 / 32)
-    ]
+        for g in (None, 1 / 32)]
 
 
 class Recorder(BaseModel):
@@ -224,11 +220,10 @@ def run(work_dir, by_epoch, iterations, **kwargs):
             dataset=[dict(inputs=i) for i in range(14)], sampler=dict(
                 type='DefaultSampler' if by_epoch else 'InfiniteSampler',
                 shuffle=True)), train_cfg=dict(by_epoch=by_epoch, **length),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        custom_hooks=[DynamicSamplerHook()], log_level='ERROR',
-        default_hooks=dict(
-            checkpoint=dict(type='CheckpointHook', by_epoch=by_epoch,
-                            interval=1 if by_epoch else 7)), **kwargs)
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), custom_hooks=[
+            DynamicSamplerHook()], log_level='ERROR', default_hooks=dict(
+                checkpoint=dict(type='CheckpointHook', by_epoch=by_epoch,
+                                interval=1 if by_epoch else 7)), **kwargs)
     runner.train()
     return model.plans
 
@@ -259,16 +254,15 @@ def test_a_runner_trains_the_plans_also_after_a_resume(tmp_path, by_epoch):
     (dict(widths=[0.5, 1.5]), r'multiplier in \(0, 1\], got 1\.5'),
     (dict(width_range=(0.0, 1.0)), r'multiplier in \(0, 1\], got 0\.0'),
     (dict(width_range=(1.0, 0.25)), r'\(lowest, highest\), got \(1\.0, 0\.25'),
-    (dict(width_range=0.25), 'width_range is a pair'),
-], ids=str)
+    (dict(width_range=0.25), 'width_range is a pair'), ], ids=str)
 def test_arguments_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         DynamicSamplerHook(**options)
 
 
-@pytest.mark.parametrize(
-    'options', [dict(widths=[1.0, 0.2]),
-                dict(width_range=(0.2, 1.0))], ids=str)
+@pytest.mark.parametrize('options', [
+    dict(widths=[1.0, 0.2]),
+    dict(width_range=(0.2, 1.0))], ids=str)
 def test_a_width_that_the_backbone_lacks_is_refused_before_training(
         tmp_path, options):
     runner = SimpleNamespace(model=Recorder(), max_iters=100)
@@ -281,8 +275,8 @@ def test_a_width_that_the_backbone_lacks_is_refused_before_training(
 def test_random_widths_of_switchable_norms_are_refused_before_training():
     model = Recorder()
     model.backbone = SlimmableResNet_CIFAR(
-        18, base_channels=16, stem_channels=16,
-        norm_cfg=dict(type='SwitchableBN', widths=[1.0, 0.5, 0.25]))
+        18, base_channels=16, stem_channels=16, norm_cfg=dict(
+            type='SwitchableBN', widths=[1.0, 0.5, 0.25]))
     runner = SimpleNamespace(model=model, max_iters=100)
     with pytest.raises(ValueError, match='no batch norm of its own'):
         DynamicSamplerHook().before_train(runner)

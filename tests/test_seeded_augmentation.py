@@ -7,24 +7,22 @@ from mmengine.runner import Runner
 
 VIEW = [
     dict(type='RandomResizedCrop', scale=8, crop_ratio_range=(.2, 1.)),
-    dict(type='ColorJitter', brightness=.4, contrast=.4)
-]
+    dict(type='ColorJitter', brightness=.4, contrast=.4)]
 
 
 def loader(num_workers, seed=0):
     return Runner.build_dataloader(
         dict(
             batch_size=4, num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            sampler=dict(type='us3l_mm.SeededSampler', shuffle=True),
+            persistent_workers=num_workers > 0, sampler=dict(
+                type='us3l_mm.SeededSampler', shuffle=True),
             collate_fn=dict(type='default_collate'), dataset=dict(
                 type='us3l_mm.RenderedDigits', split='train', num_images=12,
                 pipeline=[
                     dict(type='us3l_mm.SeedAugmentation'),
                     dict(type='mmpretrain.MultiView', num_views=[2],
                          transforms=[VIEW]),
-                    dict(type='mmpretrain.PackInputs')
-                ])), seed=seed)
+                    dict(type='mmpretrain.PackInputs')])), seed=seed)
 
 
 def images(batches, epoch):

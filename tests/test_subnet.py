@@ -40,8 +40,18 @@ def test_make_divisible_rounds_like_its_definition(divisor, min_value):
 def test_make_divisible_of_known_values():
     # Half goes up; 18 would lose 11 % at 16, 35.9 would lose 10.9 % at 32.
     known = {
-        4: 8, 8: 8, 12: 16, 17.7: 16, 18: 24, 20: 24, 35.4: 32, 35.9: 40, 44:
-        48, 99: 96, 100: 104, 2047: 2048}
+        4: 8,
+        8: 8,
+        12: 16,
+        17.7: 16,
+        18: 24,
+        20: 24,
+        35.4: 32,
+        35.9: 40,
+        44: 48,
+        99: 96,
+        100: 104,
+        2047: 2048}
     assert {v: make_divisible(v) for v in known} == known
 
 

@@ -39,8 +39,7 @@ def test_the_teacher_is_an_average_over_whole_parameters():
         with at_width(net, 0.5):  # the student's width is no concern
             teacher.update()
         expected = [
-            0.9 * e + 0.1 * p for e, p in zip(expected, net.parameters())
-        ]
+            0.9 * e + 0.1 * p for e, p in zip(expected, net.parameters())]
         for q, e in zip(teacher.parameters(), expected):
             torch.testing.assert_close(q.data, e.data, rtol=0, atol=1e-12)
         if step == 0:

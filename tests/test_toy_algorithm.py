@@ -132,7 +132,8 @@ def test_two_processes_equal_one(tmp_path):
 def test_a_runner_trains_it(tmp_path):
     cfg = small_cfg(
         tmp_path, **{
-            'default_hooks.sampler.widths': WIDTHS, 'train_cfg.max_epochs': 2})
+            'default_hooks.sampler.widths': WIDTHS,
+            'train_cfg.max_epochs': 2})
     cfg.model = dict(MODEL, data_preprocessor=cfg.model.data_preprocessor)
     runner = Runner.from_cfg(cfg)
     queue = runner.model.queue.clone()

@@ -23,9 +23,8 @@ class RecordingSGD(torch.optim.SGD):
 
     def step(self, closure=None):
         self.steps.append({
-            name: p.grad.clone()
-            for name, p in self.named.items() if p.grad is not None
-        })
+            name: p.grad.clone() for name, p in self.named.items()
+            if p.grad is not None})
         return super().step(closure)
 
 
@@ -35,9 +34,8 @@ def both(base_method, share_head=False, distill_from='default',
     algorithm = small_algorithm(
         base_method, teacher=dict(momentum=1 - keep),
         share_predictor=share_head, distill_from=distill_from,
-        update_mode=update_mode,
-        feature_distiller=dict(outputs=features) if features else None,
-        **losses)
+        update_mode=update_mode, feature_distiller=dict(
+            outputs=features) if features else None, **losses)
     if base_method == 'moco_v3':  # half a cosine to 1
 
         def keep(progress, start=keep):
@@ -59,9 +57,7 @@ def close(actual, expected, what):
 def check_log(log, passes):
     """The logged losses are those of the passes, and add up."""
     parts = {
-        name: float(v)
-        for name, v in log.items() if name.startswith('loss_')
-    }
+        name: float(v) for name, v in log.items() if name.startswith('loss_')}
     assert float(log['loss']) == pytest.approx(sum(parts.values()), abs=1e-9)
     names = ['max', *(f'rand{i}' for i in range(len(passes) - 2)), 'min']
     if len(passes) == 3:
@@ -97,8 +93,7 @@ def check_iterations(algorithm, optimizer, trainer, plans=WIDTHS,
         if trainer.accumulates:
             grads = [{
                 k: sum(g[k] for g in grads if k in g)
-                for k in set().union(*grads)
-            }]
+                for k in set().union(*grads)}]
         assert len(optimizer.steps) == len(grads)
         for step, expected in zip(optimizer.steps, grads):
             assert step.keys() == expected.keys()
@@ -113,10 +108,8 @@ def check_iterations(algorithm, optimizer, trainer, plans=WIDTHS,
                     algorithm.teacher.get_parameter(name).data, value,
                     f'teacher.{name}')
     moved = {
-        k
-        for k, v in initial.items()
-        if (trainer.params[k] - v).abs().max() > 1e-4
-    }
+        k for k, v in initial.items()
+        if (trainer.params[k] - v).abs().max() > 1e-4}
     assert moved == set(trainer.buffers) - still and len(moved) > 60
 
 
@@ -136,8 +129,7 @@ def test_two_iterations_equal_the_definition(base_method, share_head,
     dict(base_method='simsiam_momentum', base_loss='mse',
          distill_loss='info_nce'),
     dict(base_method='simclr_momentum', base_loss='cosine', distill_loss='mse',
-         share_head=True),
-], ids=str)
+         share_head=True), ], ids=str)
 def test_any_loss_can_be_base_and_distillation_loss(options):
     check_iterations(*both(**options))
 
@@ -172,8 +164,8 @@ def test_other_sources_of_targets(options):
 @pytest.mark.parametrize('options', [
     dict(base_method='simclr_momentum', features=(0, 1, 2, 3)),
     dict(base_method='byol', features=(1, 3), update_mode='accumulate'),
-    dict(base_method='byol', features=(2, ), distill_from='online'),
-], ids=str)
+    dict(base_method='byol', features=(2, ), distill_from='online'), ],
+                         ids=str)
 def test_feature_distillation(options):
     check_iterations(*both(**options))
 
@@ -226,8 +218,7 @@ def test_the_weight_of_a_pass_multiplies_its_losses(update_mode):
         passes = [
             Pass(Subnet(width), name, role, weight)
             for width, name, role, weight in zip((1.0, 0.6, 0.25), (
-                'max', 'rand', 'min'), ('base', 'distil', 'distil'), weights)
-        ]
+                'max', 'rand', 'min'), ('base', 'distil', 'distil'), weights)]
         logs.append(
             algorithm.train_step(
                 dict(naive.batch()[0], plan=Plan(tuple(passes))),

@@ -27,8 +27,7 @@ SMALL = [
     'model.distill_head.predictor.hid_channels=32',
     'model.distill_head.predictor.out_channels=16',
     'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0',
-    'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1'
-]
+    'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1']
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(),
                             reason='says what happens without a GPU')
@@ -81,8 +80,9 @@ def merged(tool, *argv) -> Config:
 
 def run(command, cwd, **env) -> subprocess.CompletedProcess:
     return subprocess.run([str(word) for word in command], cwd=cwd,
-                          capture_output=True, text=True,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
+                          capture_output=True, text=True, env={
+                              **os.environ, 'OMP_NUM_THREADS': '1',
+                              **env})
 
 
 def scalars(work_dir: Path) -> list:
@@ -94,8 +94,7 @@ def scalars(work_dir: Path) -> list:
 def test_three_iterations_into_the_default_work_dir(images, tmp_path):
     done = run([
         sys.executable, ROOT / 'tools/train.py', CONFIG, '--cfg-options',
-        *SMALL, f'train_dataloader.dataset.data_root={images}'
-    ], tmp_path)
+        *SMALL, f'train_dataloader.dataset.data_root={images}'], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     work_dir = tmp_path / 'work_dirs' / CONFIG.stem
     assert (work_dir / 'epoch_1.pth').is_file()
@@ -113,8 +112,8 @@ def test_dist_train_runs_two_processes_on_cpus(images, tmp_path):
         'bash', ROOT / 'tools/dist_train.sh', CONFIG, 2, '--work-dir',
         tmp_path / 'here', '--cfg-options', *SMALL,
         'train_dataloader.batch_size=3',
-        f'train_dataloader.dataset.data_root={images}'
-    ], tmp_path, PYTHON=sys.executable, PORT='29631')
+        f'train_dataloader.dataset.data_root={images}'], tmp_path,
+               PYTHON=sys.executable, PORT='29631')
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count('talk through gloo') == 1
     log = scalars(tmp_path / 'here')
@@ -123,11 +122,10 @@ def test_dist_train_runs_two_processes_on_cpus(images, tmp_path):
     assert not (tmp_path / 'work_dirs').exists()
 
 
-@pytest.mark.parametrize(
-    'script, wanted',
-    [('dist_train.sh', 'CONFIG GPUS'), ('dist_test.sh', 'CONFIG CKPT GPUS'),
-     ('slurm_train.sh', 'PARTITION JOB_NAME CONFIG WORK_DIR'),
-     ('slurm_test.sh', 'PARTITION JOB_NAME CONFIG CKPT')])
+@pytest.mark.parametrize('script, wanted', [
+    ('dist_train.sh', 'CONFIG GPUS'), ('dist_test.sh', 'CONFIG CKPT GPUS'),
+    ('slurm_train.sh', 'PARTITION JOB_NAME CONFIG WORK_DIR'),
+    ('slurm_test.sh', 'PARTITION JOB_NAME CONFIG CKPT')])
 def test_launchers_say_what_they_need(script, wanted, tmp_path):
     done = run(['bash', ROOT / 'tools' / script, 'only-one'], tmp_path)
     assert done.returncode == 2 and wanted in done.stderr
@@ -138,20 +136,18 @@ def test_slurm_train_hands_everything_to_srun(tmp_path):
     (tmp_path / 'srun').chmod(0o755)
     done = run([
         'bash', ROOT / 'tools/slurm_train.sh', 'gpus', 'job', 'c.py', 'out',
-        '--amp', '--cfg-options', 'a=[1, 2]'
-    ], tmp_path, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='16',
+        '--amp', '--cfg-options', 'a=[1, 2]'], tmp_path,
+               PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='16',
                SRUN_ARGS='--exclusive --mem=0')
     words = done.stdout.splitlines()
     assert words[:2] == ['-p', 'gpus']
     assert {
         '--ntasks=16', '--gres=gpu:8', '--ntasks-per-node=8',
-        '--cpus-per-task=5', '--exclusive', '--mem=0'
-    } <= {*words}
+        '--cpus-per-task=5', '--exclusive', '--mem=0'} <= {*words}
     start = words.index('c.py')
     assert words[start:] == [
         'c.py', '--work-dir', 'out', '--launcher', 'slurm', '--amp',
-        '--cfg-options', 'a=[1, 2]'
-    ]
+        '--cfg-options', 'a=[1, 2]']
 
 
 def test_help_explains_every_flag(tool, capsys):
@@ -188,8 +184,7 @@ def test_loaders_get_only_what_pytorch_accepts(tool):
     assert loader.pin_memory is torch.cuda.is_available()
     options = [
         '--cfg-options', 'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=True'
-    ]
+        'train_dataloader.persistent_workers=True']
     assert merged(tool, CONFIG,
                   *options).train_dataloader.persistent_workers is False
     loader = merged(tool, CONFIG, '--no-persistent-workers', '--no-pin-memory',
@@ -218,8 +213,8 @@ def test_no_validate_leaves_out_the_knn_hook_alone(tool):
     recipe = CONFIG.with_name(CONFIG.name.replace('-folder', ''))
     both = [{
         name: hook.type
-        for name, hook in merged(tool, recipe, *flags).default_hooks.items()
-    } for flags in ([], ['--no-validate'])]
+        for name, hook in merged(tool, recipe, *flags).default_hooks.items()}
+            for flags in ([], ['--no-validate'])]
     assert both[0] == dict(both[1], knn='us3l_mm.WidthKNNHook')
     assert both[0] != both[1]
 
@@ -275,8 +270,7 @@ def test_amp_keeps_every_other_key(tool, monkeypatch):
 @pytest.mark.parametrize('option, says', [
     ('train_cgf.max_epochs=1', r'no key train_cgf\. Did you mean train_cfg'),
     ('whatever=1', r'no key whatever\. There are \['),
-    ('train_pipeline.0.x=1', r'train_pipeline is a variable.*data_root'),
-])
+    ('train_pipeline.0.x=1', r'train_pipeline is a variable.*data_root'), ])
 def test_an_option_that_nothing_reads_is_refused(tool, option, says):
     with pytest.raises(SystemExit, match=says):
         merged(tool, CONFIG, '--cfg-options', option)
@@ -297,8 +291,7 @@ def test_a_config_that_is_not_there_is_named_with_its_neighbours(tool):
 @pytest.mark.parametrize('folder, error, says', [
     ('empty', RuntimeError, 'Found 0 files in .*empty'),
     ('missing', FileNotFoundError, 'missing'),
-    ('few', SystemExit, r'has 1 images.*less than a batch.*batch_size'),
-])
+    ('few', SystemExit, r'has 1 images.*less than a batch.*batch_size'), ])
 def test_a_useless_data_folder_is_refused_before_training(
         tool, tmp_path, monkeypatch, folder, error, says):
     (tmp_path / 'empty/sub').mkdir(parents=True)
@@ -308,8 +301,7 @@ def test_a_useless_data_folder_is_refused_before_training(
         'train.py',
         str(CONFIG), '--work-dir',
         str(tmp_path / 'out'), '--cfg-options', *SMALL, 'log_level=ERROR',
-        f'train_dataloader.dataset.data_root={tmp_path / folder}'
-    ])
+        f'train_dataloader.dataset.data_root={tmp_path / folder}'])
     with pytest.raises(error, match=says):
         tool.main()
     assert not [*tmp_path.glob('out/*.pth')]

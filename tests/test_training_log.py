@@ -8,12 +8,10 @@ from small_run import small_cfg
 
 ALWAYS = {
     'loss', 'loss_base', 'loss_reg', 'stage', 'width_max', 'spread_max',
-    'spread_teacher'
-}
+    'spread_teacher'}
 NARROW = {
     'loss_distill_rand', 'loss_distill_min', 'width_rand', 'width_min',
-    'spread_rand', 'spread_min'
-}
+    'spread_rand', 'spread_min'}
 
 
 @pytest.fixture(scope='module')
@@ -24,8 +22,7 @@ def log(tmp_path_factory):
             folder, visualizer=dict(
                 type='UniversalVisualizer', vis_backends=[
                     dict(type='LocalVisBackend'),
-                    dict(type='TensorboardVisBackend')
-                ]))).train()
+                    dict(type='TensorboardVisBackend')]))).train()
     scalars, = folder.glob('*/vis_data/scalars.json')
     lines = [json.loads(line) for line in scalars.read_text().splitlines()]
     return folder, lines
@@ -38,9 +35,8 @@ def test_names_stay_the_same_in_every_stage(log):
         assert ALWAYS <= line.keys()
         assert (NARROW <= line.keys()) == (line['stage'] > 0)
         unknown = {
-            key
-            for key in line if key.startswith(('loss', 'width', 'spread'))
-        } - ALWAYS - NARROW
+            key for key in line
+            if key.startswith(('loss', 'width', 'spread'))} - ALWAYS - NARROW
         assert not unknown
 
 
@@ -57,18 +53,15 @@ def test_names_of_a_fixed_list_are_those_of_its_sub_networks(tmp_path):
         small_cfg(
             tmp_path, **{
                 'default_hooks.sampler.widths': [1.0, 0.75],
-                'train_cfg.max_epochs': 1
-            })).train()
+                'train_cfg.max_epochs': 1})).train()
     scalars, = tmp_path.glob('*/vis_data/scalars.json')
     for line in map(json.loads, scalars.read_text().splitlines()):
         assert {
-            key
-            for key in line if key.startswith(('loss', 'width', 'spread'))
-        } == {
-            'loss', 'loss_base', 'loss_reg', 'width_w1.00', 'spread_w1.00',
-            'spread_teacher', 'loss_distill_w0.75', 'width_w0.75',
-            'spread_w0.75'
-        }
+            key for key in line
+            if key.startswith(('loss', 'width', 'spread'))} == {
+                'loss', 'loss_base', 'loss_reg', 'width_w1.00', 'spread_w1.00',
+                'spread_teacher', 'loss_distill_w0.75', 'width_w0.75',
+                'spread_w0.75'}
         assert (line['width_w1.00'], line['width_w0.75']) == (1.0, 0.75)
 
 

@@ -299,8 +299,9 @@ def test_what_is_printed(tmp_path, capsys):
     extra = {
         'module.queue': torch.zeros(3),
         'module.encoder_q.projections.0.weight': torch.zeros(2, 2, 1, 1)}
-    torch.save(dict(state_dict={**network.file(), **extra}),
-               tmp_path / 'a.pth.tar')
+    torch.save(dict(state_dict={
+        **network.file(),
+        **extra}), tmp_path / 'a.pth.tar')
     tool()([str(tmp_path / 'a.pth.tar'), str(tmp_path / 'ours.pth')])
     printed = capsys.readouterr().out
     for line in ('SimCLR with a momentum teacher.',

@@ -94,7 +94,8 @@ def test_the_config_builds_at_any_width():
     for slicing, channels in (('input', 384), ('embed', 96)):
         cfg = Config.fromfile(CONFIG)
         cfg.merge_from_dict({
-            'model.backbone.slicing': slicing, 'model.backbone.width': 0.25,
+            'model.backbone.slicing': slicing,
+            'model.backbone.width': 0.25,
             'model.backbone.init_cfg': None})
         model = MODELS.build(cfg.model)
         assert model.neck.in_channels == [channels]

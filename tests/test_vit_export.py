@@ -163,12 +163,12 @@ def test_dead_rows_are_gone_from_a_slice():
     net = network(slicing='input')
     state = slice_network(net, 0.375).layers[0].state_dict()
     assert {
-        name: tuple(value.shape)
-        for name, value in state.items() if value.ndim == 2
-    } == {
-        'attn.qkv.weight': (16 + 16 + 12, 12), 'attn.proj.weight': (32, 12),
-        'ffn.layers.0.0.weight': (36, 12), 'ffn.layers.1.weight': (32, 36)
-    }
+        name: tuple(value.shape) for name, value in state.items()
+        if value.ndim == 2} == {
+            'attn.qkv.weight': (16 + 16 + 12, 12),
+            'attn.proj.weight': (32, 12),
+            'ffn.layers.0.0.weight': (36, 12),
+            'ffn.layers.1.weight': (32, 36)}
 
 
 def test_what_a_library_cannot_hold_is_refused(saved, tmp_path):
@@ -220,8 +220,7 @@ def test_widths_are_evaluated_without_calibration(slicing, tmp_path, capsys):
         str(tmp_path / 'tiny.py'),
         str(tmp_path / 'tiny.pth'), '--out',
         str(tmp_path), '--device', 'cpu', '--knn', '--linear', '--latency',
-        '--k', '3', '--widths', '1.0', '0.5'
-    ])
+        '--k', '3', '--widths', '1.0', '0.5'])
     said = capsys.readouterr().out
     assert 'There are no batch norms to calibrate.' in said
     assert ('reference' in said) == (slicing == 'input')
@@ -251,8 +250,7 @@ def test_a_linear_classifier_reads_the_token_of_its_width(
     model = MODELS.build(cfg.model)
     model.init_weights()
     assert model.head.in_channels == net.feature_channels(width)[-1]
-    assert {n
-            for n, p in model.named_parameters()
+    assert {n for n, p in model.named_parameters()
             if p.requires_grad} == {'head.fc.weight', 'head.fc.bias'}
     model.eval()
     with torch.no_grad():

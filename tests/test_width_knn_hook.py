@@ -41,7 +41,9 @@ def hook_cfg(**arguments):
 def run(work_dir, hook=None, **changes):
     cfg = small_cfg(
         work_dir, **{
-            'train_cfg.max_epochs': 3, 'randomness.seed': 3, **changes})
+            'train_cfg.max_epochs': 3,
+            'randomness.seed': 3,
+            **changes})
     # Augmentation out of the global random states, so that a hook which
     # disturbed them would be seen.
     cfg.train_dataloader.dataset.pipeline.pop(0)

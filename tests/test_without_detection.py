@@ -27,11 +27,11 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 def run_blocked(tool, *argv):
     """A tool, in a process where neither can be imported."""
     tools = str(ROOT / 'tools')
-    code = BLOCKED.format(tools=tools,
-                          argv=[f'{tools}/{tool}.py', *map(str, argv)])
+    code = BLOCKED.format(tools=tools, argv=[
+        f'{tools}/{tool}.py', *map(str, argv)])
     return subprocess.run([sys.executable, '-c', code], cwd=ROOT,
-                          capture_output=True, text=True,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
+                          capture_output=True, text=True, env={
+                              **os.environ, 'OMP_NUM_THREADS': '1'})
 
 
 def test_pre_training_and_evaluation_need_neither(tmp_path):
@@ -53,8 +53,8 @@ def test_pre_training_and_evaluation_need_neither(tmp_path):
 @pytest.mark.parametrize('tool, argv', [
     ('train', [DETECTOR]), ('test', [DETECTOR, __file__]),
     ('get_flops', [DETECTOR]),
-    ('detect_image', [DETECTOR, __file__, ROOT / 'docs/images/demo_curve.png'])
-])
+    ('detect_image', [DETECTOR, __file__, ROOT / 'docs/images/demo_curve.png'
+                      ])])
 def test_asking_for_detection_says_what_to_install(monkeypatch, tool, argv):
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
@@ -69,8 +69,7 @@ def test_asking_for_detection_says_what_to_install(monkeypatch, tool, argv):
 
 @pytest.mark.parametrize('missing, says', [
     ('mmdet', r'mmdet\), which is not installed.*\.\[detection\]'),
-    ('mmcv._ext', r'compiled ops of mmcv \(mmcv._ext\).*mmcv_ops.py'),
-])
+    ('mmcv._ext', r'compiled ops of mmcv \(mmcv._ext\).*mmcv_ops.py'), ])
 def test_the_missing_piece_is_named(monkeypatch, missing, says):
     monkeypatch.setattr(stack, 'find_spec', lambda name: None
                         if name == missing else 'found')

@@ -33,8 +33,8 @@ def write_coco(folder: Path, num_images: int = 4, empty=(), classes=CLASSES,
             annotations.append(
                 dict(id=len(annotations) + 1, image_id=index + 1,
                      category_id=10 * ((index + number) % len(classes) + 1),
-                     bbox=[x, y, w, h], area=w * h, iscrowd=0,
-                     segmentation=[[x, y, x + w, y, x + w, y + h, x, y + h]]))
+                     bbox=[x, y, w, h], area=w * h, iscrowd=0, segmentation=[[
+                         x, y, x + w, y, x + w, y + h, x, y + h]]))
         cv2.imwrite(str(folder / f'images/{index}.png'), pixels)
         images.append(
             dict(id=index + 1, file_name=f'{index}.png', width=width,
@@ -44,8 +44,7 @@ def write_coco(folder: Path, num_images: int = 4, empty=(), classes=CLASSES,
             dict(
                 images=images, annotations=annotations, categories=[
                     dict(id=10 * (i + 1), name=name)
-                    for i, name in enumerate(classes)
-                ])))
+                    for i, name in enumerate(classes)])))
     return folder
 
 
@@ -55,8 +54,7 @@ def coco_options(folder: Path, masks: bool = True) -> list:
     heads = ['bbox', 'mask'] if masks else ['bbox']
     options = [
         f'model.roi_head.{head}_head.num_classes={len(CLASSES)}'
-        for head in heads
-    ]
+        for head in heads]
     for kind in ('train', 'val', 'test'):
         data = f'{kind}_dataloader.dataset'
         options += [
@@ -64,13 +62,11 @@ def coco_options(folder: Path, masks: bool = True) -> list:
             f'{data}.data_prefix.img=images/',
             f'{data}.metainfo.classes={classes}',
             f'{kind}_dataloader.num_workers=0',
-            f'{kind}_dataloader.persistent_workers=False'
-        ]
+            f'{kind}_dataloader.persistent_workers=False']
     for kind in ('val', 'test'):
         options += [
             f'{kind}_evaluator.ann_file={folder}/annotations.json',
-            f'{kind}_dataloader.dataset.pipeline.1.scale=(64,64)'
-        ]
+            f'{kind}_dataloader.dataset.pipeline.1.scale=(64,64)']
     return options
 
 
@@ -87,15 +83,12 @@ SMALL = [
     'model.roi_head.bbox_head.conv_out_channels=32',
     'model.roi_head.bbox_head.fc_out_channels=64',
     'model.train_cfg.rcnn.sampler.num=32',
-    'model.test_cfg.rpn.max_per_img=50',
-]
+    'model.test_cfg.rpn.max_per_img=50', ]
 # The channels of a slice of width 0.25.
 NARROW = [
     'model.backbone.base_channels=16', 'model.backbone.stem_channels=16',
-    'model.neck.in_channels=[64,128,256,512]'
-]
+    'model.neck.in_channels=[64,128,256,512]']
 SMALL_MASKS = [
     'model.roi_head.mask_roi_extractor.out_channels=32',
     'model.roi_head.mask_head.in_channels=32',
-    'model.roi_head.mask_head.conv_out_channels=32'
-]
+    'model.roi_head.mask_head.conv_out_channels=32']

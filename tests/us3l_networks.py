@@ -328,9 +328,10 @@ class Theirs(nn.Module):
         """The losses of the passes over one batch; each makes a step."""
         losses = []
         base, distil = {
-            'simclr-momentum': ('info_nce', 'cosine'), 'simsiam-momentum':
-            ('cosine', 'info_nce'), 'mocov3': ('moco_v3', 'moco_v3')}.get(
-                self.method, ('cosine', 'cosine'))
+            'simclr-momentum': ('info_nce', 'cosine'),
+            'simsiam-momentum': ('cosine', 'info_nce'),
+            'mocov3': ('moco_v3', 'moco_v3')}.get(self.method,
+                                                  ('cosine', 'cosine'))
         for width in sorted(widths, reverse=True):
             is_base = not losses
             optimizer.zero_grad()

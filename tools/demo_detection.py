@@ -57,9 +57,8 @@ def parse_args(argv=None):
     parser.add_argument('--work-dir', default='work_dirs/demo_detection',
                         metavar='DIR', help='default: '
                         'work_dirs/demo_detection')
-    parser.add_argument('--widths', type=subnet_argument, nargs='+',
-                        default=[Subnet(1.0), Subnet(0.5)], metavar='W',
-                        help='default: 1.0 0.5')
+    parser.add_argument('--widths', type=subnet_argument, nargs='+', default=[
+        Subnet(1.0), Subnet(0.5)], metavar='W', help='default: 1.0 0.5')
     parser.add_argument('--iterations', type=int, metavar='N',
                         help='of each detector (default: as the config says)')
     parser.add_argument(
@@ -94,8 +93,8 @@ def find_checkpoint(args, console: Console) -> str:
         done = subprocess.run([
             sys.executable,
             str(ROOT / 'tools/train.py'),
-            str(PRETRAIN), '--work-dir', args.pretrain_dir, '--resume'
-        ], check=False)
+            str(PRETRAIN), '--work-dir', args.pretrain_dir, '--resume'],
+                              check=False)
         if done.returncode:
             raise RuntimeError('The pre-training ended with exit status '
                                f'{done.returncode}; its messages are above.')
@@ -119,15 +118,13 @@ def detector_config(args, slice_file: str, start: str, name: str) -> Config:
     weights = load_weights(slice_file)['state_dict']
     channels = [
         len(weights[f'backbone.layer{stage}.1.bn2.weight'])
-        for stage in (1, 2, 3)
-    ]
+        for stage in (1, 2, 3)]
     cfg.model.backbone.base_channels = channels[0]
     cfg.model.backbone.stem_channels = len(weights['backbone.bn1.weight'])
     cfg.model.neck.in_channels = channels
     if start == 'pre-trained':
-        cfg.model.backbone.init_cfg = dict(type='Pretrained',
-                                           checkpoint=slice_file,
-                                           prefix='backbone.')
+        cfg.model.backbone.init_cfg = dict(
+            type='Pretrained', checkpoint=slice_file, prefix='backbone.')
     if args.iterations is not None:
         cfg.train_cfg.max_iters = args.iterations
     scenes = dict(cfg.train_dataloader.dataset.scenes)
@@ -191,13 +188,11 @@ def fine_tune(cfg: Config, name: str, slice_file: str,
     found = {
         key:
         float(scalars[f'val/coco/{key}'].current())
-        if f'val/coco/{key}' in scalars else 0.0
-        for key in METRICS
-    }
+        if f'val/coco/{key}' in scalars else 0.0 for key in METRICS}
     result = dict(
-        digest=digest.hexdigest(), seconds=time.perf_counter() - began,
-        checkpoint=osp.join(cfg.work_dir,
-                            f'iter_{runner.max_iters}.pth'), **found)
+        digest=digest.hexdigest(),
+        seconds=time.perf_counter() - began, checkpoint=osp.join(
+            cfg.work_dir, f'iter_{runner.max_iters}.pth'), **found)
     write_json(result, result_file)
     console.print(f'{name}: box AP {100 * result["bbox_mAP"]:.1f}, mask AP '
                   f'{100 * result["segm_mAP"]:.1f}')
@@ -268,8 +263,8 @@ def draw(args, runs: list, console: Console) -> None:
     console.print(
         f'Pictures, with detections of a score of at least '
         f'{100 * DRAWN:.0f} %:', f'  {overview}',
-        *(f'  {run["cfg"].work_dir}/pictures/' for run in runs), sep='\n',
-        soft_wrap=True)
+        *(f'  {run["cfg"].work_dir}/pictures/'
+          for run in runs), sep='\n', soft_wrap=True)
 
 
 def save_picture(path: str, picture) -> None:
@@ -289,8 +284,8 @@ def report(runs: list, cfg: Config) -> Table:
                          justify='left' if name == 'backbone' else 'right')
     for i, run in enumerate(runs):
         table.add_row(run['subnet'], run['start'],
-                      *(f'{100 * run[key]:.1f}' for key in METRICS),
-                      f'{run["seconds"]:.0f}',
+                      *(f'{100 * run[key]:.1f}'
+                        for key in METRICS), f'{run["seconds"]:.0f}',
                       end_section=i % len(STARTS) == 1)
     return table
 
@@ -304,8 +299,7 @@ def run(args, console: Console) -> None:
     init_default_scope('mmpretrain')
     slices = {
         subnet: sliced(checkpoint, subnet, args.work_dir)
-        for subnet in args.widths
-    }
+        for subnet in args.widths}
     init_default_scope('mmdet')
     runs = []
     for subnet, slice_file in slices.items():
@@ -322,10 +316,10 @@ def run(args, console: Console) -> None:
     write_json(
         {
             'checkpoint':
-            checkpoint, 'runs':
-            [{key: value
-              for key, value in one.items() if key != 'cfg'} for one in runs]
-        }, summary)
+            checkpoint,
+            'runs': [{
+                key: value for key, value in one.items() if key != 'cfg'}
+                     for one in runs]}, summary)
     draw(args, runs, console)
     console.print(f'Table: {summary}. Minutes in all: '
                   f'{(time.perf_counter() - began) / 60:.1f}')

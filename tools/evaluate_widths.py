@@ -83,8 +83,8 @@ def parse_args(argv=None):
         'in it')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         metavar='KEY=VALUE', help='changes to the config')
-    parser.add_argument('--launcher', default='none',
-                        choices=['none', 'pytorch', 'slurm', 'mpi'],
+    parser.add_argument('--launcher', default='none', choices=[
+        'none', 'pytorch', 'slurm', 'mpi'],
                         help='who started several processes, if so')
     return parser.parse_args(argv)
 

@@ -43,11 +43,10 @@ def table_of(parts_of: dict, shape: tuple, name: str) -> Table:
     parts = next(iter(parts_of.values()))
     repeats = [
         f'{part.name} on {part.times} regions' for part in parts
-        if part.times > 1
-    ]
+        if part.times > 1]
     table = Table(
-        title=f'{name}, {shape[0]} x {shape[1]} pixels', caption=' '.join(
-            [COUNTED, ', '.join(repeats) + '.' if repeats else '']).strip())
+        title=f'{name}, {shape[0]} x {shape[1]} pixels', caption=' '.join([
+            COUNTED, ', '.join(repeats) + '.' if repeats else '']).strip())
     table.add_column('subnet', justify='right')
     for title in [*(part.name for part in parts), 'total']:
         table.add_column(f'{title}\nparams (M)', justify='right')

@@ -81,10 +81,9 @@ def main(argv=None):
         for kind in COSTS:
             if getattr(args, kind) is not None:
                 subnet = Budget.parse(kind, getattr(args, kind))
-        report = slice_checkpoint(args.checkpoint, args.out, subnet,
-                                  args.format, args.config, args.num_images,
-                                  args.input_size, args.device,
-                                  args.trust_pickle)
+        report = slice_checkpoint(
+            args.checkpoint, args.out, subnet, args.format, args.config,
+            args.num_images, args.input_size, args.device, args.trust_pickle)
     except (ImportError, OSError, TypeError, ValueError) as error:
         sys.exit(f'slice_checkpoint: {error}')
     if report.choice is not None:

@@ -183,8 +183,9 @@ def model(backbone=RESNET, base_method='simclr_momentum', **kwargs):
     if kwargs.get('share_head'):
         del sizes['distill_predictor']
     return dict(type='us3l_mm.US3LAlgorithm', base_method=base_method,
-                backbone=backbone, data_preprocessor=NORMALISE,
-                **{**sizes, **kwargs})
+                backbone=backbone, data_preprocessor=NORMALISE, **{
+                    **sizes,
+                    **kwargs})
 
 
 def run_cfg(work_dir, model, hooks, optimizer=SGD, save=4, size=16, **changes):

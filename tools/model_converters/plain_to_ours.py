@@ -39,9 +39,8 @@ def main(argv=None):
             args.prefix, args.style)
         save_atomically(
             converted.checkpoint(
-                dict(file=osp.basename(args.checkpoint),
-                     sha256=sha256(args.checkpoint),
-                     converted_by='plain_to_ours')), args.out)
+                dict(file=osp.basename(args.checkpoint), sha256=sha256(
+                    args.checkpoint), converted_by='plain_to_ours')), args.out)
     except (OSError, ValueError) as error:
         sys.exit(f'plain_to_ours: {error}')
     print(f'{args.out}: {converted.arguments}.')

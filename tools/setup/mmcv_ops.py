@@ -63,8 +63,7 @@ def install_from(*find_links: str) -> bool:
     done = subprocess.run([
         *PIP, 'install', '--no-index', '--no-deps', '--no-cache-dir',
         '--force-reinstall', '--only-binary', ':all:', '--constraint',
-        str(CONSTRAINTS), *find_links, 'onedl-mmcv'
-    ], capture_output=True)
+        str(CONSTRAINTS), *find_links, 'onedl-mmcv'], capture_output=True)
     return done.returncode == 0 and why_ops_fail() is None
 
 
@@ -89,9 +88,9 @@ def build_environment(jobs: int) -> dict:
     """The variables of the compilation."""
     env = dict(os.environ, MAX_JOBS=str(jobs))
     # mmcv calls ninja by name, which pip has put beside this Python.
-    env['PATH'] = os.pathsep.join(
-        [str(Path(sys.executable).parent),
-         env.get('PATH', '')])
+    env['PATH'] = os.pathsep.join([
+        str(Path(sys.executable).parent),
+        env.get('PATH', '')])
     if env.get('FORCE_CUDA', '0') != '1':
         # A visible GPU makes mmcv compile for CUDA, which takes far longer
         # and needs the CUDA compiler of torch's own version.
@@ -135,8 +134,7 @@ def build_wheel(folder: Path, jobs: int) -> None:
         *PIP, 'wheel', '--verbose', '--no-cache-dir', '--no-build-isolation',
         '--no-deps', '--no-binary', 'onedl-mmcv', '--constraint',
         str(CONSTRAINTS), '--wheel-dir',
-        str(folder), 'onedl-mmcv'
-    ], build_environment(jobs), log)
+        str(folder), 'onedl-mmcv'], build_environment(jobs), log)
     if code:
         tail = '\n'.join(log.read_text().splitlines()[-30:])
         sys.exit(f'{tail}\nThe ops of mmcv did not compile; all of the '

@@ -66,7 +66,8 @@ class Budget:
         if self.kind == 'latency':
             return format_seconds(cost)
         return format_amount(cost) + {
-            'flops': ' MACs', 'params': ' parameters'}[self.kind]
+            'flops': ' MACs',
+            'params': ' parameters'}[self.kind]
 
     def choose(self, network: nn.Module, input_size: int) -> Choice:
         """The widest sub-network of ``network`` within the budget.

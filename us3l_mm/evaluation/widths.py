@@ -208,8 +208,8 @@ class WidthEvaluation:
         if untrained:
             initial = untrained_network(self.config).to(self.measures.device)
             self.calibrate(initial, untrained, 'Calibrating (untrained)')
-            encoders.update({(UNTRAINED, s): encoder(initial, s)
-                             for s in untrained})
+            encoders.update({
+                (UNTRAINED, s): encoder(initial, s) for s in untrained})
         if self.measures.baselines and report.raw_pixels is None:
             encoders[PIXELS, None] = raw_pixels
         (bank, bank_labels), (queries, query_labels) = (encode(

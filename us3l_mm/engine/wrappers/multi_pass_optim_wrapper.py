@@ -164,7 +164,8 @@ class MultiPassOptimWrapper(OptimWrapper):
             counts = self._batches_of_update()
             roles = Counter(pass_.role for pass_ in self._passes)
             self.regulariser.add_gradients(
-                {role: number / counts for role, number in roles.items()},
+                {
+                    role: number / counts for role, number in roles.items()},
                 1.0 if scaler is None else scaler.scale(
                     torch.ones((), device=self.skipped.device)))
         bad = not_finite([

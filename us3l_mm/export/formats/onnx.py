@@ -77,7 +77,8 @@ def _export(network: SlicedNetwork) -> bytes:
         torch.onnx.export(
             _WithFeatures(network.plain).eval(), (images, ), buffer,
             input_names=[INPUT], output_names=[*maps, FEATURES], dynamic_axes={
-                name: {0: 'N'} for name in (INPUT, *maps, FEATURES)
+                name: {
+                    0: 'N'} for name in (INPUT, *maps, FEATURES)
             }, opset_version=OPSET, dynamo=False)
     model = onnx.load_from_string(buffer.getvalue())
     for key, value in network.meta.items():

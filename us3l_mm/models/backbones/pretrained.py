@@ -18,12 +18,17 @@ from .weights import adapt_backbone, describe
 # Classes whose files have the keys of the network, by our class that extends
 # them. Others, such as MMDetection's Swin, rename keys while they load.
 KNOWN = {
-    'ResNet': 'SlimmableResNet', 'ResNet_CIFAR': 'SlimmableResNet', 'ResNeXt':
-    'SlimmableResNet', 'ResNetV1c': 'SlimmableResNet', 'ResNetV1d':
-    'SlimmableResNet', 'SlimmableResNet': 'SlimmableResNet',
-    'SlimmableResNet_CIFAR': 'SlimmableResNet', 'VisionTransformer':
-    'SlimmableViT', 'SlimmableViT': 'SlimmableViT', 'MobileNetV2':
-    'SlimmableMobileNetV2', 'SlimmableMobileNetV2': 'SlimmableMobileNetV2',
+    'ResNet': 'SlimmableResNet',
+    'ResNet_CIFAR': 'SlimmableResNet',
+    'ResNeXt': 'SlimmableResNet',
+    'ResNetV1c': 'SlimmableResNet',
+    'ResNetV1d': 'SlimmableResNet',
+    'SlimmableResNet': 'SlimmableResNet',
+    'SlimmableResNet_CIFAR': 'SlimmableResNet',
+    'VisionTransformer': 'SlimmableViT',
+    'SlimmableViT': 'SlimmableViT',
+    'MobileNetV2': 'SlimmableMobileNetV2',
+    'SlimmableMobileNetV2': 'SlimmableMobileNetV2',
     'SlimmableMobileNetV2_CIFAR': 'SlimmableMobileNetV2'}
 
 

@@ -90,8 +90,9 @@ class SlimmableMobileNetV2(SlimmableCNN, MobileNetV2):
         self._set_norm(module, ratio=ratio[1])
 
     def _set_norm(self, module: ConvModule, **kwargs) -> None:
-        _, norm = build_norm_layer({**self.norm_cfg, **kwargs},
-                                   module.norm.num_features)
+        _, norm = build_norm_layer({
+            **self.norm_cfg,
+            **kwargs}, module.norm.num_features)
         setattr(module, module.norm_name, norm)
 
     def on_slice(self, subnet: Subnet) -> None:

@@ -27,7 +27,9 @@ def _arch(embed_dims: int, num_heads: int) -> dict:
 
 # US3L, arXiv 2303.06870, which has more and smaller heads than DeiT.
 ARCHS = {
-    'tiny': _arch(192, 6), 'small': _arch(384, 12), 'base': _arch(768, 12)}
+    'tiny': _arch(192, 6),
+    'small': _arch(384, 12),
+    'base': _arch(768, 12)}
 
 
 @MODELS.register_module()

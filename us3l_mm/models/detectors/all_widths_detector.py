@@ -87,8 +87,8 @@ class AllWidths(BaseModel):
             self.loss(batch.views['inputs'], samples))
         del parts['loss']
         return dict(
-            losses={f'loss_{pass_.name}': total},
-            log={name: value.detach() for name, value in parts.items()}
+            losses={f'loss_{pass_.name}': total}, log={
+                name: value.detach() for name, value in parts.items()}
             if pass_.role == 'base' else {})
 
     def run_norms(self, inputs: Tensor, data_samples: list) -> None:

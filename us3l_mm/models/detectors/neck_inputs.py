@@ -11,7 +11,8 @@ from us3l_mm.models.layers import (SlimmableBatchNorm, SlimmableBatchNorm1d,
                                    evaluation_mode)
 
 NORMS = {
-    nn.BatchNorm1d: SlimmableBatchNorm1d, nn.BatchNorm2d: SlimmableBatchNorm2d}
+    nn.BatchNorm1d: SlimmableBatchNorm1d,
+    nn.BatchNorm2d: SlimmableBatchNorm2d}
 
 
 def slice_inputs(neck: nn.Module, backbone: nn.Module) -> None:

@@ -25,5 +25,4 @@ __all__ = [
     'active_channels', 'active_steps', 'at', 'at_least_single', 'at_width',
     'check_statistics', 'check_subnets', 'check_width_range',
     'evaluation_mode', 'has_statistics', 'make_divisible', 'set_subnet',
-    'set_sync', 'slimmable_layers', 'subnet_list', 'subnets_of'
-]
+    'set_sync', 'slimmable_layers', 'subnet_list', 'subnets_of']

@@ -76,8 +76,8 @@ class Subnet:
         The full, dense network has no key, so that its state dict is that of
         a plain network.
         """
-        parts = ([] if self.width == 1.0 else
-                 [f'w{round(self.width * MILLION):07d}'])
+        parts = ([] if self.width == 1.0 else [
+            f'w{round(self.width * MILLION):07d}'])
         return '_'.join(parts + ['gated'] * self.gated)
 
     @property
@@ -217,11 +217,10 @@ def subnets_of(network: nn.Module) -> Optional[List[Subnet]]:
         list[Subnet], optional: None if any width of its range can run.
     """
     lists = [
-        layer.subnets for layer in slimmable_layers(network) if layer.subnets
-    ]
+        layer.subnets for layer in slimmable_layers(network) if layer.subnets]
     return [
-        subnet for subnet in lists[0] if all(subnet in each for each in lists)
-    ] if lists else None
+        subnet for subnet in lists[0]
+        if all(subnet in each for each in lists)] if lists else None
 
 
 def check_subnets(network: nn.Module, subnets: Iterable[SubnetLike]) -> None:

@@ -88,9 +88,8 @@ class SwitchableBatchNorm(SlimmableLayer, _BatchNorm):
                                chosen.momentum, chosen.affine,
                                chosen.track_running_stats)
         own = {
-            name: value.clone()
-            for name, value in chosen.state_dict().items() if '.' not in name
-        }  # not those of the other norms
+            name: value.clone() for name, value in chosen.state_dict().items()
+            if '.' not in name}  # not those of the other norms
         norm.load_state_dict(own, assign=True)
         return norm.train(self.training)
 
@@ -103,8 +102,7 @@ class SwitchableBatchNorm(SlimmableLayer, _BatchNorm):
         self._check_list(owners, prefix)
         picked = {
             key.rpartition('.')[2]: state_dict[key]
-            for key in owners[subnet.key]
-        }
+            for key in owners[subnet.key]}
         for key in itertools.chain.from_iterable(owners.values()):
             del state_dict[key]
         for leaf, value in picked.items():
@@ -127,8 +125,7 @@ class SwitchableBatchNorm(SlimmableLayer, _BatchNorm):
         numbered = re.compile(re.escape(prefix) + r'norms\.(\d+)\.(\w+)')
         old = [
             found for found in map(numbered.fullmatch, list(state_dict))
-            if found
-        ]
+            if found]
         count = len({found[1] for found in old})
         if old and count != len(self.subnets):
             raise ValueError(

@@ -32,8 +32,8 @@ class SynchronisedNorm(torch.autograd.Function):
         count = values.new_full((1, ), x.numel() / x.shape[1])
         var, mean = torch.var_mean(values, dims, correction=0)
         means, deviations, counts = torch.stack(
-            all_gather(torch.cat([mean, var * count, count]))).split(
-                [len(mean), len(mean), 1], dim=1)  # (processes, c or 1) each
+            all_gather(torch.cat([mean, var * count, count]))).split([
+                len(mean), len(mean), 1], dim=1)  # (processes, c or 1) each
         total = counts.sum()
         mean = (counts * means).sum(0) / total
         deviations = (deviations + counts * (means - mean).square()).sum(0)

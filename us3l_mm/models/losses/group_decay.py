@@ -81,11 +81,9 @@ class GroupDecay:
         self.decoupled, self.value_interval = decoupled, value_interval
         self.parameters = list(named.values())
         self._group = [
-            group_index(p, groups, group_dims) for p in self.parameters
-        ]
+            group_index(p, groups, group_dims) for p in self.parameters]
         skipped = [
-            bool(set(name.split('.')) & set(base_pass_skip)) for name in named
-        ]
+            bool(set(name.split('.')) & set(base_pass_skip)) for name in named]
         self._skipped = self.parameters[0].new_tensor(skipped)
         self._parts = [[i for i, skip in enumerate(skipped) if skip == part]
                        for part in (False, True)]
@@ -99,13 +97,11 @@ class GroupDecay:
         """
         coefficients = [
             group_coefficient(group, self.lam, self.alpha, self.mode, ramp)
-            for group in self._group
-        ]
+            for group in self._group]
         self._slopes = [(2 * c).to(p)
                         for c, p in zip(coefficients, self.parameters)]
         self._roots = [
-            c.sqrt().to(p) for c, p in zip(coefficients, self.parameters)
-        ]
+            c.sqrt().to(p) for c, p in zip(coefficients, self.parameters)]
         self._of = dict(zip(self.parameters, self._slopes))
         self._value: Optional[Tuple[Tensor, Tensor]] = None
         # Those that decay in all passes, then those that rest in base passes.
@@ -194,8 +190,8 @@ def group_index(parameter: Tensor, groups: int,
     channels = parameter.shape[dim]
     group = torch.arange(groups, dtype=torch.float64).repeat_interleave(
         channels // groups)
-    group = torch.cat(
-        [group, group.new_full((channels - len(group), ), groups - 1)])
+    group = torch.cat([
+        group, group.new_full((channels - len(group), ), groups - 1)])
     shape = [1] * parameter.dim()
     shape[dim] = channels
     return group.view(shape)

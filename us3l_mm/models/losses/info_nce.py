@@ -46,6 +46,6 @@ class InfoNCELoss(nn.Module):
             logits = both @ both.T / self.temperature  # (2N, 2N)
             logits.fill_diagonal_(float('-inf'))
             # Row i and row i + N are embeddings of the same image.
-            partner = torch.arange(len(both),
-                                   device=both.device).roll(len(pred))
+            partner = torch.arange(len(both), device=both.device).roll(
+                len(pred))
             return F.cross_entropy(logits, partner)

@@ -49,14 +49,12 @@ class SimpleFPN(BaseModule):
         c, = channels
         self.scales = nn.ModuleList([
             nn.Sequential(
-                ConvModule(c, c // 2, 2, 2, norm_cfg=norm_cfg,
-                           conv_cfg=dict(type='deconv'),
-                           act_cfg=dict(type='GELU')),
+                ConvModule(c, c // 2, 2, 2, norm_cfg=norm_cfg, conv_cfg=dict(
+                    type='deconv'), act_cfg=dict(type='GELU')),
                 nn.ConvTranspose2d(c // 2, c // 4, 2, 2)),
             nn.ConvTranspose2d(c, c // 2, 2, 2),
             nn.Identity(),
-            nn.MaxPool2d(2, 2)
-        ])
+            nn.MaxPool2d(2, 2)])
         self.convs = nn.ModuleList(
             nn.Sequential(
                 *(ConvModule(inside, out_channels, kernel, padding=kernel //
@@ -68,8 +66,7 @@ class SimpleFPN(BaseModule):
         """The levels, from fine to coarse."""
         x, = maps
         levels = [
-            conv(scale(x)) for scale, conv in zip(self.scales, self.convs)
-        ]
+            conv(scale(x)) for scale, conv in zip(self.scales, self.convs)]
         while len(levels) < self.num_outs:
             levels.append(F.max_pool2d(levels[-1], 1, stride=2))
         return tuple(levels)

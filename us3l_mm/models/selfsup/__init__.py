@@ -8,5 +8,4 @@ from .us3l import US3LAlgorithm
 __all__ = [
     'Batch', 'MultiPassSSL', 'Pass', 'Plan', 'Sandwich', 'Teacher',
     'US3LAlgorithm', 'check_pass', 'check_views', 'encode', 'run_passes',
-    'spread'
-]
+    'spread']

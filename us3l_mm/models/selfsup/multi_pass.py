@@ -61,8 +61,9 @@ class MultiPassSSL(BaseSelfSupervisor):
             raise ValueError(
                 f'The features of this backbone have {channels} channels, got '
                 f'neck.in_channels={neck.get("in_channels")!r}.')
-        super().__init__(backbone, {**backbone.feature_rounding[-1], **neck},
-                         head, init_cfg=init_cfg,
+        super().__init__(backbone, {
+            **backbone.feature_rounding[-1],
+            **neck}, head, init_cfg=init_cfg,
                          data_preprocessor=data_preprocessor)
         self.update_mode, self.channels_last = update_mode, channels_last
         self.sync_norms = sync_norms

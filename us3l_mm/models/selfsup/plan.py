@@ -64,10 +64,9 @@ class Plan:
         """The plan for a list of sub-networks, whose passes are named by them.
         """
         first, *rest = subnet_list(subnets)
-        return cls(
-            (Pass(first, str(first)), *(Pass(subnet, str(subnet), 'distil')
-                                        for subnet in rest)),
-            progress=progress)
+        return cls((Pass(
+            first, str(first)), *(Pass(subnet, str(subnet), 'distil')
+                                  for subnet in rest)), progress=progress)
 
     @property
     def base(self) -> Pass:
@@ -157,8 +156,7 @@ def sandwich(lowest: float, highest: float, num_samples: int, seed: int,
     # String seeding hashes with SHA-512: the same draw on every platform.
     draw = random.Random(f'{seed}/{iteration}')
     middle = [
-        _between(lowest, highest, draw, grid) for _ in range(num_samples - 2)
-    ]
+        _between(lowest, highest, draw, grid) for _ in range(num_samples - 2)]
     return [highest, *sorted(middle, reverse=True), lowest]
 
 
