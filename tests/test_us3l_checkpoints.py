@@ -344,9 +344,9 @@ def test_projections_of_feature_distillation_are_known_by_their_shapes():
     # Within the student as well; other shapes are left out.
     state = network.file()
     inside = replaced('distill_convs', 'encoder_q.convs')(state)
+    moved = from_us3l(dict(state_dict=inside)).weights
     for name, value in converted.weights.items():
-        assert torch.equal(
-            from_us3l(dict(state_dict=inside)).weights[name], value)
+        assert torch.equal(moved[name], value)
     other = convert(theirs('CIFAR R-50, SimCLR', projections=(8, 32, 64))[0])
     assert 'feature_distiller' not in other.model
     assert other.left_out == ['module.distill_convs']
