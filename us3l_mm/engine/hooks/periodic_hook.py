@@ -25,8 +25,8 @@ class PeriodicHook(Hook):
         self.interval, self.by_epoch = interval, by_epoch
 
     def act(self, runner: Runner, iterations: int) -> None:
-        """Act after so many iterations of training."""
-        raise NotImplementedError
+        """The action, after ``iterations`` iterations of training."""
+        raise NotImplementedError(f'{type(self).__name__} has no action.')
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Act every ``interval`` epochs and after the last one."""
