@@ -29,7 +29,7 @@ from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
 from rich.table import Table
 
 from us3l_mm.apis import slice_checkpoint
-from us3l_mm.apis.arguments import subnet_argument
+from us3l_mm.apis.command_line import subnet_argument
 from us3l_mm.fileio import load_weights, sha256, write_atomically
 from us3l_mm.models.layers import Subnet
 from us3l_mm.stack import check_detection

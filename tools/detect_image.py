@@ -11,7 +11,7 @@ from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
-from us3l_mm.apis.arguments import subnet_argument
+from us3l_mm.apis.command_line import subnet_argument
 from us3l_mm.apis.inference import check_runs, detect, draw, load_detector
 from us3l_mm.apis.launching import load_config
 

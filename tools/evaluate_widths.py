@@ -14,7 +14,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import init_dist, is_main_process
 from rich.console import Console
 
-from us3l_mm.apis.arguments import subnet_argument
+from us3l_mm.apis.command_line import subnet_argument
 from us3l_mm.apis.launching.processes import join_on_cpus
 from us3l_mm.evaluation import (Measures, Report, WidthEvaluation,
                                 default_subnets)

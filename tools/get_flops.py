@@ -8,7 +8,7 @@ from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
-from us3l_mm.apis.arguments import subnet_argument
+from us3l_mm.apis.command_line import subnet_argument
 from us3l_mm.apis.launching import load_config
 from us3l_mm.evaluation.parts import COUNTED, count_config
 

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from us3l_mm.apis.arguments import subnet_argument
+from us3l_mm.apis.command_line import subnet_argument
 from us3l_mm.evaluation import count_complexity
 from us3l_mm.export import slice_network
 from us3l_mm.models import SlimmableViT
