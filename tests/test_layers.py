@@ -564,16 +564,50 @@ def test_switchable_norms_refuse_a_width_that_they_were_not_built_for():
         assert norm(torch.rand(2, 8, 3, 3)).shape == (2, 8, 3, 3)
     with pytest.raises(ValueError, match='of its own for w0.25'):
         norm.plain(0.25)
-    with pytest.raises(
-            ValueError, match=r'has the full network, w1.00, got '
-            r'\[w0.75, w0.50\]'):
-        SwitchableBatchNorm2d(16, [0.75, 0.5])
     with pytest.raises(ValueError, match='at least one, each named once'):
         SwitchableBatchNorm2d(16, [])
     with pytest.raises(ValueError, match='at least one, each named once'):
         SwitchableBatchNorm2d(16, [1.0, 0.5, 'w0.50'])
     with pytest.raises(ValueError, match=r'multiplier in \(0, 1\]'):
         SwitchableBatchNorm2d(16, [1.0, 2.0])
+
+
+@pytest.mark.parametrize('load', LOADERS.values(), ids=LOADERS)
+def test_a_list_need_not_have_the_full_network(load):
+    """Files of earlier versions number such norms too."""
+
+    def build(widths):
+        return nn.Sequential(SwitchableBatchNorm2d(16, widths)).double()
+
+    net, other = build([0.5, 0.75]), build([0.75, 0.5])
+    old = {
+        f'0.norms.{index}.{name}': torch.rand(c)
+        for index, c in enumerate((channels(16, 0.75), 8))
+        for name in ('weight', 'bias', 'running_mean', 'running_var')}
+    old.update({
+        f'0.norms.{i}.num_batches_tracked': torch.tensor(i) for i in range(2)})
+    load(net, dict(old))
+    load(other, through_a_file(net.state_dict()))
+    assert all(not key.startswith(('0.w', '0.b')) or '.w0' in key
+               for key in net.state_dict())
+    for width, index in ((0.75, 0), (0.5, 1)):
+        plain = nn.BatchNorm2d(channels(16, width)).double()
+        plain.load_state_dict({
+            key.rpartition('.')[2]: value for key, value in old.items()
+            if key.startswith(f'0.norms.{index}.')})
+        x = norm_inputs(2, channels(16, width))
+        for each in (net.eval(), other.eval()):
+            with at_width(each, width):
+                equal(each(x), plain.eval()(x))
+            equal(each[0].plain(width)(x), plain(x))
+    for fails in (lambda: net(torch.rand(2, 16, 3, 3).double()),
+                  lambda: net[0].plain(1.0)):
+        with pytest.raises(ValueError, match='norm of its own for w1.00'):
+            fails()
+    full = build([1.0, 0.75, 0.5])
+    for one, two in ((full, net), (net, full)):
+        with pytest.raises(ValueError, match=r'file has batch norms for'):
+            load(one, two.state_dict())
 
 
 # Projectors ------------------------------------------------------------------

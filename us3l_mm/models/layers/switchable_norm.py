@@ -1,7 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 import itertools
 import re
-from typing import Dict, Iterable, List, Sequence
+from typing import Dict, Iterable, List, Optional, Sequence
 
 import torch
 from mmengine.dist import get_world_size
@@ -27,8 +27,7 @@ class SwitchableBatchNorm(SlimmableLayer, _BatchNorm):
 
     Args:
         num_features (int): Number of channels at full width.
-        subnets (sequence): The sub-networks that can run, the full one among
-            them.
+        subnets (sequence): The sub-networks that can run.
         divisor (int): Channels are rounded to multiples of it. Defaults to 8.
         ratio (int): Expand ratio to round by. Defaults to 1.
         slice_channels (bool): Whether the channels narrow with the width.
@@ -46,23 +45,27 @@ class SwitchableBatchNorm(SlimmableLayer, _BatchNorm):
     def __init__(self, num_features: int, subnets: Sequence[SubnetLike],
                  divisor: int = 8, ratio: int = 1, slice_channels: bool = True,
                  sync: bool = False, **kwargs):
-        super().__init__(num_features, **kwargs)
-        self.subnets = subnet_list(subnets)
-        if FULL not in self.subnets:
-            raise ValueError(
-                'The list of a switchable batch norm has the full network, '
-                f'{FULL}, got {_names(self.subnets)}.')
-        self.sync, self._key = sync, ''
-        for subnet in self.subnets[1:]:
-            self.add_module(
-                subnet.key,
-                self.plain_type(
-                    active_channels(num_features, subnet.width, divisor, ratio)
-                    if slice_channels else num_features, **kwargs))
+        subnets = subnet_list(subnets)
+        own = {} if FULL in subnets else dict(affine=False,
+                                              track_running_stats=False)
+        super().__init__(num_features, **{**kwargs, **own})
+        self.subnets, self.sync = subnets, sync
+        self.on_subnet()
+        for subnet in subnets:
+            if not subnet.is_full:
+                self.add_module(
+                    subnet.key,
+                    self.plain_type(
+                        active_channels(num_features, subnet.width, divisor,
+                                        ratio)
+                        if slice_channels else num_features, **kwargs))
 
     def on_subnet(self) -> None:
-        self._of(self.subnet)  # refuses what is not in the list
-        self._key = self.subnet.key
+        # Every layer starts with the full network; running it needs a norm.
+        if not self.subnet.is_full:
+            self._of(self.subnet)
+        listed = self.subnet in self.subnets
+        self._key: Optional[str] = self.subnet.key if listed else None
 
     def _of(self, subnet: Subnet) -> _BatchNorm:
         """The norm of ``subnet``, which is this module for the full one."""
@@ -75,6 +78,8 @@ class SwitchableBatchNorm(SlimmableLayer, _BatchNorm):
         return self if subnet.is_full else self._modules[subnet.key]
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._key is None:
+            self._of(self.subnet)
         norm = self._modules[self._key] if self._key else self
         if norm.training and self.sync and get_world_size() > 1:
             return _synchronised(norm, x)
