@@ -1,0 +1,1 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
