@@ -4,7 +4,9 @@ from argparse import ArgumentParser
 
 import pytest
 
-from us3l_mm.apis.command_line import OptionsAction
+from us3l_mm.apis import command_line
+from us3l_mm.apis.command_line import OptionsAction, errors_as_sentences
+from us3l_mm.engine import NonFiniteHook
 
 
 def options_of(*words):
@@ -39,3 +41,42 @@ def test_what_is_no_option_ends_the_program(word, says, capsys):
         options_of(word)
     assert end.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def leave(error, **options):
+    """How a program ends in which ``error`` is raised."""
+    with errors_as_sentences('tool.py', **options):
+        raise error
+
+
+def test_a_mistake_ends_with_its_sentence():
+    for error in (ValueError('what it is'), KeyError('what it is')):
+        with pytest.raises(SystemExit) as end:
+            leave(error)
+        assert end.value.code == 'tool.py: what it is'
+        with pytest.raises(type(error)):
+            leave(error, debug=True)
+
+
+def test_what_nobody_foresees_keeps_its_traceback():
+    with pytest.raises(LookupError) as error:
+        with errors_as_sentences('tool.py'):
+            [][0]
+    assert 'To report it' in error.value.__notes__[0]
+    # In training, mistakes are what this package refuses.
+    with pytest.raises(ValueError):
+        leave(ValueError('of another library'), training=True)
+    with pytest.raises(SystemExit, match='at least 1 step'):
+        with errors_as_sentences('tool.py', training=True):
+            NonFiniteHook(max_consecutive=0)
+    with pytest.raises(SystemExit, match='No space left'):
+        leave(OSError('No space left'), training=True)
+
+
+def test_the_other_processes_wait_before_they_repeat_it(monkeypatch):
+    waits = []
+    monkeypatch.setattr(command_line, 'sleep', waits.append)
+    monkeypatch.setenv('RANK', '2')
+    with pytest.raises(SystemExit, match='tool.py, process 2: text'):
+        leave(ValueError('text'))
+    assert waits == [command_line.PATIENCE]

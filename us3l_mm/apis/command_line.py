@@ -1,13 +1,30 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """What the command lines of all tools share."""
+import dis
+import os.path as osp
+import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from time import sleep
+
+from mmengine.config import DictAction
 
 from us3l_mm.models.layers import Subnet
+from .launching.config import map_texts
+from .launching.processes import get_rank
 
 # What the checks of this package raise. Others are defects of a program.
 MISTAKES = (ImportError, OSError, TypeError, ValueError)
+PACKAGE = osp.dirname(osp.dirname(osp.abspath(__file__)))
+REPORT = (
+    'The tool did not expect this error. To report it, open an issue of '
+    'us3l_mm with the command, this traceback, and the config that the run '
+    'saved in its work dir.')
+# Seconds in which the launcher ends the other processes.
+PATIENCE = 3
+# Stands for a blank, which MMEngine's parser would delete.
+BLANK = '\0'
 
 
 def subnet_argument(text: str) -> Subnet:
@@ -22,29 +39,112 @@ def subnet_argument(text: str) -> Subnet:
         raise ArgumentTypeError(str(error)) from None
 
 
+class OptionsAction(DictAction):
+    """MMEngine's ``DictAction``, which keeps the blanks in a value.
+
+    Blanks beside commas and brackets separate the elements of a list and are
+    left out, as before. A word without ``=`` ends the program.
+    """
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Add the options in ``values`` to the namespace."""
+        for value in values:
+            key, equals, text = value.partition('=')
+            if not key or not equals:
+                parser.error(
+                    f'{option_string} takes KEY=VALUE, got {value!r}; '
+                    'put a value with blanks into quotation marks.')
+            if any(
+                    text.count(left) != text.count(right)
+                    for left, right in ('()', '[]')):
+                parser.error(f'{option_string} {value}: its brackets do not '
+                             'match.')
+        kept = [re.sub(r'(?<![\[(,=]) (?![\]),])', BLANK, v) for v in values]
+        super().__call__(parser, namespace, kept, option_string)
+        options = getattr(namespace, self.dest)
+        setattr(
+            namespace, self.dest,
+            map_texts(options, lambda text: text.replace(BLANK, ' ').strip()))
+
+
 def add_common_flags(parser: ArgumentParser) -> None:
     """Add ``--trust-pickle`` and ``--debug``."""
     parser.add_argument(
         '--trust-pickle', action='store_true',
         help='read files of weights even if that executes code in them; only '
         'for files whose writer you trust')
-    parser.add_argument(
-        '--debug', action='store_true',
-        help='show the whole traceback of an error')
+    parser.add_argument('--debug', action='store_true',
+                        help='show the whole traceback of an error')
 
 
-@contextmanager
-def errors_as_sentences(tool: str, debug: bool = False):
+class errors_as_sentences(AbstractContextManager):
     """End the program with one sentence if the block meets a mistake.
+
+    A mistake is an error of a type in ``MISTAKES``, or any error that code
+    raises with a message of its own. During ``training`` only errors that this
+    package raises are, and those of files. Everything else keeps its
+    traceback, followed by how to report it.
+
+    Of several processes the first one reports. The others end a little later,
+    so that the same error is not printed by each of them.
 
     Args:
         tool (str): The name that precedes the sentence.
         debug (bool): Whether to raise the error instead, so that Python shows
             its traceback. Defaults to False.
+        training (bool): Whether the block trains. Defaults to False.
     """
-    try:
-        yield
-    except MISTAKES as error:
-        if debug:
-            raise
-        sys.exit(f'{tool}: {error}')
+
+    def __init__(self, tool: str, debug: bool = False, training: bool = False):
+        self.tool, self.debug, self.training = tool, debug, training
+
+    def __exit__(self, kind, error, trace):
+        if not isinstance(error, Exception):
+            return
+        if not self._is_mistake(error):
+            # Python 3.10 has no notes.
+            getattr(error, 'add_note', print)(REPORT)
+            return
+        if self.debug:
+            return
+        rank, tool = get_rank(), self.tool
+        if rank > 0:
+            sleep(PATIENCE)
+            tool += f', process {rank}'
+        sys.exit(f'{tool}: {sentence(error)}')
+
+    def _is_mistake(self, error: Exception) -> bool:
+        if not self.training and isinstance(error, MISTAKES):
+            return True
+        return isinstance(error, OSError) or raised_on_purpose(
+            error, PACKAGE if self.training else '')
+
+
+def raised_on_purpose(error: Exception, folder: str = '') -> bool:
+    """Whether a ``raise`` or ``assert`` with a message made ``error``.
+
+    Others come from an operation that failed, such as a look-up.
+
+    Args:
+        error (Exception): An error that was caught.
+        folder (str): Where the file with the ``raise`` is. Defaults to
+            anywhere.
+    """
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    return (bool(str(error)) and code.co_filename.startswith(folder)
+            and dis.opname[code.co_code[trace.tb_lasti]] == 'RAISE_VARARGS')
+
+
+def sentence(error: Exception) -> str:
+    """The message of ``error`` for a user."""
+    if isinstance(error, KeyError) and error.args:  # Python quotes its text
+        return str(error.args[0])
+    text = str(error) or type(error).__name__
+    if text.startswith('Caught ') and 'Original Traceback' in text:
+        return text.strip().splitlines()[-1]  # of a worker that loads data
+    return text

@@ -53,6 +53,12 @@ def environment(launcher: str) -> Dict[str, str]:
         'MASTER_PORT', PORT))
 
 
+def get_rank() -> int:
+    """The rank of this process, also before it is connected to others."""
+    return next((int(os.environ[rank]) for rank, *_ in NAMES.values()
+                 if os.environ.get(rank, '').isdecimal()), 0)
+
+
 def _first_host(launcher: str) -> Optional[str]:
     """The machine of rank 0, if the launcher names it."""
     if launcher == 'slurm' and 'SLURM_NODELIST' in os.environ:
