@@ -44,6 +44,8 @@ class ResNetFamily(Family):
 
     def plain_arguments(self, backbone: nn.Module,
                         width: float) -> Optional[dict]:
+        if backbone.depth not in self.stock_class(backbone).arch_settings:
+            return None
         arguments = self.arguments(backbone)
         for name in ('stem_channels', 'base_channels'):
             arguments[name] = active_channels(getattr(backbone, name), width,

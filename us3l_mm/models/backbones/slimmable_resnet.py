@@ -11,6 +11,10 @@ from us3l_mm.registry import MODELS
 from .pretrained import pretrained_cfg
 from .slimmable_cnn import SlimmableCNN
 
+# The shape of ResNets with three stages, whose depth is 6n + 2.
+THREE_STAGES = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1),
+                    out_indices=(2, ))
+
 
 class _SlimmableResNet(SlimmableCNN):
     """What :class:`SlimmableResNet` and :class:`SlimmableResNet_CIFAR` share.
@@ -21,6 +25,8 @@ class _SlimmableResNet(SlimmableCNN):
             raise ValueError(
                 f'{type(self).__name__} has the depths '
                 f'{sorted(self.arch_settings)}, got depth={depth!r}.')
+        if len(self.arch_settings[depth][1]) == 3:
+            kwargs = {**THREE_STAGES, **kwargs}
         super().__init__(depth, **kwargs)
 
     def on_slice(self, subnet: Subnet) -> None:
@@ -103,4 +109,16 @@ class SlimmableResNet_CIFAR(_SlimmableResNet, ResNet_CIFAR):
     The stem is a 3x3 convolution of stride 1 without max-pooling, as in
     MMPretrain's :class:`~mmpretrain.models.ResNet_CIFAR`; all else is that of
     :class:`SlimmableResNet`.
+
+    It also has the depths 20, 32, 44, 56 and 110 of three stages. Their
+    channels are ``base_channels`` times 1, 2 and 4: 64, the default, is the
+    ResNet-20x4 of SlimCLR (arXiv 2209.15525), and ``base_channels=16,
+    stem_channels=16`` the ResNet-20 of arXiv 1512.03385, section 4.2, with
+    1x1 convolutions as shortcuts where the channels change. MMPretrain has no
+    such depths, so a sub-network is our class with a ``width``.
     """
+
+    arch_settings = {
+        **ResNet_CIFAR.arch_settings,
+        **{
+            6 * n + 2: (BasicBlock, (n, n, n)) for n in (3, 5, 7, 9, 18)}}
