@@ -1,6 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Which ordinary ResNet a sub-network is."""
-from typing import Optional, Tuple
+from typing import Optional, Tuple, Type
 
 from mmpretrain.models import ResNet, ResNet_CIFAR
 from mmpretrain.models.backbones.resnet import get_expansion
@@ -22,7 +22,7 @@ class ResNetFamily(Family):
     slimmable = (SlimmableResNet, SlimmableResNet_CIFAR)
     mmdet_names = ('ResNet', )
 
-    def stock_class(self, backbone: nn.Module) -> type:
+    def stock_class(self, backbone: nn.Module) -> Type[ResNet]:
         return ResNet_CIFAR if isinstance(backbone, ResNet_CIFAR) else ResNet
 
     def arguments(self, backbone: nn.Module) -> dict:
