@@ -62,7 +62,8 @@ HOOK_NAMES = {
     'checkpoint': 'AtomicCheckpointHook',
     'calibration': 'CalibrationHook',
     'check_pretrained': 'CheckPretrainedHook',
-    'check_annotations': 'CheckAnnotationsHook', }
+    'check_annotations': 'CheckAnnotationsHook',
+    'images': 'UnreadableImagesHook', }
 EVERY = sorted((ROOT / 'configs').rglob('*.py'))
 
 
@@ -180,7 +181,7 @@ def test_config_is_what_its_name_says(path):
             cifar10='CIFAR10',
             cifar100='CIFAR100',
             in1k='ImageNet',
-        ).get(data, 'CustomDataset')
+        ).get(data, 'us3l_mm.ImageFolder')
 
 
 def test_short_name_is_the_canonical_config():

@@ -391,7 +391,7 @@ def test_pipelines_of_cifar_swap_colours_once(path):
                  'knn_query_dataloader', 'val_dataloader'):
         if cfg.get(name) is not None:
             types = [t.type for t in cfg[name].dataset.pipeline]
-            reads = ('LoadImageFromFile'
+            reads = ('us3l_mm.LoadImage'
                      if 'folder' in path.stem else 'us3l_mm.SwapRedBlue')
             assert types.index(reads) == (
                 types[0] == 'us3l_mm.SeedAugmentation')

@@ -289,8 +289,8 @@ def test_a_config_that_is_not_there_is_named_with_its_neighbours(tool):
 
 
 @pytest.mark.parametrize('folder, error, says', [
-    ('empty', RuntimeError, 'Found 0 files in .*empty'),
-    ('missing', FileNotFoundError, 'missing'),
+    ('empty', (ValueError, SystemExit), 'empty has no image.*data_root'),
+    ('missing', (OSError, SystemExit), 'no folder of images.*missing'),
     ('few', SystemExit, r'has 1 images.*less than a batch.*batch_size'), ])
 def test_a_useless_data_folder_is_refused_before_training(
         tool, tmp_path, monkeypatch, folder, error, says):

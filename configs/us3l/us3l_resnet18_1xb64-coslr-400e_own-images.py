@@ -59,12 +59,12 @@ view_pipeline = [
 ]
 train_pipeline = [
     dict(type='us3l_mm.SeedAugmentation'),
-    dict(type='LoadImageFromFile'),
+    dict(type='us3l_mm.LoadImage'),
     dict(type='MultiView', num_views=[2], transforms=[view_pipeline]),
     dict(type='PackInputs')
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='us3l_mm.LoadImage'),
     dict(type='ResizeEdge', scale=crop_size, edge='short', backend='pillow'),
     dict(type='CenterCrop', crop_size=crop_size),
     dict(type='PackInputs')
@@ -79,24 +79,33 @@ train_dataloader = dict(
     sampler=dict(type='us3l_mm.SeededSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        type='CustomDataset',
+        type='us3l_mm.ImageFolder',
         data_root=data_root,
         with_label=False,
         pipeline=train_pipeline))
 
-# Images without augmentation, for calibration. kNN needs labels: one
-# sub-folder per class, and with_label=True.
+# Images without augmentation, for calibration and kNN: one in five, by a fixed
+# seed, is a query. kNN needs labels, one sub-folder per class, and
+# with_label=True in both data sets.
 knn_bank_dataloader = dict(
     batch_size=64,
     num_workers=4,
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        type='CustomDataset',
+        type='us3l_mm.ImageFolder',
         data_root=data_root,
+        split='train',
         with_label=False,
+        test_mode=True,
         pipeline=test_pipeline))
-knn_query_dataloader = knn_bank_dataloader
+knn_query_dataloader = dict(
+    knn_bank_dataloader,
+    dataset=dict(knn_bank_dataloader['dataset'], split='val'))
+
+# The share of images that may turn out to be damaged during training.
+default_hooks = dict(
+    images=dict(type='us3l_mm.UnreadableImagesHook', max_share=0.01))
 
 # The linear rule, from 0.5 for a batch of 512 (reference)
 optim_wrapper = dict(optimizer=dict(lr=0.0625))

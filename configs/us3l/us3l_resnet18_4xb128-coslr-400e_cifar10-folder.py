@@ -47,12 +47,12 @@ view_pipeline = [
 ]
 train_pipeline = [
     dict(type='us3l_mm.SeedAugmentation'),
-    dict(type='LoadImageFromFile'),
+    dict(type='us3l_mm.LoadImage'),
     dict(type='MultiView', num_views=[2], transforms=[view_pipeline]),
     dict(type='PackInputs')
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='us3l_mm.LoadImage'),
     dict(type='ResizeEdge', scale=32, edge='short', backend='pillow'),
     dict(type='CenterCrop', crop_size=32),
     dict(type='PackInputs')
@@ -67,7 +67,7 @@ train_dataloader = dict(
     sampler=dict(type='us3l_mm.SeededSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        type='CustomDataset',
+        type='us3l_mm.ImageFolder',
         data_root='data/cifar10_folder/train',
         with_label=False,
         pipeline=train_pipeline))
@@ -79,8 +79,9 @@ knn_bank_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        type='CustomDataset',
+        type='us3l_mm.ImageFolder',
         data_root='data/cifar10_folder/train',
+        test_mode=True,
         pipeline=test_pipeline))
 knn_query_dataloader = dict(
     batch_size=512,
@@ -88,8 +89,13 @@ knn_query_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        type='CustomDataset',
+        type='us3l_mm.ImageFolder',
         data_root='data/cifar10_folder/test',
+        test_mode=True,
         pipeline=test_pipeline))
+
+# The share of images that may turn out to be damaged during training.
+default_hooks = dict(
+    images=dict(type='us3l_mm.UnreadableImagesHook', max_share=0.01))
 
 auto_scale_lr = dict(enable=False, base_batch_size=512)

@@ -10,10 +10,11 @@ from .exact_resume_hook import ExactResumeHook
 from .group_reg_hook import GroupRegHook
 from .non_finite_hook import NonFiniteHook
 from .preflight_hook import PreflightHook
+from .unreadable_images_hook import UnreadableImagesHook
 from .width_knn_hook import WidthKNNHook
 
 __all__ = [
     'AtomicCheckpointHook', 'CalibrationHook', 'CheckAnnotationsHook',
     'CheckPretrainedHook', 'CollapseMonitorHook', 'CompileHook',
     'DynamicSamplerHook', 'ExactResumeHook', 'GroupRegHook', 'NonFiniteHook',
-    'PreflightHook', 'WidthKNNHook']
+    'PreflightHook', 'UnreadableImagesHook', 'WidthKNNHook']
