@@ -11,10 +11,11 @@ torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 
 @pytest.fixture(autouse=True)
 def _no_leftovers_of_a_runner():
-    """MMEngine keeps its current scope, logger and message hub globally; the
-    tools set an environment variable for their process."""
+    """MMEngine keeps its current scope, logger and message hub globally; a
+    tool may trust all files for its process."""
     yield
-    os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
+    from us3l_mm.fileio import trust_pickle
+    trust_pickle(False)
     from mmengine.logging import MessageHub, MMLogger
     from mmengine.registry import DefaultScope
     from mmengine.visualization import Visualizer

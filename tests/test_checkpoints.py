@@ -20,7 +20,7 @@ def write(folder, *names):
     for name in names:
         number = int(re.search(r'\d+', name).group())
         torch.save(
-            dict(state_dict=dict(weight=torch.full((500, ), number)),
+            dict(state_dict=dict(weight=torch.full((500, ), float(number))),
                  meta=dict(iter=number)), folder / name)
 
 
@@ -30,7 +30,7 @@ def cut(path):
 
 def flip_a_bit(path):
     content = bytearray(path.read_bytes())
-    content[content.index(torch.full((9, ), 3).numpy().tobytes()) + 40] ^= 1
+    content[content.index(torch.full((9, ), 3.).numpy().tobytes()) + 40] ^= 1
     path.write_bytes(content)
 
 

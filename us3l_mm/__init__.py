@@ -5,4 +5,7 @@ from .version import __version__
 
 check_stack()
 
-__all__ = ['__version__']
+# From here on, MMEngine reads files without executing them.
+from . import fileio  # noqa: E402
+
+__all__ = ['__version__', 'fileio']

@@ -3,12 +3,11 @@
 import os
 import os.path as osp
 import re
-import zipfile
-import zlib
-from typing import Callable, List, Optional, Sequence
+from typing import (Any, Callable, Iterator, List, Optional, Sequence, Tuple)
 
-from .reading import (ARCHIVE, DAMAGED, CodeInFileError, first_bytes,
-                      load_weights)
+from torch import Tensor
+
+from .reading import CodeInFileError, is_broken, load_weights
 
 POINTER = 'last_checkpoint'
 TEMPLATES = ('epoch_{}.pth', 'iter_{}.pth')
@@ -16,7 +15,6 @@ TEMPLATES = ('epoch_{}.pth', 'iter_{}.pth')
 
 def find_checkpoint(work_dir: str, folders: Sequence[str] = (),
                     templates: Sequence[str] = TEMPLATES,
-                    trust_pickle: bool = False,
                     say: Callable[[str], None] = print) -> Optional[str]:
     """The newest checkpoint of a run that can be read.
 
@@ -28,8 +26,6 @@ def find_checkpoint(work_dir: str, folders: Sequence[str] = (),
         folders (sequence[str]): Other folders of its checkpoints.
         templates (sequence[str]): Names of its checkpoints, with ``{}`` for
             the number.
-        trust_pickle (bool): Whether to read files that execute code when they
-            are read. Defaults to False.
         say (callable): A function that reports each file that is skipped.
 
     Returns:
@@ -52,7 +48,7 @@ def find_checkpoint(work_dir: str, folders: Sequence[str] = (),
         rest = [path for path in candidates if path != osp.abspath(named)]
         candidates = [named] * osp.isfile(named) + rest
     for path in candidates:
-        reason = _defect(path, trust_pickle)
+        reason = _defect(path)
         if reason is None:
             return path
         say(f'Passed over: {reason}')
@@ -96,25 +92,46 @@ def _newest_first(folders: Sequence[str],
     return sorted(found, key=age, reverse=True)
 
 
-def _defect(path: str, trust_pickle: bool) -> Optional[str]:
+def _defect(path: str) -> Optional[str]:
     """What is wrong with the file at ``path``; None if it is whole."""
     try:
-        if first_bytes(path) == ARCHIVE:
-            with zipfile.ZipFile(path) as archive:
-                # PyTorch does not compare checksums when it reads.
-                part = archive.testzip()
-            if part is not None:
-                return (f'{path} is damaged: the checksum of its part {part} '
-                        'is wrong.')
-    except (*DAMAGED, zipfile.BadZipFile, zlib.error) as error:
-        return f'{path} is damaged: {error}.'
-    try:
-        content = load_weights(path, trust_pickle)
+        check_resumable(path, load_weights(path))
     except CodeInFileError:
         raise
     except (ValueError, OSError) as error:
         return str(error)
-    if 'iter' not in content.get('meta', {}):
-        return (f'{path} has weights but does not say at which iteration '
-                'they were saved, so training cannot go on from it.')
     return None
+
+
+def check_resumable(path: str, content: dict) -> None:
+    """Refuse to go on from a file that no training run wrote as it should.
+
+    Args:
+        path (str): The file, to name it.
+        content (dict): What :func:`load_weights` returned for it.
+
+    Raises:
+        ValueError: If the file does not say at which iteration it was
+            written, or if the state of its optimizer is not finite.
+    """
+    meta = content.get('meta')
+    if not isinstance(meta, dict) or 'iter' not in meta:
+        raise ValueError(
+            f'{path} has weights but does not say at which iteration they '
+            'were saved, so training cannot go on from it. Start from its '
+            'weights by --cfg-options load_from=FILE, without --resume.')
+    for name, value in _tensors(content.get('optimizer'), 'optimizer', set()):
+        if is_broken(name, value):
+            raise ValueError(
+                f'{path} cannot be resumed from: {name} is NaN or infinite. '
+                'Take an earlier checkpoint.')
+
+
+def _tensors(value: Any, name: str, seen: set) -> Iterator[Tuple[str, Tensor]]:
+    """All tensors in nested dicts, each with its dotted name."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict) and id(value) not in seen:
+        seen.add(id(value))
+        for key, child in value.items():
+            yield from _tensors(child, f'{name}.{key}', seen)

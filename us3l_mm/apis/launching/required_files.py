@@ -1,35 +1,48 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Refusing files that a run cannot use, before anything is built."""
-import os
 import os.path as osp
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from mmengine.config import Config
+from mmengine.model import PretrainedInit
 
-from us3l_mm.fileio import CodeInFileError, load_weights
+from us3l_mm.fileio import check_resumable, load_weights
 from .config import is_detection
+
+PRETRAINED = ('Pretrained', 'PretrainedInit', PretrainedInit)
 
 
 def check_checkpoint(cfg: Config) -> None:
-    """Refuse to begin from a file that holds more than weights.
+    """Read the files of weights that ``cfg`` names, and resumes from.
 
-    MMEngine warns of such a file and then executes the code in it. The
-    environment variable TORCH_FORCE_WEIGHTS_ONLY_LOAD=0 says that the file is
-    to be trusted. AtomicCheckpointHook checks the file that ``--resume``
-    finds.
+    A run would read them after minutes of preparation. AtomicCheckpointHook
+    reads the file that ``--resume`` finds.
 
     Raises:
-        ValueError: If the file is damaged, or holds code.
+        ValueError: If a file is damaged, holds code, or has no position to go
+            on from.
     """
-    if os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1') == '0':
-        return
     path = cfg.get('load_from')
     if path is not None and osp.isfile(path):
-        try:
+        content = load_weights(path)
+        if cfg.get('resume'):
+            check_resumable(path, content)
+    for path in dict.fromkeys(_weight_files(cfg.get('model'))):
+        if osp.isfile(path):
             load_weights(path)
-        except CodeInFileError as error:
-            raise ValueError(f'{error} In this tool: '
-                             'TORCH_FORCE_WEIGHTS_ONLY_LOAD=0.') from None
+
+
+def _weight_files(value: Any) -> Iterator[str]:
+    """The files of all ``init_cfg`` in a nested config."""
+    if isinstance(value, dict):
+        kind, path = value.get('type'), value.get('checkpoint')
+        if kind in PRETRAINED and isinstance(path, str):
+            yield path
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return
+    for child in value:
+        yield from _weight_files(child)
 
 
 def is_pretrained(cfg: Config) -> bool:

@@ -1,5 +1,4 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-import os
 import os.path as osp
 from typing import Optional, Tuple
 
@@ -62,12 +61,10 @@ class AtomicCheckpointHook(SaveThenRemove):
 
     def _find(self, runner: Runner) -> Tuple[Optional[str], Optional[str]]:
         """The newest whole checkpoint, or an error."""
-        trust = os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD') == '0'
         folders = [self._folder(runner)] if self._is_local(runner) else []
         try:
             return find_checkpoint(runner.work_dir, folders, [
-                *TEMPLATES, self.filename_tmpl], trust,
-                                   runner.logger.warning), None
+                *TEMPLATES, self.filename_tmpl], runner.logger.warning), None
         except (ValueError, OSError) as error:
             return None, str(error)  # raised on all processes
 

@@ -5,14 +5,13 @@ MMEngine loads ``init_cfg=dict(type='Pretrained', ...)`` with ``strict=False``
 and only logs what does not fit, so a stock network that is given the file of
 another width trains from scratch unnoticed.
 """
-import os
 from typing import Iterator, Optional
 
 import torch
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from us3l_mm.fileio import Misfit, check_fit, load_weights
+from us3l_mm.fileio import Misfit, check_fit
 from .weights import adapt_backbone, describe
 
 # Classes whose files have the keys of the network, by our class that extends
@@ -64,7 +63,7 @@ def check_weights(backbone: nn.Module, path: str,
         ValueError: If the backbone does not hold these weights, with the
             tensors and what to do.
     """
-    content = _read(path)
+    content = CheckpointLoader.load_checkpoint(path, logger='silent')
     state = content['state_dict']
     prefix = f'{prefix.rstrip(".")}.' if prefix else ''
     weights = {  # named as MMEngine names them
@@ -103,15 +102,6 @@ def check_weights(backbone: nn.Module, path: str,
             f'and shapes fit: {", ".join(unequal[:3])}. They were not loaded, '
             'or were overwritten later: is there a hook or an init_weights() '
             'that draws new ones?')
-
-
-def _read(path: str) -> dict:
-    if '://' not in path:
-        return load_weights(
-            path,
-            os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD') == '0')
-    content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    return content if 'state_dict' in content else dict(state_dict=content)
 
 
 def _optional(backbone: nn.Module) -> Iterator[str]:
