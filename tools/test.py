@@ -3,13 +3,16 @@
 import argparse
 import os
 import os.path as osp
-import sys
 
 import mmengine
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
+from mmengine.runner import Runner
 from rich.console import Console
 
 from us3l_mm.apis import launching
+from us3l_mm.apis.command_line import (OptionsAction, add_common_flags,
+                                       errors_as_sentences)
+from us3l_mm.fileio import trust_pickle
 from us3l_mm.visualization import width_table
 
 
@@ -33,7 +36,7 @@ def parse_args(argv=None):
         'become FILE with the width before its ending')
     parser.add_argument('--out-item', choices=['metrics', 'pred'],
                         help='what to write to --out; default: pred')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction,
                         metavar='KEY=VALUE', help='changes to the config')
     parser.add_argument('--amp', action='store_true',
                         help='predict in mixed precision')
@@ -53,6 +56,7 @@ def parse_args(argv=None):
             'none', 'pytorch', 'slurm', 'mpi'],
         help='what starts the processes of a distributed '
         'run; tools/dist_test.sh sets it')
+    add_common_flags(parser)
     # Passed by launchers of the past; torchrun sets LOCAL_RANK instead.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
                         help=argparse.SUPPRESS)
@@ -66,6 +70,8 @@ def parse_args(argv=None):
 
 def config_of(args: argparse.Namespace) -> Config:
     """The config to test by: the file, the options and the flags."""
+    if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
+        raise FileNotFoundError(f'There is no checkpoint {args.checkpoint}.')
     cfg = launching.load_config(args.config, args.cfg_options)
     if cfg.get('test_dataloader') is None or cfg.get('test_cfg') is None:
         raise ValueError(
@@ -99,21 +105,25 @@ def drawing_hook(cfg: Config, args: argparse.Namespace) -> dict:
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    try:
-        if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
-            raise FileNotFoundError(
-                f'There is no checkpoint {args.checkpoint}.')
+    trust_pickle(args.trust_pickle)
+    with errors_as_sentences('test.py', args.debug):
         cfg = config_of(args)
+        launching.check_config(cfg, ('test', ))
         launching.check_checkpoint(cfg)
         launching.check_annotation_files(cfg, stages=('test', ))
         launching.join_processes(cfg)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(str(error))
-    runner = launching.build_runner(cfg)
-    try:
-        launching.check_all_loaded(runner, args.checkpoint)
-    except ValueError as error:
-        sys.exit(str(error))
+    with launching.nothing_left_behind(cfg) as begun:
+        with errors_as_sentences('test.py', args.debug):
+            runner = launching.build_runner(cfg)
+            runner.register_hook(begun)
+            launching.check_all_loaded(runner, args.checkpoint)
+        with errors_as_sentences('test.py', args.debug, training=True):
+            test(runner, args)
+    launching.leave_processes()
+
+
+def test(runner: Runner, args: argparse.Namespace) -> None:
+    """Test, print a table of several widths, and write what is asked for."""
     if args.out and args.out_item != 'metrics':
         launching.dump_predictions(runner, args.out)
     metrics = runner.test()
@@ -122,7 +132,6 @@ def main(argv=None) -> None:
                                     list(runner.test_loop.evaluators)))
     if args.out and args.out_item == 'metrics' and runner.rank == 0:
         mmengine.dump(metrics, args.out)
-    launching.leave_processes()
 
 
 if __name__ == '__main__':

@@ -2,11 +2,13 @@
 """Train from a config file, with the flags of MMPretrain's tool."""
 import argparse
 import os
-import sys
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from us3l_mm.apis import launching
+from us3l_mm.apis.command_line import (OptionsAction, add_common_flags,
+                                       errors_as_sentences)
+from us3l_mm.fileio import trust_pickle
 
 
 def parse_args(argv=None):
@@ -47,15 +49,16 @@ def parse_args(argv=None):
         help='start the workers of the data loaders anew in '
         'each epoch')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
         help='change the config: train_cfg.max_epochs=100; hooks by name: '
-        'default_hooks.sampler.num_stages=1; list values without blanks: '
-        'model.backbone.out_indices="[2,3]"')
+        'default_hooks.sampler.num_stages=1; a value with blanks or '
+        'brackets in quotation marks: model.backbone.out_indices="[2, 3]"')
     parser.add_argument(
         '--launcher', default='none', choices=[
             'none', 'pytorch', 'slurm', 'mpi'],
         help='what starts the processes of a distributed run; '
         'tools/dist_train.sh and tools/slurm_train.sh set it')
+    add_common_flags(parser)
     # Passed by launchers of the past; torchrun sets LOCAL_RANK instead.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
                         help=argparse.SUPPRESS)
@@ -87,20 +90,21 @@ def config_of(args: argparse.Namespace) -> Config:
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    try:
+    trust_pickle(args.trust_pickle)
+    with errors_as_sentences('train.py', args.debug):
         cfg = config_of(args)
-        launching.check_checkpoint(cfg)
+        launching.check_config(cfg, ('train', 'val'))
         launching.check_pretrained_file(cfg)
+        launching.check_checkpoint(cfg)
         launching.check_annotation_files(cfg)
         launching.join_processes(cfg)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(str(error))
-    runner = launching.build_runner(cfg)
-    try:
-        launching.check_batches(runner)
-    except launching.EmptyDatasetError as error:
-        sys.exit(str(error))
-    runner.train()
+    with launching.nothing_left_behind(cfg) as begun:
+        with errors_as_sentences('train.py', args.debug):
+            runner = launching.build_runner(cfg)
+            runner.register_hook(begun)
+            launching.check_batches(runner)
+        with errors_as_sentences('train.py', args.debug, training=True):
+            runner.train()
     launching.leave_processes()
 
 

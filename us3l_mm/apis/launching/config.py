@@ -11,11 +11,11 @@ from mmengine.runner import Runner
 
 from us3l_mm.stack import check_detection
 
-# What a Runner reads of its config besides its own arguments.
-RUNNER_EXTRAS = {
-    'activation_checkpointing', 'compile', 'custom_imports',
-    'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg',
-    'runner_type', 'sync_bn'}
+# The keys that a Runner reads: its arguments, and some of its config.
+READ = {
+    *inspect.signature(Runner).parameters, 'activation_checkpointing',
+    'compile', 'custom_imports', 'efficient_conv_bn_eval',
+    'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn'}
 
 
 def is_detection(cfg: Config) -> bool:
@@ -73,16 +73,15 @@ def check_keys(cfg: Config, path: str, options: dict) -> None:
     Raises:
         ValueError: With the key, and similar ones.
     """
-    read = RUNNER_EXTRAS | {*inspect.signature(Runner.__init__).parameters}
-    for key in cfg.keys() - read:
+    for key in cfg.keys() - READ:
         # A config file may have variables of its own.
-        close = get_close_matches(key, read, cutoff=0.9)
+        close = get_close_matches(key, READ, cutoff=0.9)
         if close:
             raise ValueError(f'{path}: nothing reads the key {key}. Did you '
                              f'mean {close[0]}?')
     for option in options:
         key = option.split('.')[0]
-        if key in read:
+        if key in READ:
             continue
         if key in cfg:
             raise ValueError(
@@ -90,9 +89,9 @@ def check_keys(cfg: Config, path: str, options: dict) -> None:
                 'file, whose value has been used already. Set the keys that '
                 'the Runner reads, such as train_dataloader.dataset.data_root '
                 'or default_hooks.sampler.num_stages.')
-        close = get_close_matches(key, read)
+        close = get_close_matches(key, READ)
         hint = (f'Did you mean {close[0]}?'
-                if close else f'There are {sorted(read & {*cfg})}.')
+                if close else f'There are {sorted(READ & {*cfg})}.')
         raise ValueError(f'--cfg-options {option}: there is no key {key}. '
                          f'{hint}')
 

@@ -1,24 +1,89 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Building a Runner, and checking what it was built of."""
 import os.path as osp
+import re
+import shutil
+from contextlib import contextmanager
+from logging import FileHandler
+from pathlib import Path
+from typing import Iterator
 
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 from mmpretrain.utils import get_ori_model
 
 from us3l_mm.fileio import check_fit
 from us3l_mm.models.backbones.weights import adapt_weights
+from .processes import get_rank
 
 
 class EmptyDatasetError(ValueError):
     """A training set without a single batch."""
 
 
+class QuietRunner(Runner):
+    """A Runner that shows the lines of its log, and no listings.
+
+    The config, the environment and the hooks, some hundred lines, go to the
+    file alone.
+    """
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        """The logger, whose screen leaves out what MMEngine lists."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, FileHandler):
+                handler.addFilter(lambda record: record.module != 'runner' or
+                                  '\n' not in record.getMessage())
+        return logger
+
+
 def build_runner(cfg: Config) -> Runner:
     """The Runner of ``cfg``, of the type that it may name."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    return (RUNNERS.build(cfg)
+            if 'runner_type' in cfg else QuietRunner.from_cfg(cfg))
+
+
+class Begun(Hook):
+    """Knows whether a first iteration is over."""
+
+    begun = False
+
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        """Remember it."""
+        self.begun = True
+
+    after_test_iter = after_train_iter
+
+
+@contextmanager
+def nothing_left_behind(cfg: Config) -> Iterator[Begun]:
+    """Remove what a run has written if a mistake ends it before it begins.
+
+    Yields:
+        Begun: A hook to register in the Runner.
+    """
+    folder, begun = Path(cfg.work_dir).absolute(), Begun()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    before = {*folder.glob('*')}
+    try:
+        yield begun
+    except SystemExit:
+        if not begun.begun and get_rank() == 0:
+            config = f'{Path(cfg.filename or "config").stem}.py'
+            for path in {*folder.glob('*')} - before:
+                if re.fullmatch(r'\d{8}_\d{6}', path.name):
+                    shutil.rmtree(path)
+                elif path.name == config:
+                    path.unlink()
+            for path in made:
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+        raise
 
 
 def check_batches(runner: Runner) -> None:
