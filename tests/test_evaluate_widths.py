@@ -117,11 +117,11 @@ def test_an_interrupted_run_goes_on_width_by_width(files, tmp_path,
     calls, calibrated = [], []
     knn_accuracy, calibrate = widths.knn_accuracy, widths.calibrate
 
-    def interrupted(*data):
+    def interrupted(*data, **more):
         calls.append(data)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return knn_accuracy(*data)
+        return knn_accuracy(*data, **more)
 
     def watched(network, batches, subnets, *arguments, **more):
         calibrated.append([subnet.width for subnet in subnets])
@@ -206,6 +206,23 @@ def test_bad_checkpoints_are_refused_and_not_executed(files, tmp_path,
         evaluate(files, tmp_path, checkpoint=checkpoint)
     assert not (files / 'executed').exists()
     assert not list(tmp_path.iterdir())
+
+
+def test_queries_in_the_bank_do_not_find_themselves(files, tmp_path, capsys):
+    cfg = Config.fromfile(files / 'tiny.py')
+    cfg.knn_query_dataloader = cfg.knn_bank_dataloader
+    cfg.dump(files / 'same.py')
+    evaluate(files, tmp_path / 'same', '--widths', '0.5', '--k', '1',
+             '--baselines', config='same.py')
+    report = report_of(tmp_path / 'same')
+    assert report['overlap'] == 48
+    assert max(report['raw_pixels'], report['rows'][0]['knn'],
+               report['rows'][0]['untrained_knn']) < 90
+    out = ' '.join(capsys.readouterr().out.split())
+    assert '48 queries are also in the bank: each was left out of its' in out
+    with pytest.raises(SystemExit, match="dataset.split='train'"):
+        evaluate(files, tmp_path / 'linear', '--widths', '0.5', '--linear',
+                 config='same.py')
 
 
 @pytest.mark.parametrize('flags, message', [

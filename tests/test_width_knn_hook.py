@@ -119,6 +119,14 @@ def test_the_checkpoint_of_the_same_epoch_has_the_statistics(watched):
     assert state['backbone.bn1.num_batches_tracked'] == 1
 
 
+def test_images_of_the_bank_do_not_find_themselves(tmp_path):
+    cfg = hook_cfg(query_dataloader=labelled('train', 30), k=1)
+    runner = run(tmp_path, cfg)
+    assert runner.message_hub.get_scalar(NAMES[0]).current() < 90
+    [log] = tmp_path.glob('*/*.log')
+    assert log.read_text().count('30 images of query_dataloader are also') == 1
+
+
 def test_reports_by_iteration_and_at_the_end(tmp_path):
     runner = run(
         tmp_path, hook_cfg(by_epoch=False, interval=3), **{

@@ -3,6 +3,7 @@
 from copy import copy
 from typing import Iterator, List, Optional, Tuple
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
@@ -10,6 +11,8 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
+
+from .overlap import identify
 
 BANK, QUERY, TRAIN = ('knn_bank_dataloader', 'knn_query_dataloader',
                       'train_dataloader')
@@ -131,8 +134,8 @@ def image_batches(loader: DataLoader,
 
 
 def labelled_batches(loader: DataLoader, preprocessor: nn.Module
-                     ) -> Iterator[Tuple[Tensor, Tensor]]:
-    """Preprocessed images (N, 3, H, W) and their labels (N, )."""
+                     ) -> Iterator[Tuple[Tensor, Tensor, np.ndarray]]:
+    """Preprocessed images (N, 3, H, W), labels (N, ), identities (N, 2)."""
     for batch in loader:
         samples = batch.get('data_samples')
         if not samples or not all('gt_label' in s for s in samples):
@@ -140,7 +143,9 @@ def labelled_batches(loader: DataLoader, preprocessor: nn.Module
                 'kNN and linear probe need images with a gt_label, which '
                 f'{type(loader.dataset).__name__} does not give.')
         labels = torch.stack([s.gt_label.reshape(()) for s in samples])
-        yield _images(batch, preprocessor), labels
+        images = _images(batch, preprocessor)
+        paths = [sample.get('img_path') for sample in samples]
+        yield images, labels, identify(images, paths)
 
 
 def _images(batch: dict, preprocessor: nn.Module) -> Tensor:

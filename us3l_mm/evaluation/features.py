@@ -1,6 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Features of many sub-networks, in one pass over the data."""
-from typing import (Callable, Dict, Hashable, Iterable, List, Optional,
+from typing import (Any, Callable, Dict, Hashable, Iterable, List, Optional,
                     Sequence, Tuple, TypeVar)
 
 import numpy as np
@@ -13,6 +13,8 @@ from us3l_mm.models.layers import Subnet, SubnetLike, at, evaluation_mode
 from .progress import count_images
 
 RAW_PIXELS_SIZE = 32
+# The name of the identities among the features.
+IDENTITY = 'identity'
 Key = TypeVar('Key', bound=Hashable)
 
 
@@ -40,13 +42,15 @@ def extract_features(network: nn.Module, batches: Iterable[tuple],
     """
     encoders = {
         subnet: encoder(network, subnet) for subnet in map(Subnet.of, subnets)}
-    return encode(encoders, batches, size, progress)
+    features, labels = encode(encoders, batches, size, progress)
+    features.pop(IDENTITY, None)
+    return features, labels
 
 
 def encode(encoders: Dict[Key, Callable[[Tensor],
                                         Tensor]], batches: Iterable[tuple],
            size: Optional[int] = None, progress: Optional[str] = None
-           ) -> Tuple[Dict[Key, np.ndarray], np.ndarray]:
+           ) -> Tuple[Dict[Any, np.ndarray], np.ndarray]:
     """The outputs of each of ``encoders`` for all images, in one pass.
 
     Process r is expected to have read the samples r, r + processes, ..., as
@@ -56,7 +60,8 @@ def encode(encoders: Dict[Key, Callable[[Tensor],
     Args:
         encoders (dict): By name, functions of images (N, 3, H, W) to features
             (N, c).
-        batches (iterable[tuple]): Images and labels.
+        batches (iterable[tuple]): Images and labels, and if there are any,
+            their identities (N, 2), which are returned as 'identity'.
         size (int, optional): Number of images over all processes. Defaults to
             None for all that come.
         progress (str, optional): The text before a progress bar. Defaults to
@@ -69,16 +74,22 @@ def encode(encoders: Dict[Key, Callable[[Tensor],
     """
     parts: Dict[Key, List[np.ndarray]] = {name: [] for name in encoders}
     labels: List[np.ndarray] = []
+    identities: List[np.ndarray] = []
     with torch.no_grad():
-        for images, batch_labels in count_images(batches, progress, size):
+        for images, batch_labels, *known in count_images(
+                batches, progress, size):
             labels.append(np.asarray(batch_labels))
+            identities += known
             for name, encoder_of_name in encoders.items():
                 parts[name].append(
                     encoder_of_name(images).float().cpu().numpy())
     if not labels:
         raise ValueError('No images to extract features from: the loader is '
                          'empty.')
-    gathered = {name: _gather(parts.pop(name), size) for name in encoders}
+    gathered: Dict[Any, np.ndarray] = {
+        name: _gather(parts.pop(name), size) for name in encoders}
+    if identities:
+        gathered[IDENTITY] = _gather(identities, size)
     return gathered if is_main_process() else {}, _gather(labels, size)
 
 

@@ -1,18 +1,25 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from typing import Optional
+
 import numpy as np
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
+from .overlap import Identities, copies
+
 WEIGHTS = ('uniform', 'distance')
+# Numbers in a table of neighbours or votes, to bound the memory.
+TABLE_SIZE = 2**24
 
 
 def knn_accuracy(bank: np.ndarray, bank_labels: np.ndarray,
                  queries: np.ndarray, query_labels: np.ndarray, k: int = 20,
-                 weights: str = 'distance') -> float:
+                 weights: str = 'distance',
+                 identities: Optional[Identities] = None) -> float:
     """Accuracy in percent of the k nearest neighbours among ``bank``.
 
-    scikit-learn's ``KNeighborsClassifier`` on L2-normalised features, whose
-    Euclidean order is that of the cosine.
+    Neighbours are those of the cosine, found by scikit-learn on L2-normalised
+    features, and vote as in its ``KNeighborsClassifier``.
 
     Args:
         bank (np.ndarray): Features of labelled training images, (n, c).
@@ -22,19 +29,54 @@ def knn_accuracy(bank: np.ndarray, bank_labels: np.ndarray,
         k (int): Number of neighbours that vote. Defaults to 20.
         weights (str): 'uniform', or 'distance' for votes of one over the
             distance. Defaults to 'distance'.
+        identities (tuple[np.ndarray, np.ndarray], optional): What
+            :func:`~us3l_mm.evaluation.overlap.identify` returns for the bank
+            and for the queries. An image is then left out of its own
+            neighbours. Defaults to None: all images of the bank may vote.
 
     Raises:
         ValueError: If k is not a number from 1 to n, or features are not
             finite.
     """
-    check_k(k, len(bank), 'labelled images of the bank')
+    same = np.zeros(len(queries), int) if identities is None else (copies(
+        *identities))
+    most = int(same.max(initial=0))
+    check_k(
+        k,
+        len(bank) - most, 'labelled images of the bank' +
+        (', without the query itself' if most else ''))
     if weights not in WEIGHTS:
         raise ValueError(f'weights is one of {WEIGHTS}, got {weights!r}.')
     check_finite(bank, queries)
-    classifier = KNeighborsClassifier(n_neighbors=k, weights=weights,
-                                      algorithm='brute')
-    classifier.fit(normalize(bank), bank_labels)
-    return 100 * float(classifier.score(normalize(queries), query_labels))
+    classes, labels = np.unique(bank_labels, return_inverse=True)
+    finder = NearestNeighbors(n_neighbors=k + most, algorithm='brute')
+    finder.fit(normalize(bank))
+    step = max(TABLE_SIZE // max(k + most, len(classes)), 1)
+    right = 0
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        distances, index = finder.kneighbors(normalize(queries[part]))
+        if identities is not None and most:
+            bank_ids, query_ids = identities
+            own = (bank_ids[index] == query_ids[part, None]).any(axis=2)
+            others = np.argsort(own, axis=1, kind='stable')[:, :k]
+            distances, index = (np.take_along_axis(table, others, axis=1)
+                                for table in (distances, index))
+        votes = np.zeros((len(index), len(classes)))
+        np.add.at(votes, (np.arange(len(index))[:, None], labels[index]),
+                  _weigh(distances, weights))
+        right += int(
+            (classes[votes.argmax(axis=1)] == query_labels[part]).sum())
+    return 100 * right / len(queries)
+
+
+def _weigh(distances: np.ndarray, weights: str) -> np.ndarray:
+    """The weight of each vote; at distance 0 the others do not count."""
+    if weights == 'uniform':
+        return np.ones_like(distances)
+    zero = distances == 0
+    return np.where(zero.any(axis=1, keepdims=True), zero,
+                    1 / np.where(zero, 1, distances))
 
 
 def check_k(k: int, size: int, bank: str) -> None:

@@ -1,6 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """A linear classifier on the features of one sub-network."""
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -9,6 +9,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .knn import check_finite
+from .overlap import Identities, copies
 
 DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 HELD_OUT = 0.2
@@ -16,7 +17,8 @@ HELD_OUT = 0.2
 
 def linear_probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray,
                  test_labels: np.ndarray, decays: Sequence[float] = DECAYS,
-                 seed: int = 0) -> Tuple[float, float]:
+                 seed: int = 0, identities: Optional[Identities] = None
+                 ) -> Tuple[float, float]:
     """Accuracy in percent of a linear classifier, and the decay chosen for it.
 
     This is scikit-learn's ``LogisticRegression`` on features standardised by
@@ -36,14 +38,24 @@ def linear_probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray,
             scikit-learn's C is ``1 / (decay * n)``. Of equally good ones the
             first is taken. Defaults to 1, 0.1, ..., 0.0001.
         seed (int): Seed of the choice of held-out images. Defaults to 0.
+        identities (tuple[np.ndarray, np.ndarray], optional): What
+            :func:`~us3l_mm.evaluation.overlap.identify` returns for training
+            and test images. Training images that are also test images are
+            then left out. Defaults to None: all are used.
 
     Returns:
         tuple: Accuracy in percent and decay.
     """
     check_finite(train, test)
+    own = np.zeros(len(train), bool) if identities is None else (copies(
+        *identities[::-1]) > 0)
+    train, train_labels = train[~own], train_labels[~own]
     if len(np.unique(train_labels)) < 2:
-        raise ValueError('A linear classifier needs training images of at '
-                         'least two classes.')
+        raise ValueError(
+            'A linear classifier needs training images of at least two classes'
+            + (f'; {own.sum()} training images are left out because they are '
+               "test images too. Use splits: dataset.split='train' and 'val' "
+               'of us3l_mm.ImageFolder.' if own.any() else '.'))
     fit, held_out = train_test_split(np.arange(len(train)), test_size=HELD_OUT,
                                      random_state=seed)
     scores = [

@@ -79,6 +79,7 @@ class Report:
         chance (float, optional): Accuracy of the most frequent class.
         raw_pixels (float, optional): kNN on the pixels themselves.
         device (str): The device that latency was measured on.
+        overlap (int): Number of queries that are also in the bank.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Report:
     chance: Optional[float] = None
     raw_pixels: Optional[float] = None
     device: str = ''
+    overlap: int = 0
 
     def row(self, subnet: SubnetLike) -> WidthRow:
         """The row of ``subnet``, or raise KeyError."""
@@ -155,6 +157,11 @@ class Report:
                                  ('chance', self.chance)) if value is not None]
         if self.device:
             notes.append(f'latency of one image on {self.device}')
+        if self.overlap:
+            notes.append(
+                f'{self.overlap:,} queries are also in the bank: each was left '
+                'out of its own neighbours and of what a linear classifier '
+                'learned')
         table = Table(title=self.name, caption=', '.join(notes) or None)
         for title, *_ in columns:
             table.add_column(title, justify='right')

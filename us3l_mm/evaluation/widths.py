@@ -21,12 +21,13 @@ from .calibration import calibrate
 from .complexity import count_complexity
 from .data import (BANK, QUERY, TRAIN, build_loader, dealt, image_batches,
                    image_size, labelled_batches, loader_cfg, shuffled)
-from .features import encode, encoder, raw_pixels
+from .features import IDENTITY, encode, encoder, raw_pixels
 from .knn import chance_accuracy, check_k, knn_accuracy
 from .latency import check_device, device_name, width_latency
 from .linear_probe import linear_probe
 from .loading import (backbone_prefix, load_source, model_cfg,
                       untrained_network)
+from .overlap import Identities, copies
 from .report import JSON, Report, WidthRow, resume
 
 CALIBRATE_ON = {'augmented': TRAIN, 'plain': BANK}
@@ -219,14 +220,17 @@ class WidthEvaluation:
         if not is_main_process():
             return
         report.chance = chance_accuracy(query_labels)
+        identities = bank[IDENTITY], queries[IDENTITY]
+        report.overlap = int((copies(*identities) > 0).sum())
         for name in encoders:
             self._classify(report, *name, (bank.pop(name), bank_labels,
-                                           queries.pop(name), query_labels))
+                                           queries.pop(name), query_labels),
+                           identities)
             self._save(report)
 
     def _classify(self, report: Report, kind: str, subnet: Optional[Subnet],
                   data: Tuple[np.ndarray, np.ndarray, np.ndarray,
-                              np.ndarray]) -> None:
+                              np.ndarray], identities: Identities) -> None:
         """Enter the accuracies of one set of features into ``report``."""
         title = kind if subnet is None else f'{kind}, {subnet}'
         entry: Any = report if subnet is None else report.row(subnet)
@@ -234,10 +238,14 @@ class WidthEvaluation:
         if getattr(entry, name) is None and (kind != TRAINED
                                              or self.measures.knn):
             with self.console.status(f'Nearest neighbours ({title})'):
-                setattr(entry, name, knn_accuracy(*data, self.measures.k))
+                setattr(
+                    entry, name,
+                    knn_accuracy(*data, self.measures.k,
+                                 identities=identities))
         if kind == TRAINED and self.measures.linear and entry.linear is None:
             with self.console.status(f'Linear probe ({title})'):
-                entry.linear, entry.linear_decay = linear_probe(*data)
+                entry.linear, entry.linear_decay = linear_probe(
+                    *data, identities=identities)
 
     def _save(self, report: Report) -> None:
         if is_main_process():

@@ -8,10 +8,12 @@ from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 
 from us3l_mm.engine.random_states import seeded
-from us3l_mm.evaluation import calibrate, extract_features, knn_accuracy
+from us3l_mm.evaluation import calibrate, encode, encoder, knn_accuracy
 from us3l_mm.evaluation.data import (build_loader, image_batches,
                                      labelled_batches, shuffled)
+from us3l_mm.evaluation.features import IDENTITY
 from us3l_mm.evaluation.knn import check_k
+from us3l_mm.evaluation.overlap import copies
 from us3l_mm.models.layers import Subnet, SubnetLike, check_subnets
 from us3l_mm.registry import HOOKS
 from .compile_hook import uncompiled
@@ -26,7 +28,9 @@ class WidthKNNHook(PeriodicHook):
     their nearest neighbours in it, and writes the accuracies in percent to the
     log, the visualizer and the message hub, as ``knn/top1_w0.50``. Training is
     not affected: random states, modes and the sub-network of each layer are
-    restored. A checkpoint of the same epoch has the measured statistics.
+    restored. A checkpoint of the same epoch has the measured statistics. An
+    image that is in both loaders is left out of its own neighbours, and the
+    log says how many there are.
 
     Args:
         bank_dataloader (dict): The loader of labelled training images, not
@@ -53,6 +57,7 @@ class WidthKNNHook(PeriodicHook):
         self.subnets = [Subnet.of(width) for width in widths]
         self.k, self.num_images = k, num_images
         self.cfgs = bank_dataloader, query_dataloader
+        self.overlap = 0  # in the main process
 
     def before_train(self, runner: Runner) -> None:
         """Build the loaders; raise if something could not be evaluated."""
@@ -75,6 +80,10 @@ class WidthKNNHook(PeriodicHook):
         values = '  '.join(f'{name}: {v:.1f}' for name, v in scalars.items())
         runner.logger.info(f'kNN after iteration {iterations}: {values}  '
                            f'({perf_counter() - start:.1f} s)')
+        if self.overlap:  # MMEngine logs the same warning once
+            runner.logger.warning(
+                f'{self.overlap:,} images of query_dataloader are also in '
+                'bank_dataloader; each is left out of its own neighbours.')
 
     def evaluate(self, algorithm: torch.nn.Module) -> Dict[Subnet, float]:
         """Accuracy of each sub-network by kNN, in percent."""
@@ -83,14 +92,18 @@ class WidthKNNHook(PeriodicHook):
         calibrate(backbone, image_batches(self.calibration,
                                           preprocessor), self.subnets,
                   min(self.num_images, len(self.bank.dataset)), is_share=True)
-        (bank, bank_labels), (queries, query_labels) = (extract_features(
-            backbone, labelled_batches(loader, preprocessor), self.subnets,
+        encoders = {s: encoder(backbone, s) for s in self.subnets}
+        (bank, bank_labels), (queries, query_labels) = (encode(
+            encoders, labelled_batches(loader, preprocessor),
             len(loader.dataset)) for loader in (self.bank, self.queries))
         accuracies: List[Dict[Subnet, float]] = [{}]
         if is_main_process():
+            identities = bank[IDENTITY], queries[IDENTITY]
+            self.overlap = int((copies(*identities) > 0).sum())
             accuracies = [{
                 subnet:
                 knn_accuracy(bank[subnet], bank_labels, queries[subnet],
-                             query_labels, self.k) for subnet in self.subnets}]
+                             query_labels, self.k, identities=identities)
+                for subnet in self.subnets}]
         broadcast_object_list(accuracies)
         return accuracies[0]
