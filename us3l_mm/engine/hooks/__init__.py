@@ -7,14 +7,17 @@ from .collapse_monitor_hook import CollapseMonitorHook
 from .compile_hook import CompileHook
 from .dynamic_sampler_hook import DynamicSamplerHook
 from .exact_resume_hook import ExactResumeHook
+from .gradient_diagnosis_hook import GradientDiagnosisHook
 from .group_reg_hook import GroupRegHook
 from .non_finite_hook import NonFiniteHook
 from .preflight_hook import PreflightHook
+from .progress_hook import ProgressHook
 from .unreadable_images_hook import UnreadableImagesHook
 from .width_knn_hook import WidthKNNHook
 
 __all__ = [
     'AtomicCheckpointHook', 'CalibrationHook', 'CheckAnnotationsHook',
     'CheckPretrainedHook', 'CollapseMonitorHook', 'CompileHook',
-    'DynamicSamplerHook', 'ExactResumeHook', 'GroupRegHook', 'NonFiniteHook',
-    'PreflightHook', 'UnreadableImagesHook', 'WidthKNNHook']
+    'DynamicSamplerHook', 'ExactResumeHook', 'GradientDiagnosisHook',
+    'GroupRegHook', 'NonFiniteHook', 'PreflightHook', 'ProgressHook', 'UnreadableImagesHook',
+    'WidthKNNHook']

@@ -113,6 +113,11 @@ class MultiPassOptimWrapper(OptimWrapper):
         self._passes.append(pass_)
         self._is_due = self._step_per_pass or (is_last and self.ends_update)
 
+    @property
+    def current_pass(self) -> Optional[Pass]:
+        """The pass that runs, if any does."""
+        return self._passes[-1] if self._passes else None
+
     def update_pass(self, total: Tensor, losses: Dict[str, Tensor]) -> None:
         """Backward pass of ``total``, and the optimizer step if it is due.
 

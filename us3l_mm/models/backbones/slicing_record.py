@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -64,12 +64,8 @@ class SlicingRecord:
             weights, shape = state_dict.get(prefix + name), parameter.shape
             if (weights is not None and weights.shape != shape
                     and tuple(weights.shape) == self.full_shapes.get(name)):
-                if name in self.row_blocks:
-                    weights = torch.cat([
-                        weights[slice(*rows)]
-                        for rows in self.row_blocks[name]])
-                leading = tuple(slice(size) for size in shape)
-                state_dict[prefix + name] = weights[leading].contiguous()
+                state_dict[prefix + name] = cut(
+                    weights, shape, self.row_blocks.get(name)).contiguous()
                 self._is_full = True
 
     def pick_statistics(self, network: nn.Module,
@@ -121,6 +117,22 @@ class SlicingRecord:
                 for name, parameter in network.named_parameters()):
             return None  # the zeros and ones of a network never calibrated
         return mean, state_dict[f'{stem}{VAR}'], count
+
+
+def cut(value: Tensor, shape: Sequence[int],
+        blocks: Optional[List[Tuple[int, int]]] = None) -> Tensor:
+    """The entries of a parameter that a sub-network uses.
+
+    Args:
+        value (Tensor): The parameter, or another tensor of its shape.
+        shape (sequence[int]): The shape in the sliced network.
+        blocks (list[tuple[int, int]], optional): The rows in use, where these
+            are not the leading ones; see ``SlimmableLayer.row_blocks``.
+            Defaults to None.
+    """
+    if blocks is not None:
+        value = torch.cat([value[slice(*rows)] for rows in blocks])
+    return value[tuple(map(slice, shape))]
 
 
 def _measured(state_dict: Dict[str, Tensor], stem: str) -> List[Subnet]:
