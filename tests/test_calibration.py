@@ -204,6 +204,8 @@ def test_networks_with_statistics_of_their_own_need_no_images():
     ([], {}, 'at least two images, got 0: is the loader empty'),
     ([1], {}, 'at least two images, got 0'),
     ([4], dict(num_images=1), 'at least two images, got num_images=1'),
+    ([4], dict(num_images=2.5), 'at least two images, got num_images=2.5'),
+    ([4], dict(num_images=True), 'at least two images, got num_images=True'),
     ([4], dict(subnets=[0.1]), 'Width 0.1 is outside the range'),
     ([4], dict(subnets=[0.5, 1.5]), r'multiplier in \(0, 1\], got 1.5'), ])
 def test_what_cannot_be_measured_is_refused(images, arguments, message):
@@ -212,6 +214,38 @@ def test_what_cannot_be_measured_is_refused(images, arguments, message):
         calibrate(network, uneven_batches(images), **{
             'subnets': [0.5],
             **arguments})
+    assert not any(norm.measured_subnets() for norm in norms_of(network))
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (dict(subnets=0.5), r'a list of sub-networks, such as \[0.5\], got 0.5'),
+    (dict(subnets='w0.50'), r"such as \['w0.50'\]"),
+    (dict(network='resnet'), "network is a module.*got 'resnet'"),
+    (dict(batches=[dict(inputs=torch.rand(4, 3, 8, 8))]), 'batches are tensors'
+     '.*got dict.*image_batches'),
+    (dict(batches=[torch.rand(3, 8, 8)]), r'got torch.Size\(\[3, 8, 8\]\)'), ])
+def test_arguments_of_another_type_are_refused(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        calibrate(
+            **{
+                'network': small_resnet(),
+                'batches': uneven_batches(),
+                'subnets': [0.5],
+                **arguments})
+
+
+def test_images_that_are_not_finite_make_no_statistics():
+    network, images = small_resnet(), torch.rand(4, 3, 8, 8)
+    bad = images.clone()
+    bad[1, 2, 3, 4], bad[3] = float('nan'), float('inf')
+    with pytest.raises(
+            ValueError, match='2 of the 4 images of batch 2 are not'
+            ' finite.*std of 0'):
+        calibrate(network, [images, bad, images], [0.5])
+    assert not any(norm.measured_subnets() for norm in norms_of(network))
+    network.conv1.weight.data[0] = float('nan')
+    with pytest.raises(ValueError, match='w0.50 are not finite.*diverged'):
+        calibrate(network, [images], [0.5])
     assert not any(norm.measured_subnets() for norm in norms_of(network))
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from us3l_mm.models.layers import (
     FULL, SlimmableBatchNorm, Subnet, SubnetLike, at, at_least_single,
     check_subnets, evaluation_mode, slimmable_layers)
-from .data import shuffled
+from .data import check_num_images, shuffled
 from .progress import count_images
 
 
@@ -60,12 +60,16 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
 
     Raises:
         TypeError, ValueError: If the network does not have a sub-network,
-            ``num_images`` is below 2, or there are less than two images;
-            nothing is stored then.
+            ``num_images`` is below 2, there are less than two images, or
+            images or statistics are not finite; nothing is stored then.
     """
-    if num_images is not None and num_images < 2:
-        raise ValueError('Batch statistics need at least two images, got '
-                         f'num_images={num_images}.')
+    if not isinstance(network, nn.Module):
+        raise TypeError('network is a module, such as a backbone, got '
+                        f'{network!r}.')
+    check_num_images(num_images)
+    if isinstance(subnets, (str, float, int, Subnet)):
+        raise TypeError('subnets is a list of sub-networks, such as '
+                        f'[{subnets!r}], got {subnets!r}.')
     wanted = list(dict.fromkeys(map(Subnet.of, subnets)))
     check_subnets(network, wanted)
     norms = [
@@ -82,8 +86,16 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
         raise ValueError(
             f'Batch statistics need at least two images, got {seen}: is the '
             'loader empty? (A single image in a process is not counted.)')
-    for (subnet, index), pool in pools.items():
-        norms[index].set_statistics(subnet, *pool.statistics())
+    measured = {key: pool.statistics() for key, pool in pools.items()}
+    for (subnet, _), values in measured.items():
+        if not all(value.isfinite().all() for value in values):
+            raise ValueError(
+                f'The batch-norm statistics of {subnet} are not finite, though'
+                ' the images are: the weights have probably diverged in '
+                'training. See the loss in the training log, and lower the '
+                'learning rate.')
+    for (subnet, index), values in measured.items():
+        norms[index].set_statistics(subnet, *values)
     return seen
 
 
@@ -160,7 +172,7 @@ def _fill(subnets: Sequence[Subnet], network: nn.Module,
         of the norm, and their number of images.
     """
     own: Dict[tuple, _Pool] = defaultdict(_Pool)
-    current, seen = FULL, 0
+    current, seen, mistake = FULL, 0, None
 
     def enters(index: int, norm: nn.Module, args: tuple) -> None:
         if args[0].numel():  # images of the batch have regions
@@ -175,23 +187,40 @@ def _fill(subnets: Sequence[Subnet], network: nn.Module,
             for norm in norms:
                 norm.train()
                 norm.sync = False  # other processes may have fewer batches
-            for batch in batches:
+            for number, batch in enumerate(batches):
+                images = batch[0] if isinstance(batch, tuple) else batch
+                mistake = _not_finite(images, number)
+                if mistake is not None:
+                    break
                 for current in subnets:
                     with at(network, current):
                         forward(batch)
-                seen += len(batch[0] if isinstance(batch, tuple) else batch)
+                seen += len(images)
     finally:
         for norm, sync, handle in zip(norms, syncs, handles):
             norm.sync = sync
             handle.remove()
-    parts = all_gather_object((seen, {
+    parts = all_gather_object((seen, mistake, {
         key: (pool.count, pool.mean.cpu(), pool.deviations.cpu())
         for key, pool in own.items()}))
     pools: Dict[tuple, _Pool] = defaultdict(_Pool)
-    for _, part in parts:
+    for _, mistake, part in parts:
+        if mistake is not None:  # in one process; all raise it
+            raise ValueError(mistake)
         for key, values in part.items():
             pools[key].merge(*values)
-    return pools, sum(images for images, _ in parts)
+    return pools, sum(count for count, _, _ in parts)
+
+
+def _not_finite(images: Tensor, number: int) -> Optional[str]:
+    """What is wrong with a batch of images, if they are not finite."""
+    finite = images.flatten(1).isfinite().all(dim=1)
+    if finite.all():
+        return None
+    return (
+        f'{int((~finite).sum())} of the {len(images)} images of batch '
+        f'{number + 1} are not finite (nan or inf). Look for a std of 0 in '
+        'data_preprocessor, and for broken images.')
 
 
 def _rebatch(batches: Iterable[Tensor],
@@ -206,6 +235,12 @@ def _rebatch(batches: Iterable[Tensor],
         limit = each + (get_rank() < rest)
     held = None
     for images in batches:
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            raise TypeError(
+                'batches are tensors (N, 3, H, W) of preprocessed images, got '
+                f'{getattr(images, "shape", type(images).__name__)}. For a '
+                'DataLoader of MMPretrain pass us3l_mm.evaluation.data.'
+                'image_batches(loader, data_preprocessor).')
         if limit is not None:
             images = images[:limit]
             limit -= len(images)

@@ -72,9 +72,7 @@ def dealt(loader: DataLoader, num_images: Optional[int] = None,
         ValueError: If ``num_images`` is below 2, or the batches have no fixed
             size.
     """
-    if num_images is not None and num_images < 2:
-        raise ValueError('Batch statistics need at least two images, got '
-                         f'num_images={num_images}.')
+    check_num_images(num_images)
     maker = loader.batch_sampler
     if not isinstance(getattr(maker, 'batch_size', None), int):
         raise ValueError(
@@ -102,6 +100,15 @@ def dealt(loader: DataLoader, num_images: Optional[int] = None,
         loader.dataset, batch_sampler=batches[get_rank()::get_world_size()],
         num_workers=loader.num_workers, collate_fn=loader.collate_fn,
         worker_init_fn=loader.worker_init_fn)
+
+
+def check_num_images(num_images: Optional[int]) -> None:
+    """Raise ValueError unless this is a number of images, or None."""
+    if num_images is not None and (isinstance(num_images, bool)
+                                   or not isinstance(num_images, int)
+                                   or num_images < 2):
+        raise ValueError('Batch statistics need at least two images, got '
+                         f'num_images={num_images!r}.')
 
 
 def shuffled(loader: DataLoader,

@@ -159,9 +159,9 @@ class Report:
             notes.append(f'latency of one image on {self.device}')
         if self.overlap:
             notes.append(
-                f'{self.overlap:,} queries are also in the bank: each was left '
-                'out of its own neighbours and of what a linear classifier '
-                'learned')
+                f'{self.overlap:,} queries are also in the bank: each was '
+                'left out of its own neighbours and of what a linear '
+                'classifier learned')
         table = Table(title=self.name, caption=', '.join(notes) or None)
         for title, *_ in columns:
             table.add_column(title, justify='right')

@@ -8,7 +8,7 @@ from mmpretrain.utils import get_ori_model
 from us3l_mm.engine.mmengine_internals import built_loop
 from us3l_mm.engine.random_states import seeded
 from us3l_mm.evaluation import calibrate_detector
-from us3l_mm.evaluation.data import shuffled
+from us3l_mm.evaluation.data import check_num_images, shuffled
 from us3l_mm.models.layers import (FULL, Subnet, SubnetLike, check_subnets,
                                    has_statistics)
 from us3l_mm.registry import HOOKS
@@ -41,9 +41,7 @@ class CalibrationHook(PeriodicHook):
                  widths: Optional[Sequence[SubnetLike]] = None,
                  interval: int = 1, by_epoch: bool = True):
         super().__init__(interval, by_epoch)
-        if num_images < 2:
-            raise ValueError('Batch statistics need at least two images, got '
-                             f'num_images={num_images}.')
+        check_num_images(num_images)
         self.num_images, self._loader = num_images, None
         self.subnets = [Subnet.of(width) for width in widths or ()]
 

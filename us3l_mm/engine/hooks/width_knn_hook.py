@@ -9,8 +9,8 @@ from mmpretrain.utils import get_ori_model
 
 from us3l_mm.engine.random_states import seeded
 from us3l_mm.evaluation import calibrate, encode, encoder, knn_accuracy
-from us3l_mm.evaluation.data import (build_loader, image_batches,
-                                     labelled_batches, shuffled)
+from us3l_mm.evaluation.data import (build_loader, check_num_images,
+                                     image_batches, labelled_batches, shuffled)
 from us3l_mm.evaluation.features import IDENTITY
 from us3l_mm.evaluation.knn import check_k
 from us3l_mm.evaluation.overlap import copies
@@ -55,6 +55,7 @@ class WidthKNNHook(PeriodicHook):
         if not widths:
             raise ValueError('widths is a list of at least one width.')
         self.subnets = [Subnet.of(width) for width in widths]
+        check_num_images(num_images)
         self.k, self.num_images = k, num_images
         self.cfgs = bank_dataloader, query_dataloader
         self.overlap = 0  # in the main process
