@@ -1,6 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """The slimmable backbone of a checkpoint or of a config."""
+import os.path as osp
 from dataclasses import dataclass
+from glob import escape, glob
+from os import PathLike, fspath
 from typing import Dict, Optional, Union
 
 from mmengine.config import Config
@@ -10,7 +13,8 @@ from mmengine.runner import set_random_seed
 from mmengine.utils import import_modules_from_strings
 from torch import Tensor, nn
 
-from us3l_mm.export.architecture import build_stored_backbone, stored_model
+from us3l_mm.export.architecture import (build_stored_backbone, read_as_data,
+                                         stored_model)
 from us3l_mm.fileio import load_weights
 from us3l_mm.models.layers import slimmable_layers
 from us3l_mm.registry import MODELS
@@ -61,8 +65,8 @@ def load_source(checkpoint: Union[str, dict], config: Union[str, Config,
                                                             None] = None,
                 trust_pickle: bool = False) -> Source:
     """:func:`load_backbone`, with the preprocessing of the images."""
-    content = (load_weights(checkpoint, trust_pickle) if isinstance(
-        checkpoint, str) else checkpoint)
+    content = _content(checkpoint, trust_pickle)
+    hint = ''
     if config is None:
         model = stored_model(content)
         backbone, preprocessor = build_stored_backbone(model), None
@@ -73,13 +77,82 @@ def load_source(checkpoint: Union[str, dict], config: Union[str, Config,
         model = model_cfg(config)
         backbone = algorithm.backbone.eval()
         preprocessor = algorithm.data_preprocessor
+        own = saved_config(checkpoint) if isinstance(checkpoint, str) else None
+        hint = f' The run saved its config as {own}.' if own else ''
     try:
         backbone.load_state_dict(
             _backbone_weights(backbone, content['state_dict']))
     except RuntimeError as error:  # statistics; the backbone checks the rest
         raise ValueError('The weights do not fit the network: '
-                         f'{error}') from None
+                         f'{error}{hint}') from None
+    except ValueError as error:
+        raise ValueError(f'{error}{hint}') from None
     return Source(backbone, model.get('data_preprocessor') or {}, preprocessor)
+
+
+def _content(checkpoint: Union[str, dict], trust_pickle: bool) -> dict:
+    if isinstance(checkpoint, dict):
+        if not isinstance(checkpoint.get('state_dict'), dict):
+            raise ValueError(
+                'A checkpoint that is a dict has its weights as state_dict, '
+                f'got the keys {sorted(map(str, checkpoint))[:5]}.')
+        return checkpoint
+    if not isinstance(checkpoint, (str, PathLike)):
+        raise TypeError('A checkpoint is the path of a file or its content, '
+                        f'got a {type(checkpoint).__name__}.')
+    return load_weights(fspath(checkpoint), trust_pickle)
+
+
+def saved_config(checkpoint: str) -> Optional[str]:
+    """The file in which the run of a checkpoint saved its config.
+
+    MMEngine's Runner writes ``<name of the config>.py`` into the work dir,
+    and ``<time>/vis_data/config.py`` for each start of a run. It is Python:
+    :func:`run_config` reads it without executing it.
+
+    Args:
+        checkpoint (str): The path of the checkpoint.
+
+    Returns:
+        str, optional: The file; None if there is none, or there are several
+        and it is not known which one it is.
+    """
+    folder = osp.dirname(osp.abspath(checkpoint))
+    for pattern in ('*.py', '*/vis_data/config.py'):
+        found = glob(osp.join(escape(folder), pattern))
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def run_config(checkpoint: str, content: dict) -> Optional[Config]:
+    """The config of the run that wrote a checkpoint, read as plain data.
+
+    It is the one that MMEngine stored in the checkpoint, or else the one that
+    :func:`saved_config` finds.
+
+    Args:
+        checkpoint (str): The path of the checkpoint.
+        content (dict): What :func:`~us3l_mm.fileio.load_weights` read from
+            it.
+
+    Returns:
+        Config, optional: The config, whose ``filename`` is the file that it
+        was read from; None if there is none with the data of the run.
+
+    Raises:
+        ValueError: If it is not plain data.
+    """
+    text, path = (content.get('meta') or {}).get('cfg'), checkpoint
+    values = read_as_data(text) if isinstance(text, str) else {}
+    if 'train_dataloader' not in values:  # a converter writes the model alone
+        saved = saved_config(checkpoint)
+        if saved is None:
+            return None
+        with open(saved) as file:
+            text, path = file.read(), saved
+        values = read_as_data(text)
+    return Config(values, cfg_text=text, filename=path)
 
 
 def _backbone_weights(backbone: nn.Module,

@@ -2,15 +2,17 @@
 """The network of a checkpoint, built from the config that it stores."""
 import ast
 import re
-from typing import Any, Optional
+from typing import Any, Iterator, Optional, Tuple
 
 from torch import nn
 
 from us3l_mm.models.backbones.weights import SlimmableBackbone
 from us3l_mm.registry import MODELS
 
-# A registered class; MMEngine's registries would import any other path.
-REGISTERED = re.compile(r'((us3l_mm|mmpretrain|mmengine)\.)?\w+')
+# A registered class; MMEngine's registries would import any other path, and
+# call functions such as mmengine.dump.
+REGISTERED = re.compile(r'((us3l_mm|mmpretrain|mmengine|mmdet)\.(?=[A-Z]))?'
+                        r'(torchvision/)?\w+')
 
 
 def stored_model(checkpoint: dict) -> dict:
@@ -28,27 +30,62 @@ def stored_model(checkpoint: dict) -> dict:
             'The checkpoint does not say which network it holds (no '
             "meta['cfg'], which MMEngine's Runner writes): give the training "
             '--config.')
-    try:
-        for statement in ast.parse(text).body:
-            if isinstance(statement, ast.Assign) and any(
-                    isinstance(target, ast.Name) and target.id == 'model'
-                    for target in statement.targets):
-                return _literal(statement.value)
-    except (SyntaxError, ValueError, RecursionError) as error:
-        raise ValueError(
-            "The config in the checkpoint's meta['cfg'] is not plain data "
-            f'({error}): give the training --config.') from None
+    for name, value in _assignments(text):
+        if name == 'model':
+            return _read(value)
     raise ValueError("The config in the checkpoint's meta['cfg'] has no "
                      'model: give the training --config.')
+
+
+def read_as_data(text: str) -> dict:
+    """The values of a config that MMEngine has saved, without executing it.
+
+    Args:
+        text (str): Python code of assignments of dicts, lists, numbers and
+            strings, as ``Config.pretty_text``.
+
+    Raises:
+        ValueError: If it contains anything else, or names a type that is no
+            registered class.
+    """
+    values = {name: _read(value) for name, value in _assignments(text)}
+    _check_types(values)
+    return values
+
+
+def _assignments(text: str) -> Iterator[Tuple[str, ast.expr]]:
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise _not_data(error) from None
+    for statement in statements:
+        if isinstance(statement, ast.Assign):
+            for target in statement.targets:
+                if isinstance(target, ast.Name):
+                    yield target.id, statement.value
+
+
+def _read(node: ast.expr) -> Any:
+    try:
+        return _literal(node)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _not_data(error) from None
+
+
+def _not_data(error: Exception) -> ValueError:
+    return ValueError('The config that the run has saved is not plain data '
+                      f'({error}): give the training --config.')
 
 
 def _literal(node: Optional[ast.AST]) -> Any:
     """The value of an expression of literals and ``dict(...)`` calls."""
     if isinstance(node, ast.Call):
-        if (getattr(node.func, 'id', None) != 'dict' or node.args
+        if (getattr(node.func, 'id', None) != 'dict'
                 or any(keyword.arg is None for keyword in node.keywords)):
             raise ValueError(f'it calls {ast.unparse(node.func)[:40]!r}')
-        return {k.arg: _literal(k.value) for k in node.keywords}
+        # A dict is an argument where its keys are no identifiers.
+        return dict(*map(_literal, node.args), **{
+            str(k.arg): _literal(k.value) for k in node.keywords})
     if isinstance(node, ast.Dict):
         return {
             _literal(key): _literal(value)
