@@ -37,7 +37,6 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
         ImportError: If MMDetection is needed and cannot be used.
         ValueError: If the Runner would not read an option or a key.
     """
-    options = dict(options or {})
     if not osp.isfile(path):
         folder = Path(path).parent
         names = [p.name for p in folder.glob('*.py')]
@@ -46,7 +45,12 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
                 if close else f'{folder}/ has the configs {sorted(names)}.'
                 if names else 'Configs are in configs/us3l/.')
         raise FileNotFoundError(f'There is no config file {path}. {hint}')
-    cfg = _read(path)
+    return change_config(_read(path), path, options)
+
+
+def change_config(cfg: Config, path: str, options: Optional[dict]) -> Config:
+    """Change ``cfg`` by ``options``, in place; see :func:`load_config`."""
+    options = dict(options or {})
     if 'data_root' in options and cfg.get('data_root'):
         move_data_root(cfg, options.pop('data_root'))
     if 'runner_type' not in cfg:
