@@ -10,28 +10,40 @@ import os.path as osp
 import sys
 
 import torch
-from mmengine.config import Config, DictAction
 from mmengine.dist import init_dist, is_main_process
 from rich.console import Console
 
-from us3l_mm.apis.command_line import subnet_argument
+from us3l_mm.apis.command_line import (OptionsAction, add_common_flags,
+                                       errors_as_sentences, subnet_argument)
+from us3l_mm.apis.launching.config import change_config, load_config
 from us3l_mm.apis.launching.processes import join_on_cpus
 from us3l_mm.evaluation import (Measures, Report, WidthEvaluation,
                                 default_subnets)
+from us3l_mm.evaluation.data import BANK, QUERY, TRAIN
+from us3l_mm.evaluation.loading import run_config
+from us3l_mm.fileio import load_weights
+from us3l_mm.models.layers import subnets_of
 from us3l_mm.visualization import plot_measures
+
+# The keys of a config that an evaluation reads.
+READ = {
+    'custom_imports', 'data_preprocessor', 'default_scope', 'model', BANK,
+    QUERY, TRAIN}
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument('config', help='config of the pre-training')
+    parser.add_argument(
+        'config', nargs='?', help='config of the pre-training; default: the '
+        'one that the\ncheckpoint holds, or that the run saved beside it')
     parser.add_argument('checkpoint', help='file that the training wrote')
     widths = parser.add_mutually_exclusive_group()
     widths.add_argument('--widths', type=subnet_argument, nargs='+',
                         metavar='W',
                         help='for instance 0.25 0.5 0.75 1.0, or dense gated')
     widths.add_argument(
-        '--num-widths', type=int, default=7, metavar='N',
+        '--num-widths', type=int, metavar='N',
         help='this number of widths, evenly from the lowest to the highest '
         '(default: 7)')
     parser.add_argument(
@@ -48,7 +60,7 @@ def parse_args(argv=None):
         '--baselines', action='store_true',
         help='kNN, also of raw pixels and of the untrained '
         'network')
-    parser.add_argument('--k', type=int, default=20,
+    parser.add_argument('--k', type=int,
                         help='neighbours that vote (default: 20)')
     parser.add_argument(
         '--calibrate-on', choices=['plain', 'augmented'], default='plain',
@@ -77,68 +89,92 @@ def parse_args(argv=None):
     parser.add_argument('--device',
                         default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='default: cuda where there is one, else cpu')
-    parser.add_argument(
-        '--trust-pickle', action='store_true',
-        help='read the checkpoint even if that executes code '
-        'in it')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction,
                         metavar='KEY=VALUE', help='changes to the config')
     parser.add_argument('--launcher', default='none', choices=[
         'none', 'pytorch', 'slurm', 'mpi'],
                         help='who started several processes, if so')
-    return parser.parse_args(argv)
+    add_common_flags(parser)
+    # Intermixed: an optional argument may stand between the two files.
+    args = parser.parse_intermixed_args(argv)
+    args.knn |= args.baselines or not (args.linear or args.latency)
+    if args.k is not None and not args.knn:
+        parser.error('--k is a number of neighbours, and there is no --knn.')
+    return args
 
 
 def start_processes(launcher, device):
     """Join the other processes of ``launcher``, if there are any."""
     if launcher == 'none':
         return
-    if device != 'cpu':
-        init_dist(launcher)
-        return
-    try:
+    if device == 'cpu':
         join_on_cpus(launcher)
-    except ValueError as error:
-        sys.exit(str(error))
+    else:
+        init_dist(launcher)
+
+
+def config_of(args):
+    """The config that is named, or else that of the run."""
+    if args.config is not None:
+        return load_config(args.config, args.cfg_options, READ)
+    content = load_weights(args.checkpoint, args.trust_pickle)
+    config = run_config(args.checkpoint, content)
+    if config is None:
+        raise ValueError(
+            f'{args.checkpoint} does not hold the config of its training, and '
+            'no single one lies beside it. Name it: evaluate_widths.py CONFIG '
+            f'{args.checkpoint}')
+    return change_config(config, config.filename, args.cfg_options, READ)
+
+
+def subnets_to_measure(args, network):
+    """The sub-networks that are named, or else some of ``network``."""
+    if args.widths:
+        return args.widths
+    listed = subnets_of(network)
+    if listed is not None and args.num_widths is not None:
+        raise ValueError(
+            f'--num-widths {args.num_widths} chooses from a range of widths; '
+            f'this network has {", ".join(map(str, listed))}. For all of them '
+            'leave the option out; for some, use --widths.')
+    return default_subnets(network,
+                           7 if args.num_widths is None else args.num_widths)
 
 
 def evaluate(args, out, console):
     """The report of this checkpoint, and those to compare it with."""
     others = [Report.load(path) for path in args.compare]
-    config = Config.fromfile(args.config)
-    config.merge_from_dict(args.cfg_options or {})
+    config = config_of(args)
+    if args.config is None:
+        console.print(f'Config: that of {config.filename}', soft_wrap=True)
     evaluation = WidthEvaluation(
         config, args.checkpoint, out,
-        Measures(
-            knn=args.knn or args.baselines
-            or not (args.linear or args.latency), linear=args.linear,
-            latency=args.latency, baselines=args.baselines, k=args.k,
-            calibrate_on=args.calibrate_on, num_images=args.num_images,
-            batch_size=args.batch_size, device=args.device), args.trust_pickle,
-        console)
+        Measures(knn=args.knn, linear=args.linear, latency=args.latency,
+                 baselines=args.baselines, k=20 if args.k is None else args.k,
+                 calibrate_on=args.calibrate_on, num_images=args.num_images,
+                 batch_size=args.batch_size, device=args.device),
+        args.trust_pickle, console)
     evaluation.name = args.name or evaluation.name
-    subnets = args.widths or default_subnets(evaluation.network,
-                                             args.num_widths)
+    subnets = subnets_to_measure(args, evaluation.network)
     return [evaluation.run(subnets, args.save_checkpoint), *others]
 
 
 def main(argv=None):
     args = parse_args(argv)
-    start_processes(args.launcher, args.device)
-    console = Console(quiet=not is_main_process())
     out = args.out or osp.splitext(args.checkpoint)[0] + '_widths'
-    try:
-        reports = evaluate(args, out, console)
+    with errors_as_sentences('evaluate_widths', args.debug):
+        start_processes(args.launcher, args.device)
+        console = Console(quiet=not is_main_process())
+        try:
+            reports = evaluate(args, out, console)
+        except KeyboardInterrupt:
+            sys.exit(f'Interrupted. What is finished is in {out}; the same '
+                     'command goes on from there.')
         if is_main_process():
             console.print(reports[0].table())
             console.print('Written:', *reports[0].paths(out),
                           *plot_measures(out, reports), sep='\n  ',
                           soft_wrap=True)
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f'evaluate_widths: {error}')
-    except KeyboardInterrupt:
-        sys.exit(f'Interrupted. What is finished is in {out}; the same '
-                 'command goes on from there.')
 
 
 if __name__ == '__main__':

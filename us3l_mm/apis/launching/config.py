@@ -4,7 +4,7 @@ import inspect
 import os.path as osp
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Collection, Optional
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -23,7 +23,8 @@ def is_detection(cfg: Config) -> bool:
     return cfg.get('default_scope') == 'mmdet'
 
 
-def load_config(path: str, options: Optional[dict] = None) -> Config:
+def load_config(path: str, options: Optional[dict] = None,
+                read: Collection[str] = READ) -> Config:
     """The config file at ``path``, changed by ``options``.
 
     Args:
@@ -31,11 +32,13 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
         options (dict, optional): Values by dotted keys, as ``--cfg-options``
             gives them. ``data_root`` moves every path below the ``data_root``
             of the config file. Defaults to None.
+        read (collection[str]): The keys that may be changed. Defaults to
+            those that a Runner reads.
 
     Raises:
         FileNotFoundError: If there is no such file, with similar names.
         ImportError: If MMDetection is needed and cannot be used.
-        ValueError: If the Runner would not read an option or a key.
+        ValueError: If nothing would read an option or a key.
     """
     if not osp.isfile(path):
         folder = Path(path).parent
@@ -45,16 +48,17 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
                 if close else f'{folder}/ has the configs {sorted(names)}.'
                 if names else 'Configs are in configs/us3l/.')
         raise FileNotFoundError(f'There is no config file {path}. {hint}')
-    return change_config(_read(path), path, options)
+    return change_config(_read(path), path, options, read)
 
 
-def change_config(cfg: Config, path: str, options: Optional[dict]) -> Config:
+def change_config(cfg: Config, path: str, options: Optional[dict],
+                  read: Collection[str] = READ) -> Config:
     """Change ``cfg`` by ``options``, in place; see :func:`load_config`."""
     options = dict(options or {})
     if 'data_root' in options and cfg.get('data_root'):
         move_data_root(cfg, options.pop('data_root'))
     if 'runner_type' not in cfg:
-        check_keys(cfg, path, options)
+        check_keys(cfg, path, options, read)
     cfg.merge_from_dict(options)
     return cfg
 
@@ -71,7 +75,8 @@ def _read(path: str) -> Config:
     return cfg
 
 
-def check_keys(cfg: Config, path: str, options: dict) -> None:
+def check_keys(cfg: Config, path: str, options: dict,
+               read: Collection[str] = READ) -> None:
     """Refuse a key that looks like one of the Runner's and is not read.
 
     Raises:
@@ -85,19 +90,20 @@ def check_keys(cfg: Config, path: str, options: dict) -> None:
                              f'mean {close[0]}?')
     for option in options:
         key = option.split('.')[0]
-        if key in READ:
+        if key in read:
             continue
-        if key in cfg:
+        if key in cfg and key not in READ:
             raise ValueError(
                 f'--cfg-options {option}: {key} is a variable of the config '
-                'file, whose value has been used already. Set the keys that '
-                'the Runner reads, such as train_dataloader.dataset.data_root '
-                'or default_hooks.sampler.num_stages.')
-        close = get_close_matches(key, READ)
+                'file, whose value has been used already. Set keys that are '
+                'read, such as model.backbone.depth, '
+                'train_dataloader.dataset.data_root or '
+                'default_hooks.sampler.num_stages.')
+        close = get_close_matches(key, read)
         hint = (f'Did you mean {close[0]}?'
-                if close else f'There are {sorted(READ & {*cfg})}.')
-        raise ValueError(f'--cfg-options {option}: there is no key {key}. '
-                         f'{hint}')
+                if close else f'It may be one of {sorted({*read} & {*cfg})}.')
+        raise ValueError(f'--cfg-options {option}: nothing reads the key {key}'
+                         f' here. {hint}')
 
 
 def move_data_root(cfg: Config, folder: str) -> None:
