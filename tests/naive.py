@@ -43,11 +43,13 @@ def conv(x, params, name, width, stride=1):
 
 
 def resnet18(x, params, width, prefix='backbone.'):
-    """The maps of the four stages."""
+    """The maps of the stages, at most four."""
     x = conv(x, params, f'{prefix}conv1', width)
     x = F.relu(norm(x, params, f'{prefix}bn1'))
     maps = []
     for stage in range(1, 5):
+        if f'{prefix}layer{stage}.0.conv1.weight' not in params:
+            break
         for block in range(2):
             name = f'{prefix}layer{stage}.{block}'
             stride = 2 if stage > 1 and block == 0 else 1

@@ -57,10 +57,10 @@ def test_info_nce_in_half_precision_is_that_of_single_precision():
 
 
 @pytest.mark.parametrize('loss, name', [(InfoNCELoss, 'InfoNCE'),
-                                        (MoCoV3Loss, 'MoCo v3')])
+                                        (MoCoV3Loss, 'MoCoV3')])
 @pytest.mark.parametrize('temperature', [0, -1.0, float('nan')])
 def test_a_temperature_that_cannot_work_is_refused(loss, name, temperature):
-    with pytest.raises(ValueError, match=f'temperature of {name} is above 0'):
+    with pytest.raises(ValueError, match=f'temperature of {name}Loss is above 0'):
         loss(temperature)
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple, Union
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -8,6 +8,7 @@ from mmpretrain.utils import get_ori_model
 from us3l_mm.models.layers import (SubnetLike, at, check_width_range,
                                    subnet_list)
 from us3l_mm.models.selfsup import Plan, Sandwich
+from us3l_mm.models.selfsup.reweighting import pass_weights
 from us3l_mm.registry import HOOKS
 
 
@@ -35,6 +36,15 @@ class DynamicSamplerHook(Hook):
             autotuners and compilers meet few shapes; None draws from the
             whole interval, as the reference does. Defaults to 1/32.
         seed (int): Seed of the random widths. Defaults to 0.
+        weights (str or sequence[float]): The weights of ``widths``, widest
+            first, or a name of
+            :data:`~us3l_mm.models.selfsup.reweighting.REWEIGHTING`, such as
+            SlimCLR's 'full plus all'. Defaults to 'equal'.
+        slow_start (float): The share of training, in [0, 1), in which the
+            widest of ``widths`` trains alone, with a weight of 1. Source:
+            SlimCLR, arXiv 2209.15525. Defaults to 0.0.
+        slow_start_epochs (float, optional): The same in epochs, which may be
+            fractional. Defaults to None.
     """
 
     priority = 'VERY_HIGH'
@@ -42,7 +52,9 @@ class DynamicSamplerHook(Hook):
     def __init__(self, width_range: Optional[Tuple[float, float]] = None,
                  num_samples: int = 3, num_stages: int = 4,
                  widths: Optional[Sequence[SubnetLike]] = None,
-                 grid: Optional[float] = 1 / 32, seed: int = 0):
+                 grid: Optional[float] = 1 / 32, seed: int = 0, weights: Union[
+                     str, Sequence[float]] = 'equal', slow_start: float = 0.0,
+                 slow_start_epochs: Optional[float] = None):
         for name, value, least in (('num_samples', num_samples, 2),
                                    ('num_stages', num_stages, 1)):
             if not isinstance(value, int) or value < least:
@@ -54,7 +66,23 @@ class DynamicSamplerHook(Hook):
             raise ValueError(
                 f'widths={list(widths)} trains these and no others, got '
                 f'width_range={width_range} beside it; give one of them.')
+        if widths is None and (weights != 'equal' or slow_start
+                               or slow_start_epochs is not None):
+            raise ValueError(
+                'weights, slow_start and slow_start_epochs are those of a '
+                'fixed list; give widths=[1.0, ...] too.')
+        if not 0.0 <= slow_start < 1.0:
+            raise ValueError('slow_start is a share of training in [0, 1), '
+                             f'got {slow_start!r}.')
+        if slow_start_epochs is not None and (slow_start
+                                              or not slow_start_epochs >= 0):
+            raise ValueError(
+                'slow_start_epochs is a number of epochs of at least 0, in '
+                f'place of slow_start, got {slow_start_epochs!r} and '
+                f'slow_start={slow_start!r}.')
         self.widths = None if widths is None else subnet_list(widths)
+        self.weights = pass_weights(self.widths or [], weights)
+        self.slow_start, self.slow_start_epochs = slow_start, slow_start_epochs
         self.width_range = width_range and check_width_range(width_range)
         self._options = num_samples, num_stages, grid, seed
 
@@ -69,7 +97,11 @@ class DynamicSamplerHook(Hook):
                 backbone.
         """
         if self.widths is not None:
-            return Plan.fixed(self.widths, iteration / max(max_iterations, 1))
+            progress = iteration / max(max_iterations, 1)
+            if progress < self.slow_start:
+                return Plan.fixed(self.widths[:1], progress)
+            return Plan.fixed(self.widths, progress, self.weights,
+                              stage=int(self.slow_start > 0))
         return self._sandwich(width_range)(iteration, max_iterations)
 
     def _sandwich(self, width_range: Tuple[float, float]) -> Sandwich:
@@ -83,6 +115,14 @@ class DynamicSamplerHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Refuse sub-networks that the network cannot run."""
+        if self.slow_start_epochs is not None:
+            self.slow_start = (self.slow_start_epochs *
+                               len(runner.train_dataloader) / runner.max_iters)
+            if not self.slow_start < 1:
+                raise ValueError(
+                    f'slow_start_epochs={self.slow_start_epochs} is not '
+                    'before the end of training, so that no other sub-network '
+                    'would be trained.')
         algorithm = get_ori_model(runner.model)
         has = algorithm.backbone.width_range
 

@@ -1,4 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -72,4 +73,5 @@ class PreflightHook(Hook):
         if not isinstance(algorithm, BaseSelfSupervisor):
             return  # a detector of many widths
         loader = runner.train_dataloader
+        algorithm.check_batch(loader.batch_size * get_world_size())
         check_views(loader.dataset[next(iter(loader.sampler))].get('inputs'))

@@ -14,7 +14,7 @@ from .subnet import (FULL, KeepsOwnSubnet, SlimmableLayer, Subnet, SubnetLike,
                      slimmable_layers, subnet_list, subnets_of)
 from .sync_norm import set_sync
 from .switchable_norm import (SwitchableBatchNorm, SwitchableBatchNorm1d,
-                              SwitchableBatchNorm2d)
+                              SwitchableBatchNorm2d, keep_full_norms)
 
 __all__ = [
     'FULL', 'QKV', 'KeepsOwnSubnet', 'LeadingLinear', 'SlimmableAttention',
@@ -24,5 +24,5 @@ __all__ = [
     'SwitchableBatchNorm', 'SwitchableBatchNorm1d', 'SwitchableBatchNorm2d',
     'active_channels', 'active_steps', 'at', 'at_least_single', 'at_width',
     'check_statistics', 'check_subnets', 'check_width_range',
-    'evaluation_mode', 'has_statistics', 'make_divisible', 'set_subnet',
-    'set_sync', 'slimmable_layers', 'subnet_list', 'subnets_of']
+    'evaluation_mode', 'has_statistics', 'keep_full_norms', 'make_divisible',
+    'set_subnet', 'set_sync', 'slimmable_layers', 'subnet_list', 'subnets_of']

@@ -50,6 +50,7 @@ class SwitchableBatchNorm(SlimmableLayer, _BatchNorm):
                                               track_running_stats=False)
         super().__init__(num_features, **{**kwargs, **own})
         self.subnets, self.sync = subnets, sync
+        self.slice_channels = slice_channels
         self.on_subnet()
         for subnet in subnets:
             if not subnet.is_full:
@@ -63,11 +64,11 @@ class SwitchableBatchNorm(SlimmableLayer, _BatchNorm):
     def on_subnet(self) -> None:
         # Every layer starts with the full network; running it needs a norm.
         if not self.subnet.is_full:
-            self._of(self.subnet)
+            self.of(self.subnet)
         listed = self.subnet in self.subnets
         self._key: Optional[str] = self.subnet.key if listed else None
 
-    def _of(self, subnet: Subnet) -> _BatchNorm:
+    def of(self, subnet: Subnet) -> _BatchNorm:
         """The norm of ``subnet``, which is this module for the full one."""
         if subnet not in self.subnets:
             raise ValueError(
@@ -79,7 +80,7 @@ class SwitchableBatchNorm(SlimmableLayer, _BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._key is None:
-            self._of(self.subnet)
+            self.of(self.subnet)
         norm = self._modules[self._key] if self._key else self
         if norm.training and self.sync and get_world_size() > 1:
             return _synchronised(norm, x)
@@ -88,7 +89,7 @@ class SwitchableBatchNorm(SlimmableLayer, _BatchNorm):
     @torch.no_grad()
     def plain(self, subnet: SubnetLike) -> _BatchNorm:
         """A copy of the batch norm of ``subnet``, as a plain layer."""
-        chosen = self._of(Subnet.of(subnet))
+        chosen = self.of(Subnet.of(subnet))
         norm = self.plain_type(chosen.num_features, chosen.eps,
                                chosen.momentum, chosen.affine,
                                chosen.track_running_stats)
@@ -168,6 +169,16 @@ class SwitchableBatchNorm(SlimmableLayer, _BatchNorm):
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, subnets={_names(self.subnets)}'
+
+
+def keep_full_norms(network: nn.Module) -> None:
+    """Drop the private norms of all sub-networks but the full one, in place.
+    """
+    for norm in network.modules():
+        if isinstance(norm, SwitchableBatchNorm):
+            for subnet in norm.subnets:
+                norm._modules.pop(subnet.key, None)
+            norm.subnets = [FULL]
 
 
 def _names(subnets: Iterable[Subnet]) -> str:

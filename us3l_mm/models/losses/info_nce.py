@@ -1,12 +1,10 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 import torch
 import torch.nn.functional as F
-from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import at_least_single
 from us3l_mm.registry import MODELS
-from .gather import gather_rows, gather_with_gradient
+from .similarities import check_temperature, pair_cosines
 
 
 @MODELS.register_module()
@@ -28,24 +26,12 @@ class InfoNCELoss(nn.Module):
 
     def __init__(self, temperature: float = 0.5, gather: bool = True):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(
-                f'The temperature of InfoNCE is above 0, got {temperature}.')
-        self.temperature, self.gather = temperature, gather
+        self.temperature = check_temperature(self, temperature)
+        self.gather = gather
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """The loss, a scalar, of ``pred`` and ``target``, both (N, d)."""
         # In half precision exp(1 / T) of the sums would lose the negatives.
         with torch.autocast(pred.device.type, enabled=False):
-            pred = F.normalize(at_least_single(pred), dim=1)
-            target = F.normalize(at_least_single(target.detach()), dim=1)
-            if self.gather and get_world_size() > 1:
-                pred = gather_with_gradient(pred)
-                target = gather_rows(target)
-            both = torch.cat([pred, target])
-            logits = both @ both.T / self.temperature  # (2N, 2N)
-            logits.fill_diagonal_(float('-inf'))
-            # Row i and row i + N are embeddings of the same image.
-            partner = torch.arange(len(both), device=both.device).roll(
-                len(pred))
-            return F.cross_entropy(logits, partner)
+            cosines, own = pair_cosines(pred, target.detach(), self.gather)
+            return F.cross_entropy(cosines / self.temperature, own)

@@ -1,12 +1,10 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 import torch
 import torch.nn.functional as F
-from mmengine.dist import get_rank, get_world_size
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import at_least_single
 from us3l_mm.registry import MODELS
-from .gather import gather_rows
+from .similarities import batch_cosines, check_temperature
 
 
 @MODELS.register_module()
@@ -28,19 +26,12 @@ class MoCoV3Loss(nn.Module):
 
     def __init__(self, temperature: float = 0.2, gather: bool = True):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(
-                f'The temperature of MoCo v3 is above 0, got {temperature}.')
-        self.temperature, self.gather = temperature, gather
+        self.temperature = check_temperature(self, temperature)
+        self.gather = gather
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """The loss, a scalar, of ``pred`` and ``target``, both (N, d)."""
         with torch.autocast(pred.device.type, enabled=False):
-            pred = F.normalize(at_least_single(pred), dim=1)
-            target = F.normalize(at_least_single(target.detach()), dim=1)
-            own = torch.arange(len(pred), device=pred.device)
-            if self.gather and get_world_size() > 1:
-                target = gather_rows(target)
-                own = own + get_rank() * len(pred)
-            logits = pred @ target.T / self.temperature  # (N, N of all)
-            return 2 * self.temperature * F.cross_entropy(logits, own)
+            cosines, own = batch_cosines(pred, target, self.gather)
+            loss = F.cross_entropy(cosines / self.temperature, own)
+            return 2 * self.temperature * loss

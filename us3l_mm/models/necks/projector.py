@@ -3,7 +3,7 @@ from typing import Optional, Sequence, Tuple, Union
 
 from mmcv.cnn import build_norm_layer
 from mmpretrain.models.necks import NonLinearNeck
-from torch import Tensor
+from torch import Tensor, nn
 
 from us3l_mm.models.layers import SlimmableLayer, SlimmableLinear
 from us3l_mm.registry import MODELS
@@ -32,8 +32,9 @@ class SlimmableProjector(NonLinearNeck):
         steps (int, optional): If given, the input narrows in this number of
             equal steps instead. An algorithm takes ``divisor``, ``steps`` and
             ``slice_in`` from the ``feature_rounding`` of its backbone.
-        norm_cfg (dict): A slimmable or switchable norm, or a plain one where
-            the hidden layers do not narrow. Defaults to
+        norm_cfg (dict, optional): A slimmable or switchable norm, or a plain
+            one where the hidden layers do not narrow; None for no norms, as
+            in MoCo v2. Defaults to
             ``dict(type='us3l_mm.SlimmableBatchNorm1d')``.
         **kwargs: Other arguments of
             :class:`mmpretrain.models.NonLinearNeck`.
@@ -45,7 +46,7 @@ class SlimmableProjector(NonLinearNeck):
     def __init__(self, in_channels: int, hid_channels: int, out_channels: int,
                  num_layers: int = 2, with_bias: Union[bool,
                                                        Sequence[bool]] = False,
-                 norm_cfg: dict = NORM, slice_in: bool = True,
+                 norm_cfg: Optional[dict] = NORM, slice_in: bool = True,
                  slice_hidden: bool = False, divisor: int = 8,
                  steps: Optional[int] = None, **kwargs):
         if slice_hidden and steps is not None:
@@ -58,12 +59,16 @@ class SlimmableProjector(NonLinearNeck):
         if len(biases) != count:
             raise ValueError(f'with_bias is one bool or {count}, one for each '
                              f'hidden layer, got {with_bias!r}.')
-        slimmable = issubclass(MODELS.get(norm_cfg['type']), SlimmableLayer)
-        hidden = dict(norm_cfg, slice_channels=slice_hidden)
+        norm = NORM if norm_cfg is None else norm_cfg
+        slimmable = issubclass(MODELS.get(norm['type']), SlimmableLayer)
+        hidden = dict(norm, slice_channels=slice_hidden)
         super().__init__(in_channels, hid_channels, out_channels, num_layers,
-                         any(biases),
-                         norm_cfg=hidden if slimmable else norm_cfg, **kwargs)
+                         any(biases), norm_cfg=hidden if slimmable else norm,
+                         **kwargs)
         last = num_layers - 1
+        if norm_cfg is None:
+            for name in ('bn0', *filter(None, self.bn_names)):
+                setattr(self, name, nn.Identity())
         for i, biased in enumerate(biases):
             if not biased:
                 getattr(self, f'fc{i}').register_parameter('bias', None)
@@ -78,7 +83,7 @@ class SlimmableProjector(NonLinearNeck):
                                     is not None, slice_in=reads,
                                     slice_out=writes, divisor=divisor,
                                     steps=None if i else steps))
-        if slice_hidden and hasattr(self, f'bn{last}'):
+        if norm_cfg and slice_hidden and hasattr(self, f'bn{last}'):
             old = getattr(self, f'bn{last}')
             setattr(
                 self, f'bn{last}',

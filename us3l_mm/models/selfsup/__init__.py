@@ -2,10 +2,11 @@
 from .multi_pass import MultiPassSSL, check_pass, check_views, encode, spread
 from .passes import Batch, run_passes
 from .plan import Pass, Plan, Sandwich
+from .slimclr import SlimCLR
 from .teacher import Teacher
 from .us3l import US3LAlgorithm
 
 __all__ = [
-    'Batch', 'MultiPassSSL', 'Pass', 'Plan', 'Sandwich', 'Teacher',
+    'Batch', 'MultiPassSSL', 'Pass', 'Plan', 'Sandwich', 'SlimCLR', 'Teacher',
     'US3LAlgorithm', 'check_pass', 'check_views', 'encode', 'run_passes',
     'spread']

@@ -115,6 +115,12 @@ class MultiPassSSL(BaseSelfSupervisor):
                 for view in views]
         return views
 
+    def check_batch(self, size: int) -> None:
+        """Raise ValueError if it cannot train on batches of ``size`` images.
+
+        These are the images of all processes together.
+        """
+
     def begin(self, batch: Batch) -> None:
         """Prepare a batch, once and without gradient; fills its targets."""
 

@@ -4,9 +4,10 @@
 import math
 import random
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple, Union
 
 from us3l_mm.models.layers import Subnet, SubnetLike, subnet_list
+from .reweighting import pass_weights
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,14 @@ class Plan:
         stage (int): Stage of dynamic sampling, from 0. Defaults to 0.
         progress (float): Share of training that is done, in [0, 1). Defaults
             to 0.0.
+        diagnose (bool): Whether the log tells more about gradients, at some
+            expense. Defaults to False.
     """
 
     passes: Tuple[Pass, ...]
     stage: int = 0
     progress: float = 0.0
+    diagnose: bool = False
 
     @classmethod
     def sampled(cls, widths: Sequence[SubnetLike], stage: int = 0,
@@ -59,14 +63,20 @@ class Plan:
             stage, progress)
 
     @classmethod
-    def fixed(cls, subnets: Sequence[SubnetLike],
-              progress: float = 0.0) -> 'Plan':
+    def fixed(cls, subnets: Sequence[SubnetLike], progress: float = 0.0,
+              weights: Union[str, Sequence[float]] = 'equal',
+              stage: int = 0) -> 'Plan':
         """The plan for a list of sub-networks, whose passes are named by them.
+
+        ``weights`` are those of :func:`pass_weights`.
         """
-        first, *rest = subnet_list(subnets)
-        return cls((Pass(
-            first, str(first)), *(Pass(subnet, str(subnet), 'distil')
-                                  for subnet in rest)), progress=progress)
+        ordered = subnet_list(subnets)
+        return cls(
+            tuple(
+                Pass(subnet, str(subnet), 'distil' if i else 'base', weight)
+                for i, (subnet, weight) in enumerate(
+                    zip(ordered, pass_weights(ordered, weights)))), stage,
+            progress)
 
     @property
     def base(self) -> Pass:

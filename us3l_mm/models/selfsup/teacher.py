@@ -6,7 +6,8 @@ from typing import List, Optional
 import torch
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import KeepsOwnSubnet, SubnetLike, at
+from us3l_mm.models.layers import (KeepsOwnSubnet, SubnetLike, at,
+                                   keep_full_norms)
 from .multi_pass import encode
 
 
@@ -27,11 +28,14 @@ class Teacher(KeepsOwnSubnet, nn.Module):
         final_momentum (float, optional): What the share comes to at the end
             of training, along half a cosine; 0.0 is a paper's m -> 1.
             Defaults to None: it stays.
+        full_only (bool): Whether it only runs the full network, so that it
+            keeps none of the private norms of other sub-networks. Defaults to
+            False.
     """
 
-    def __init__(self, backbone: nn.Module, neck: nn.Module,
-                 momentum: float = 0.01,
-                 final_momentum: Optional[float] = None):
+    def __init__(
+            self, backbone: nn.Module, neck: nn.Module, momentum: float = 0.01,
+            final_momentum: Optional[float] = None, full_only: bool = False):
         super().__init__()
         final_momentum = momentum if final_momentum is None else final_momentum
         for name, value in (('teacher.momentum', momentum),
@@ -46,9 +50,13 @@ class Teacher(KeepsOwnSubnet, nn.Module):
         self.neck = deepcopy(neck)
         self.backbone.weights_required = False
         self.requires_grad_(False)
+        if full_only:
+            keep_full_norms(self)
         # A plain list: the student's parameters are not ours to save.
-        self._student = [*backbone.parameters(), *neck.parameters()]
-        self._own = [*self.backbone.parameters(), *self.neck.parameters()]
+        student = nn.ModuleDict(dict(backbone=backbone, neck=neck))
+        self._student = [
+            student.get_parameter(name) for name, _ in self.named_parameters()]
+        self._own = [*self.parameters()]
         # The copies above were made before the student's initial weights.
         self._is_copy = False
 
