@@ -19,7 +19,7 @@ from us3l_mm.apis.budget import (parse_amount, parse_seconds, selectable,
                                  widest_within)
 from us3l_mm.evaluation import count_complexity
 from us3l_mm.export.formats import artifact
-from us3l_mm.fileio import writing
+from us3l_mm.fileio import load_weights, writing
 from us3l_mm.models import SlimmableResNet
 from us3l_mm.models.layers import FULL, Subnet
 
@@ -305,15 +305,34 @@ def test_statistics_are_measured_where_there_is_a_config(tmp_path):
     cfg = small_cfg(tmp_path, **{'train_cfg.max_epochs': 1})
     Runner.from_cfg(cfg).train()
     file = str(tmp_path / 'epoch_1.pth')
-    cfg.dump(tmp_path / 'config.py')
-    with pytest.raises(
-            ValueError, match='no batch-norm statistics for w0.50; '
-            'measured are: none.*--config'):
-        slices(file, tmp_path / 'w.pth', 0.5)
+    saved = 'measured on 16 images of train_dataloader in '
+    report = slices(file, tmp_path / 'w.pth', 0.5, num_images=16)
+    assert report.meta['statistics'] == f'{saved}epoch_1.pth'
+    # Without the config that is stored in the file, the one beside it.
+    content = load_weights(file)
+    del content['meta']['cfg']
+    for folder in ('run', 'elsewhere'):
+        (tmp_path / folder).mkdir()
+        torch.save(content, tmp_path / folder / 'epoch_1.pth')
+    file = str(tmp_path / 'run/epoch_1.pth')
+    beside = tmp_path / 'run/config.py'
+    beside.write_text(cfg.pretty_text)
+    report = slices(file, tmp_path / 'w.pth', 0.5, num_images=16, cfg_options={
+        'train_dataloader.batch_size': 8})
+    assert report.meta['statistics'] == f'{saved}config.py'
+    beside.write_text(f"import os\nos.mkdir('{tmp_path}/trace')\n"
+                      f'{cfg.pretty_text}')
+    with pytest.raises(ValueError, match="is not plain data .*'import os'"):
+        slices(file, tmp_path / 'w.pth', 0.5, cfg_options=dict(seed=1))
+    assert not (tmp_path / 'trace').exists()
+    with pytest.raises(ValueError, match='no config to change by .*--config'):
+        slices(str(tmp_path / 'elsewhere/epoch_1.pth'), tmp_path / 'w.pth',
+               0.5, cfg_options=dict(seed=1))
+    config = str(tmp_path / 'config.py')
+    cfg.dump(config)
     report = slices(file, tmp_path / 'w.pth', 0.5, num_images=16,
-                    config=str(tmp_path / 'config.py'))
-    assert report.meta['statistics'] == (
-        'measured on 16 images of train_dataloader in config.py')
+                    config=config)
+    assert report.meta['statistics'] == f'{saved}config.py'
     weights = torch.load(report.out, weights_only=True)['state_dict']
     assert weights['backbone.bn1.running_mean'].abs().max() > 0
     assert weights['backbone.bn1.num_batches_tracked'] == 1
@@ -371,8 +390,9 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_written(
 @pytest.mark.parametrize('cfg, message', [
     (None, 'does not say which network it holds .*--config'),
     ('model = dict(', 'is not plain data'),
-    ("import os\nmodel = dict(backbone=os.mkdir('trace'))",
+    ("model = dict(backbone=os.mkdir('trace'))",
      'is not plain data .*os.mkdir'),
+    ("import os\nos.mkdir('trace')", "is not plain data .*'import os'"),
     ("work_dir = 'here'", 'has no model'),
     ("model = dict(backbone=dict(type='ResNet', depth=18))",
      'holds a ResNet, not a slimmable backbone.*plain_to_ours'),

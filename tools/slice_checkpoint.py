@@ -5,17 +5,18 @@ The width is given, or the widest within a budget is chosen. The file has been
 loaded into the network that will use it and compared with the slimmable one.
 """
 import argparse
-import sys
 
 import torch
 
 from us3l_mm.apis import Budget, slice_checkpoint
 from us3l_mm.apis.budget import COSTS, format_amount
+from us3l_mm.apis.command_line import (OptionsAction, add_common_flags,
+                                       errors_as_sentences)
 from us3l_mm.export.formats import FORMATS
 
 EXAMPLE = """examples:
-  python tools/slice_checkpoint.py epoch_400.pth w050.pth --width 0.5 \\
-      --config configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py
+  python tools/slice_checkpoint.py work_dirs/us3l/epoch_400.pth w050.pth \\
+      --width 0.5
   python tools/slice_checkpoint.py measured.pth small.onnx --flops 250M \\
       --format onnx --input-size 32"""
 
@@ -40,9 +41,11 @@ def parse_args(argv=None):
     parser.add_argument('--format', default='mmpretrain', choices=FORMATS,
                         help='whose keys to write (default: mmpretrain)')
     parser.add_argument(
-        '--config', help='config of the training: measures '
-        'the batch-norm statistics of the\nwidth where the '
-        'checkpoint has none')
+        '--config', help='config of the training, for the images by which to '
+        'measure\nthe batch-norm statistics that the checkpoint lacks\n'
+        '(default: the one that the run saved)')
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction,
+                        metavar='KEY=VALUE', help='changes to that config')
     parser.add_argument('--num-images', type=int, default=10000, metavar='N',
                         help='images to measure them with (default: 10000)')
     parser.add_argument(
@@ -54,10 +57,7 @@ def parse_args(argv=None):
         '--device', default='cuda' if torch.cuda.is_available() else 'cpu',
         help='where to measure (default: cuda where there is '
         'one, else cpu)')
-    parser.add_argument(
-        '--trust-pickle', action='store_true',
-        help='read a checkpoint even if that executes code '
-        'in it')
+    add_common_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -76,16 +76,15 @@ def describe_size(size):
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
+    with errors_as_sentences('slice_checkpoint', args.debug):
         subnet = args.width
         for kind in COSTS:
             if getattr(args, kind) is not None:
                 subnet = Budget.parse(kind, getattr(args, kind))
-        report = slice_checkpoint(
-            args.checkpoint, args.out, subnet, args.format, args.config,
-            args.num_images, args.input_size, args.device, args.trust_pickle)
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        sys.exit(f'slice_checkpoint: {error}')
+        report = slice_checkpoint(args.checkpoint, args.out, subnet,
+                                  args.format, args.config, args.num_images,
+                                  args.input_size, args.device,
+                                  args.trust_pickle, args.cfg_options)
     if report.choice is not None:
         choice, show = report.choice, subnet.show
         print(f'{choice.subnet} takes {show(choice.cost)}' +

@@ -1,7 +1,8 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """From a checkpoint to the file of one sub-network."""
 import os.path as osp
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Dict, Optional, Union
 
 from mmengine.config import Config
@@ -13,15 +14,18 @@ from us3l_mm.evaluation.calibration import calibrate
 from us3l_mm.evaluation.complexity import Complexity, count_complexity
 from us3l_mm.evaluation.data import (BANK, TRAIN, build_loader, image_batches,
                                      loader_cfg, shuffled)
-from us3l_mm.evaluation.loading import Source, load_source
+from us3l_mm.evaluation.latency import check_device
+from us3l_mm.evaluation.loading import Source, load_source, run_config
 from us3l_mm.export import slice_backbone, slice_network
 from us3l_mm.export.families import family_of, output_channels
 from us3l_mm.export.formats import FORMATS, SlicedNetwork, verify
-from us3l_mm.fileio import check_writable, save_atomically, sha256
+from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
+                            sha256)
 from us3l_mm.models.layers import (Subnet, SubnetLike, check_statistics,
                                    check_subnets, has_statistics)
 from us3l_mm.version import __version__
 from .budget import Budget, Choice
+from .launching.config import change_config, load_config
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,10 @@ class SliceReport:
 def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
                                                               Budget],
                      file_format: str = 'mmpretrain',
-                     config: Union[str, Config,
-                                   None] = None, num_images: int = 10000,
-                     input_size: Optional[int] = None, device: str = 'cpu',
-                     trust_pickle: bool = False) -> SliceReport:
+                     config: Union[str, Config, None] = None,
+                     num_images: int = 10000, input_size: Optional[int] = None,
+                     device: str = 'cpu', trust_pickle: bool = False,
+                     cfg_options: Optional[dict] = None) -> SliceReport:
     """Slice one sub-network out of ``checkpoint`` and write it to ``out``.
 
     The file is written only after its content has been loaded into the
@@ -68,10 +72,11 @@ def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
             its highest cost.
         file_format (str): A key of ``us3l_mm.export.formats.FORMATS``.
             Defaults to 'mmpretrain'.
-        config (str or Config, optional): The config of the training. With it,
+        config (str or Config, optional): The config of the training, by which
             missing batch-norm statistics are measured, on the images of
             ``knn_bank_dataloader`` or else ``train_dataloader``. Defaults to
-            None, where a sub-network without statistics is refused.
+            the one that the run saved in the checkpoint or beside it. If there
+            is none, a sub-network without statistics is refused.
         num_images (int): Number of images to measure them with. Defaults to
             10000.
         input_size (int, optional): Side of a square image in pixels, for
@@ -80,6 +85,8 @@ def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
         device (str): Where to measure and to time. Defaults to 'cpu'.
         trust_pickle (bool): Whether to read a file that executes code when it
             is read. Defaults to False.
+        cfg_options (dict, optional): Changes to the config, by dotted keys.
+            Defaults to none.
 
     Raises:
         ImportError, OSError, TypeError, ValueError: With what is wrong and
@@ -89,9 +96,15 @@ def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
         raise ValueError(f'A format is one of {sorted(FORMATS)}, got '
                          f'{file_format!r}.')
     check_writable(out, checkpoint)
-    if isinstance(config, str):
-        config = Config.fromfile(config)
-    source = load_source(checkpoint, config, trust_pickle)
+    for name, value in (('num_images', num_images), ('input_size',
+                                                     input_size)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f'{name} is a whole number of at least 1, got '
+                             f'{value!r}.')
+    check_device(device)
+    stored = load_weights(checkpoint, trust_pickle)
+    config = _config(checkpoint, stored, config, cfg_options)
+    source = load_source(stored, config, path=checkpoint)
     backbone, choice = source.backbone, None
     if input_size is None:
         input_size = family_of(backbone).input_size(backbone)
@@ -103,7 +116,11 @@ def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
     check_subnets(backbone, [subnet])
     measure = not has_statistics(backbone, subnet)
     if measure and config is None:
-        _refuse(backbone, subnet, choice)
+        config = run_config(checkpoint, stored)
+        if config is None:
+            _refuse(backbone, subnet, choice)
+        source = replace(source, preprocessor=load_source(stored,
+                                                          config).preprocessor)
     network = SlicedNetwork(
         backbone,
         slice_network(backbone, subnet, without_statistics=True).eval(),
@@ -126,6 +143,21 @@ def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
                        artifact.usage)
 
 
+def _config(checkpoint: str, content: dict, config: Union[str, Config, None],
+            options: Optional[dict]) -> Optional[Config]:
+    """The config that the caller gave, with the options."""
+    if isinstance(config, str):
+        return load_config(config, options)
+    if not options:
+        return config
+    config = deepcopy(config) or run_config(checkpoint, content)
+    if config is None:
+        raise ValueError(
+            f'There is no config to change by {sorted(options)}: {checkpoint} '
+            'has none of its run, nor is there one beside it. Give --config.')
+    return change_config(config, str(config.filename), options)
+
+
 def _refuse(backbone: nn.Module, subnet: Subnet,
             choice: Optional[Choice]) -> None:
     try:
@@ -140,8 +172,15 @@ def _refuse(backbone: nn.Module, subnet: Subnet,
 def _calibrate(source: Source, config: Config, subnet: Subnet, num_images: int,
                device: str) -> str:
     """Measure the statistics of ``subnet``, and return their origin."""
-    key = BANK if BANK in config else TRAIN
-    loader = build_loader(loader_cfg(config, key))
+    key = BANK if config.get(BANK) else TRAIN
+    name = osp.basename(config.filename or 'the given config')
+    try:
+        loader = build_loader(loader_cfg(config, key))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'The images of {key} in {name}, by which the statistics of '
+            f'{subnet} would be measured, are not there: {error}. Set --cfg-'
+            f'options {key}.dataset.data_root=FOLDER.') from None
     if key == BANK:
         loader = shuffled(loader)
     set_random_seed(0)  # of the augmentation
@@ -151,7 +190,6 @@ def _calibrate(source: Source, config: Config, subnet: Subnet, num_images: int,
         image_batches(loader, source.preprocessor.to(device)), [subnet],
         min(num_images, len(loader.dataset)), progress='Calibrating')
     source.backbone.cpu()
-    name = osp.basename(config.filename or 'the given config')
     return f'measured on {seen} images of {key} in {name}'
 
 

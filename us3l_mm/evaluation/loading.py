@@ -63,8 +63,12 @@ def load_backbone(checkpoint: Union[str, dict], config: Union[str, Config,
 
 def load_source(checkpoint: Union[str, dict], config: Union[str, Config,
                                                             None] = None,
-                trust_pickle: bool = False) -> Source:
-    """:func:`load_backbone`, with the preprocessing of the images."""
+                trust_pickle: bool = False, path: str = '') -> Source:
+    """:func:`load_backbone`, with the preprocessing of the images.
+
+    An error names the config of the run beside ``path``, the file of the
+    checkpoint where ``checkpoint`` is its content.
+    """
     content = _content(checkpoint, trust_pickle)
     hint = ''
     if config is None:
@@ -77,7 +81,8 @@ def load_source(checkpoint: Union[str, dict], config: Union[str, Config,
         model = model_cfg(config)
         backbone = algorithm.backbone.eval()
         preprocessor = algorithm.data_preprocessor
-        own = saved_config(checkpoint) if isinstance(checkpoint, str) else None
+        path = checkpoint if isinstance(checkpoint, str) else path
+        own = saved_config(path) if path else None
         hint = f' The run saved its config as {own}.' if own else ''
     try:
         backbone.load_state_dict(

@@ -59,10 +59,11 @@ def _assignments(text: str) -> Iterator[Tuple[str, ast.expr]]:
     except (SyntaxError, ValueError, RecursionError) as error:
         raise _not_data(error) from None
     for statement in statements:
-        if isinstance(statement, ast.Assign):
-            for target in statement.targets:
-                if isinstance(target, ast.Name):
-                    yield target.id, statement.value
+        target = getattr(statement, 'targets', [None])[0]
+        if not (isinstance(statement, ast.Assign)
+                and isinstance(target, ast.Name)):
+            raise _not_data(f'it has {ast.unparse(statement)[:40]!r}')
+        yield target.id, statement.value
 
 
 def _read(node: ast.expr) -> Any:
@@ -72,7 +73,7 @@ def _read(node: ast.expr) -> Any:
         raise _not_data(error) from None
 
 
-def _not_data(error: Exception) -> ValueError:
+def _not_data(error: object) -> ValueError:
     return ValueError('The config that the run has saved is not plain data '
                       f'({error}): give the training --config.')
 
