@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from PIL import Image
 from small_run import small_cfg
 
 from us3l_mm.evaluation import load_backbone, widths
@@ -157,6 +159,67 @@ def test_statistics_of_augmented_images_are_the_same_every_time(
                  'augmented', '--save-checkpoint', str(path))
     first, second = (load_weights(str(path))['state_dict'] for path in saved)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def without_config(path, checkpoint, *flags):
+    tool.main([
+        str(checkpoint), '--out',
+        str(path), '--device', 'cpu', '--widths', '0.5', *flags])
+
+
+def test_the_config_of_the_run_needs_no_name(files, tmp_path, capsys):
+    content = torch.load(files / 'tiny.pth')
+    config = Config.fromfile(files / 'tiny.py')
+    content['meta'] = dict(cfg=config.pretty_text)
+    torch.save(content, tmp_path / 'inside.pth')
+    without_config(tmp_path / 'a', tmp_path / 'inside.pth')
+    assert f'Config: that of {tmp_path}/inside.pth' in capsys.readouterr().out
+    run = tmp_path / 'run'
+    run.mkdir()
+    for name in ('tiny.py', 'tiny.pth'):
+        (run / name).write_bytes((files / name).read_bytes())
+    without_config(tmp_path / 'b', run / 'tiny.pth')
+    assert f'Config: that of {run}/tiny.py' in capsys.readouterr().out
+    evaluate(files, tmp_path / 'c', '--widths', '0.5')
+    first, second, third = (report_of(tmp_path / name)['rows']
+                            for name in 'abc')
+    assert first == second == third
+    # Options change this config as well.
+    without_config(tmp_path / 'b', run / 'tiny.pth', '--cfg-options',
+                   'knn_bank_dataloader.dataset.num_images=24')
+    assert 'measured with another data' in capsys.readouterr().out
+    (run / 'other.py').touch()
+    with pytest.raises(SystemExit, match='Name it: evaluate_widths.py CONFIG'):
+        without_config(tmp_path / 'd', run / 'tiny.pth')
+
+
+def test_flags_may_stand_between_the_files(files, tmp_path):
+    args = tool.parse_args(['a.py', '--device', 'cpu', 'b.pth', '--linear'])
+    assert (args.config, args.checkpoint, args.knn) == ('a.py', 'b.pth', False)
+
+
+def test_data_root_moves_bank_and_queries(files, tmp_path):
+    folder = tmp_path / 'my images'
+    for index in range(12):
+        path = folder / f'{"ab"[index % 2]}/{index}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (16, 16, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    config = Config.fromfile(files / 'tiny.py')
+    config.data_root = 'data/absent'
+    for key, split in (('bank', 'train'), ('query', 'val')):
+        config[f'knn_{key}_dataloader'].dataset = dict(
+            type='us3l_mm.ImageFolder', data_root=config.data_root,
+            split=split, val_share=0.5, test_mode=True, pipeline=[
+                dict(type='us3l_mm.LoadImage'),
+                dict(type='PackInputs')])
+    config.dump(files / 'folder.py')
+    with pytest.raises(SystemExit, match="no folder.*'data/absent'"):
+        evaluate(files, tmp_path / 'out', config='folder.py')
+    evaluate(files, tmp_path / 'out', '--widths', '0.5', '--k', '3',
+             '--cfg-options', f'data_root={folder}', config='folder.py')
+    report = report_of(tmp_path / 'out')
+    assert report['overlap'] == 0 and report['chance'] == 50
 
 
 def test_several_runs_in_one_picture(files, tmp_path):
