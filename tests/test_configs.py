@@ -63,7 +63,9 @@ HOOK_NAMES = {
     'calibration': 'CalibrationHook',
     'check_pretrained': 'CheckPretrainedHook',
     'check_annotations': 'CheckAnnotationsHook',
-    'images': 'UnreadableImagesHook', }
+    'images': 'UnreadableImagesHook',
+    'diagnosis': 'GradientDiagnosisHook',
+    'frozen': 'CheckFrozenHook', }
 EVERY = sorted((ROOT / 'configs').rglob('*.py'))
 
 

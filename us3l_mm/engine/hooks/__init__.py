@@ -2,6 +2,7 @@
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .calibration_hook import CalibrationHook
 from .check_annotations_hook import CheckAnnotationsHook
+from .check_frozen_hook import CheckFrozenHook
 from .check_pretrained_hook import CheckPretrainedHook
 from .collapse_monitor_hook import CollapseMonitorHook
 from .compile_hook import CompileHook
@@ -17,7 +18,7 @@ from .width_knn_hook import WidthKNNHook
 
 __all__ = [
     'AtomicCheckpointHook', 'CalibrationHook', 'CheckAnnotationsHook',
-    'CheckPretrainedHook', 'CollapseMonitorHook', 'CompileHook',
-    'DynamicSamplerHook', 'ExactResumeHook', 'GradientDiagnosisHook',
-    'GroupRegHook', 'NonFiniteHook', 'PreflightHook', 'ProgressHook', 'UnreadableImagesHook',
-    'WidthKNNHook']
+    'CheckFrozenHook', 'CheckPretrainedHook', 'CollapseMonitorHook',
+    'CompileHook', 'DynamicSamplerHook', 'ExactResumeHook',
+    'GradientDiagnosisHook', 'GroupRegHook', 'NonFiniteHook', 'PreflightHook',
+    'ProgressHook', 'UnreadableImagesHook', 'WidthKNNHook']

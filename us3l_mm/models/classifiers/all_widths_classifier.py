@@ -6,7 +6,7 @@ from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import Subnet, at, check_statistics
+from us3l_mm.models.layers import (Subnet, at, check_statistics, check_subnets)
 from us3l_mm.registry import MODELS
 from .subnet_classifier import check_checkpoint
 
@@ -16,9 +16,9 @@ class AllWidthsClassifier(ImageClassifier):
     """Linear classifiers of several sub-networks of one frozen network.
 
     The backbone is frozen and always in evaluation mode, each sub-network
-    uses its measured statistics, and only the head learns, by the sum of the
-    losses of all sub-networks. Predictions are those of the sub-network that
-    is set (:func:`~us3l_mm.models.layers.at`);
+    uses its measured statistics or its switchable norms, and only the head
+    learns, by the sum of the losses of all sub-networks. Predictions are those
+    of the sub-network that is set (:func:`~us3l_mm.models.layers.at`);
     :class:`~us3l_mm.engine.WidthValLoop` sets one after the other.
 
     Args:
@@ -40,6 +40,7 @@ class AllWidthsClassifier(ImageClassifier):
                 backbone.feature_channels(subnet.width)[-1]
                 for subnet in map(Subnet.of, head.get('widths', ()))])
         super().__init__(backbone, neck, head, **kwargs)
+        check_subnets(backbone, self.head.subnets)
         self.backbone.requires_grad_(False)
 
     def train(self, mode: bool = True) -> nn.Module:

@@ -64,6 +64,6 @@ def check_checkpoint(backbone: nn.Module) -> None:
         raise ValueError(
             'The weights of the backbone are missing, so it would stay '
             'random. Give a checkpoint of the pre-training with statistics, '
-            'by --cfg-options model.backbone.init_cfg.checkpoint=FILE, where '
-            'FILE is from tools/evaluate_widths.py CONFIG CKPT '
-            '--save-checkpoint FILE.')
+            'by --cfg-options model.backbone.init_cfg.checkpoint=FILE. One of '
+            'switchable norms has them; else FILE is from '
+            'tools/evaluate_widths.py CONFIG CKPT --save-checkpoint FILE.')
