@@ -149,7 +149,7 @@ def test_what_cannot_be_used_is_refused(detector, tool, tmp_path, config,
 
 
 @pytest.mark.parametrize('content, says',
-                         [(None, 'there is no image'),
+                         [(None, 'There is no image'),
                           (b'', 'cannot be read as an image'),
                           (b'text', 'cannot be read as an image')])
 def test_what_is_no_image_is_named(detector, tool, tmp_path, content, says):

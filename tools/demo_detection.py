@@ -20,7 +20,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import cv2
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from rich.console import Console
@@ -29,8 +29,10 @@ from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
 from rich.table import Table
 
 from us3l_mm.apis import slice_checkpoint
-from us3l_mm.apis.command_line import subnet_argument
-from us3l_mm.fileio import load_weights, sha256, write_atomically
+from us3l_mm.apis.command_line import (OptionsAction, add_common_flags,
+                                       errors_as_sentences, subnet_argument)
+from us3l_mm.fileio import (load_weights, sha256, trust_pickle,
+                            write_atomically)
 from us3l_mm.models.layers import Subnet
 from us3l_mm.stack import check_detection
 from us3l_mm.visualization import Instances, draw_grid, draw_instances
@@ -66,9 +68,10 @@ def parse_args(argv=None):
         'scenes to train on (default: as the config says)')
     parser.add_argument('--pictures', type=int, default=8, metavar='N',
                         help='scenes to draw detections in (default: 8)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction,
                         metavar='KEY=VALUE',
                         help=f'changes to {DETECTOR.name}')
+    add_common_flags(parser)
     args = parser.parse_args(argv)
     for name in ('iterations', 'scenes', 'pictures'):
         value = getattr(args, name)
@@ -329,11 +332,10 @@ def main(argv=None):
     args = parse_args(argv)
     # stdout is replaced while MMEngine runs.
     console = Console(file=sys.stdout)
+    trust_pickle(args.trust_pickle)
     try:
-        run(args, console)
-    except (ImportError, OSError, RuntimeError, TypeError,
-            ValueError) as error:
-        sys.exit(f'demo_detection: {error}')
+        with errors_as_sentences('demo_detection', args.debug):
+            run(args, console)
     except KeyboardInterrupt:
         sys.exit('Interrupted. The same command keeps what is finished in '
                  f'{args.work_dir}.')

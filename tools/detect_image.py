@@ -7,13 +7,15 @@ import sys
 
 import mmcv
 import torch
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
-from us3l_mm.apis.command_line import subnet_argument
+from us3l_mm.apis.command_line import (OptionsAction, add_common_flags,
+                                       errors_as_sentences, subnet_argument)
 from us3l_mm.apis.inference import check_runs, detect, draw, load_detector
 from us3l_mm.apis.launching import load_config
+from us3l_mm.evaluation.latency import check_device
+from us3l_mm.fileio import check_writable
 
 
 def parse_args(argv=None):
@@ -40,13 +42,10 @@ def parse_args(argv=None):
                         default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='default: cuda where there is one, else cpu')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
         help='changes to the config, the '
         'same as in the training')
-    parser.add_argument(
-        '--trust-pickle', action='store_true',
-        help='read a checkpoint even if that executes code '
-        'in it')
+    add_common_flags(parser)
     args = parser.parse_args(argv)
     if not 0 <= args.score_thr <= 1:
         parser.error(f'--score-thr is between 0 and 1, got {args.score_thr}.')
@@ -54,14 +53,15 @@ def parse_args(argv=None):
 
 
 def read_images(paths: list) -> list:
-    """The images, (H, W, 3), BGR; exits at a file that is not an image."""
+    """The images, (H, W, 3), BGR."""
     images = []
     for path in paths:
         if not osp.isfile(path):
-            sys.exit(f'detect_image: there is no image {path}.')
+            raise FileNotFoundError(f'There is no image {path}.')
         image = mmcv.imread(path) if osp.getsize(path) else None
         if image is None:
-            sys.exit(f'detect_image: {path} cannot be read as an image.')
+            raise ValueError(f'{path} cannot be read as an image. Give files '
+                             'such as .jpg and .png.')
         images.append(image)
     return images
 
@@ -103,20 +103,22 @@ def table_of(path: str, sample, classes: tuple, threshold: float) -> Table:
 
 def main(argv=None):
     args = parse_args(argv)
-    images = read_images(args.images)
-    try:
+    with errors_as_sentences('detect_image', args.debug):
+        images = read_images(args.images)
+        pictures = [None] * len(images)
+        if args.out_dir:
+            pictures = picture_names(args.images, args.out_dir)
+            for path, picture in zip(args.images, pictures):
+                check_writable(picture, path)
+        check_device(args.device)
         config = load_config(args.config, args.cfg_options)
         detector = load_detector(config, args.checkpoint, args.device,
                                  args.trust_pickle)
         if args.width is not None:
             check_runs(detector, args.width)
         samples = detect(detector, images, args.width)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f'detect_image: {error}')
-    pictures = [None] * len(images)
     if args.out_dir:
         os.makedirs(args.out_dir, exist_ok=True)
-        pictures = picture_names(args.images, args.out_dir)
     # All of a row, also where the output is a file.
     console = Console(width=None if sys.stdout.isatty() else 120)
     for path, image, sample, picture in zip(args.images, images, samples,

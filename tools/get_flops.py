@@ -4,11 +4,11 @@
 import argparse
 import sys
 
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
-from us3l_mm.apis.command_line import subnet_argument
+from us3l_mm.apis.command_line import (OptionsAction, add_common_flags,
+                                       errors_as_sentences, subnet_argument)
 from us3l_mm.apis.launching import load_config
 from us3l_mm.evaluation.parts import COUNTED, count_config
 
@@ -30,8 +30,9 @@ def parse_args(argv=None):
         '--widths', type=subnet_argument, nargs='+', metavar='W',
         help='default: the width of the config, or both ends '
         'of the range of a slimmable network')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction,
                         metavar='KEY=VALUE', help='changes to the config')
+    add_common_flags(parser)
     args = parser.parse_args(argv)
     if args.shape and (len(args.shape) > 2 or min(args.shape) < 1):
         parser.error(f'--shape takes one or two sizes, got {args.shape}.')
@@ -63,14 +64,12 @@ def table_of(parts_of: dict, shape: tuple, name: str) -> Table:
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
+    with errors_as_sentences('get_flops', args.debug):
         config = load_config(args.config, args.cfg_options)
         shape = args.shape or ([800, 1333] if config.get('default_scope')
                                == 'mmdet' else [224])
         shape = tuple(shape * 2 if len(shape) == 1 else shape)
         parts_of = count_config(config, shape, args.widths)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f'get_flops: {error}')
     table = table_of(parts_of, shape, str(args.config))
     # All of it, also where the output is a file.
     width = None if sys.stdout.isatty() else 200

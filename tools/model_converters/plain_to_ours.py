@@ -6,8 +6,8 @@ does, with its statistics.
 """
 import argparse
 import os.path as osp
-import sys
 
+from us3l_mm.apis.command_line import (add_common_flags, errors_as_sentences)
 from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
                             sha256)
 from us3l_mm.export.foreign import from_plain
@@ -25,14 +25,13 @@ def parse_args(argv=None):
         '--style', choices=['pytorch', 'caffe'], default='pytorch',
         help='caffe: bottlenecks stride in '
         'their first convolution (default: pytorch)')
-    parser.add_argument('--trust-pickle', action='store_true',
-                        help='read a file even if that executes code in it')
+    add_common_flags(parser)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
+    with errors_as_sentences('plain_to_ours', args.debug):
         check_writable(args.out, args.checkpoint)
         converted = from_plain(
             load_weights(args.checkpoint, args.trust_pickle)['state_dict'],
@@ -41,8 +40,6 @@ def main(argv=None):
             converted.checkpoint(
                 dict(file=osp.basename(args.checkpoint), sha256=sha256(
                     args.checkpoint), converted_by='plain_to_ours')), args.out)
-    except (OSError, ValueError) as error:
-        sys.exit(f'plain_to_ours: {error}')
     print(f'{args.out}: {converted.arguments}.')
     print('Left out:', ', '.join(converted.left_out) or 'nothing')
 

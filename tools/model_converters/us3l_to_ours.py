@@ -8,8 +8,8 @@ stored in the file, with the biases that its linear layers have.
 """
 import argparse
 import os.path as osp
-import sys
 
+from us3l_mm.apis.command_line import (add_common_flags, errors_as_sentences)
 from us3l_mm.export.us3l_checkpoints import METHODS, STEMS, from_us3l
 from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
                             sha256)
@@ -46,14 +46,13 @@ def parse_args(argv=None):
         '(default: what the file or the base method tells)')
     parser.add_argument('--backbone-only', action='store_true',
                         help="convert the student's backbone and nothing else")
-    parser.add_argument('--trust-pickle', action='store_true',
-                        help='read files even if that executes code in them')
+    add_common_flags(parser)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
+    with errors_as_sentences('us3l_to_ours', args.debug):
         check_writable(args.out, args.checkpoint)
         converted = from_us3l(
             load_weights(args.checkpoint, args.trust_pickle), {
@@ -64,8 +63,6 @@ def main(argv=None):
             converted.checkpoint(
                 dict(file=osp.basename(args.checkpoint), sha256=sha256(
                     args.checkpoint), converted_by='us3l_to_ours')), args.out)
-    except (OSError, ValueError) as error:
-        sys.exit(f'us3l_to_ours: {error}')
     print(f'{args.out}: {converted.summary()}')
 
 
