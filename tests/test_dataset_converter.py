@@ -1,7 +1,10 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """A data set in one .npz file becomes a folder, whole or not at all."""
+import errno
 import io
 import runpy
+import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +80,14 @@ NOT_THERE = 'absent'
     (dict(x_train=NOT_THERE), r"neither blob_train.*it has \['y_train'\]"),
     (dict(class_names=np.array(['a', 'b'])), 'up to 11, and 2 class_names'),
     (dict(class_names=np.array(['../x', *'bcdefghijklm'])),
-     r"become folders.*\['../x'\]"),
+     r"become folders.*got '../x'\."),
     (dict(class_names=np.array([*'aAcdefghijklm'])), 'different names'),
-    (dict(class_names=np.array([object()])), 'plain arrays.*allow_pickle'), ])
+    (dict(class_names=np.array([object()])),
+     'or is damaged: class_names.npy holds Python objects'),
+    (dict(class_names=np.array(['é' * 128, *'bcdefghijklm'])),
+     r'at most 255 bytes; é{20}... has 256'),
+    (dict(y_train=np.array([1, 0, 25000])), '25,001 classes .*up to 25,000.*at'
+     ' most 25,000 .*--max-classes'), ])
 def test_bad_arrays_are_refused_and_leave_nothing(tmp_path, changes, says):
     arrays = {
         key: value for key, value in pixels(**changes).items()
@@ -100,6 +108,67 @@ def test_bad_encoded_images_are_refused(tmp_path, changes, says):
         npz_to_folder(saved(tmp_path, {
             **encoded(3, 'train'),
             **changes}), tmp_path / 'out')
+
+
+def test_images_that_do_not_decode_are_refused(tmp_path):
+    arrays = encoded(3, 'train')
+    blob, off = arrays['blob_train'].copy(), arrays['off_train']
+    blob[off[1] + 4:off[2]] = 7
+    with pytest.raises(ValueError, match='image train 1 cannot be decoded'):
+        npz_to_folder(saved(tmp_path, {
+            **arrays, 'blob_train': blob}), tmp_path / 'new/out')
+    assert [p.name for p in tmp_path.iterdir()] == ['data.npz']
+
+
+def test_a_file_is_judged_by_its_size_before_it_is_read(tmp_path, monkeypatch):
+    source = saved(tmp_path, {**pixels(), 'other': np.zeros(10**6)})
+    monkeypatch.setattr(np, 'load', None)
+    with pytest.raises(ValueError, match='0.0 GiB of memory; at most .*'
+                       '--max-gib'):
+        npz_to_folder(source, tmp_path / 'out', max_bytes=200)
+    monkeypatch.undo()
+    # 180 bytes of pixels and three labels; the other array is not needed.
+    assert npz_to_folder(source, tmp_path / 'out',
+                         max_bytes=204) == dict(train=3)
+
+
+def test_a_header_that_claims_more_than_there_is_is_refused(tmp_path):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, dict(descr='|u1', fortran_order=False, shape=(10**12, 2, 2, 3)))
+    with zipfile.ZipFile(tmp_path / 'data.npz', 'w') as archive:
+        archive.writestr('x_train.npy', file.getvalue() + bytes(12))
+    with pytest.raises(
+            ValueError, match='x_train.npy has 12 bytes of data, '
+            r'and its header says uint8 of shape \(1000000000000'):
+        npz_to_folder(tmp_path / 'data.npz', tmp_path / 'out')
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    source = saved(tmp_path, pixels())
+    content = bytearray(source.read_bytes())
+    content[200] ^= 255
+    source.write_bytes(content)
+    with pytest.raises(ValueError, match=r'or is damaged: Bad CRC-32'):
+        npz_to_folder(source, tmp_path / 'out')
+
+
+def test_a_disk_that_is_too_small_is_noticed(tmp_path, monkeypatch):
+    source = saved(tmp_path, encoded(3, 'train'))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, 'disk_usage',
+                        lambda _: usage._replace(free=10))
+    with pytest.raises(OSError, match='GiB left: make room'):
+        npz_to_folder(source, tmp_path / 'new/out')
+    monkeypatch.undo()
+
+    def write(path, data):
+        raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+
+    monkeypatch.setattr(Path, 'write_bytes', write)
+    with pytest.raises(OSError, match='No space left'):
+        npz_to_folder(source, tmp_path / 'new/out')
+    assert [p.name for p in tmp_path.iterdir()] == ['data.npz']
 
 
 def test_what_is_no_npz_file_is_refused(tmp_path):

@@ -15,18 +15,32 @@ import argparse
 import io
 import os
 import re
-import sys
+import shutil
+import zlib
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Callable, Dict, Iterable, List, Optional, Tuple, Union
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from us3l_mm.apis.command_line import errors_as_sentences
+
 SPLITS = ('train', 'test')
+ARRAYS = ('class_names', *(f'{name}_{split}'
+                           for name in ('blob', 'off', 'x', 'y')
+                           for split in SPLITS))
+GIB = 2**30
+# Such as ImageNet-21k has.
+MAX_CLASSES = 25_000
+# Bytes that a file system allows in a name.
+MAX_NAME = 255
+# What Pillow raises on an image that is damaged or has too many pixels.
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 SUFFIXES = {b'\xff\xd8\xff': '.jpg', b'\x89PNG': '.png'}
 # A name that is one folder on any system, and no hidden one
 SAFE_NAME = re.compile(r"\w([\w .,'&()+-]*[\w)+])?")
@@ -39,19 +53,23 @@ class Split:
     Attributes:
         encoded (callable): From an index to the bytes of an image file.
         labels (ndarray): Their classes, (count,) integers.
+        size (int): The bytes of all image files, if they are known, else 0.
     """
 
     encoded: Callable[[int], bytes]
     labels: np.ndarray
+    size: int = 0
 
 
 def npz_to_folder(source: Union[str, Path], target: Union[str, Path],
-                  track: Optional[Callable[[Iterable, str], Iterable]] = None
-                  ) -> Dict[str, int]:
+                  track: Optional[Callable[[Iterable, str], Iterable]] = None,
+                  max_bytes: int = 32 * GIB,
+                  max_classes: int = MAX_CLASSES) -> Dict[str, int]:
     """Write ``target/<split>/<class>/<index>.<suffix>`` for every image.
 
-    Encoded images are written as they are, pixels as PNG. All is checked
-    first, and a broken-off run leaves nothing behind.
+    Encoded images are decoded as a check and written as they are, pixels are
+    written as PNG. Sizes, types and names are checked before anything is
+    written, and a run that fails or is interrupted leaves nothing behind.
 
     Args:
         source (str or Path): The .npz file.
@@ -59,29 +77,46 @@ def npz_to_folder(source: Union[str, Path], target: Union[str, Path],
         track (callable, optional): Wraps the indices of a split to show
             progress, given a description, like ``rich.progress.track``.
             Defaults to None.
+        max_bytes (int): The size of all arrays together that is accepted.
+            They are read into memory. Defaults to 32 GiB.
+        max_classes (int): The number of classes that is accepted, each of
+            which becomes a folder. Defaults to 25,000.
 
     Returns:
         dict[str, int]: How many images each split has.
 
     Raises:
-        FileExistsError: if ``target`` exists.
-        FileNotFoundError: if ``source`` does not.
-        ValueError: if ``source`` is not such a file; the message says why.
+        FileExistsError: If ``target`` exists.
+        FileNotFoundError: If ``source`` does not.
+        OSError: If the folder cannot be written, or the disk is too small.
+        ValueError: If ``source`` is not such a file; the message says why.
     """
     target = Path(target)
     if os.path.lexists(target):
         raise FileExistsError(
             f'{target} exists already. Name a new folder, or remove it.')
-    splits, names = read_npz(source)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f'.{target.name}-',
-                            dir=target.parent) as scratch:
+    splits, names = read_npz(source, max_bytes, max_classes)
+    # Made at the end, so that a failure leaves no empty folders.
+    parent = target.absolute().parent
+    folder = next(path for path in (parent, *parent.parents) if path.exists())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f'{target} cannot be written: you may not write '
+                              f'to {folder}.')
+    needed, free = (sum(split.size for split in splits.values()),
+                    shutil.disk_usage(folder).free)
+    if needed > free:
+        raise OSError(
+            f'The images of {source} take {needed / GIB:.1f} GiB, and the '
+            f'disk of {folder} has {free / GIB:.1f} GiB left: make room, or '
+            'name a folder on another disk.')
+    with TemporaryDirectory(prefix='.images-', dir=folder) as scratch:
         root = Path(scratch, 'images')
         for split_name, split in splits.items():
             indices: Iterable[int] = range(len(split.labels))
             if track is not None:
                 indices = track(indices, split_name)
             write_split(root / split_name, split, names, indices)
+        parent.mkdir(parents=True, exist_ok=True)
         root.rename(target)
     return {name: len(split.labels) for name, split in splits.items()}
 
@@ -100,9 +135,21 @@ def write_split(folder: Path, split: Split, names: List[str],
         path.write_bytes(data)
 
 
-def read_npz(path: Union[str, Path]) -> Tuple[Dict[str, Split], List[str]]:
+def check_decodes(data: bytes, what: str) -> None:
+    """Raise ValueError unless ``data`` is a whole image."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft('RGB', (1, 1))  # a JPEG is decoded at 1/8
+            image.load()
+    except UNDECODABLE as error:
+        raise ValueError(f'The image {what} cannot be decoded ({error}). '
+                         'Replace it in the file.') from None
+
+
+def read_npz(path: Union[str, Path], max_bytes: int,
+             max_classes: int) -> Tuple[Dict[str, Split], List[str]]:
     """The splits and the class names of a file, checked."""
-    arrays = load_arrays(path)
+    arrays = load_arrays(path, max_bytes)
     splits = {}
     for name in SPLITS:
         if f'blob_{name}' in arrays:
@@ -114,22 +161,64 @@ def read_npz(path: Union[str, Path]) -> Tuple[Dict[str, Split], List[str]]:
             f'{path} has neither blob_train (encoded images) nor x_train '
             f'(pixels), nor those of a test split; it has {sorted(arrays)}.')
     highest = max(int(split.labels.max()) for split in splits.values())
+    names = arrays.get('class_names', np.array([]))
+    count = max(highest + 1, names.size)
+    if count > max_classes:
+        raise ValueError(
+            f'{path} has {count:,} classes (labels up to {highest:,}), each '
+            f'of which would become a folder; at most {max_classes:,} are '
+            'accepted. If the labels are right, raise --max-classes.')
     return splits, class_names(arrays, highest + 1)
 
 
-def load_arrays(path: Union[str, Path]) -> Dict[str, np.ndarray]:
-    """All arrays of an .npz file, without ever unpickling."""
+def load_arrays(path: Union[str, Path],
+                max_bytes: int) -> Dict[str, np.ndarray]:
+    """The known arrays of an .npz file, without ever unpickling.
+
+    Their sizes are added up before the first one is read. Of other arrays
+    only the names are returned, with empty arrays.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f'There is no file {path}.')
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file}
-    except (AttributeError, TypeError, BadZipFile):
-        # A .npy file is loaded as an array, which is no context.
-        raise ValueError(f'{path} is not an .npz file.') from None
-    except (EOFError, ValueError) as error:
-        raise ValueError(
-            f'{path} is not an .npz file of plain arrays: {error}') from None
+        with ZipFile(path) as archive:
+            total = sum(
+                size_of(archive, name) for name in archive.namelist()
+                if name.removesuffix('.npy') in ARRAYS)
+        if total <= max_bytes:
+            with np.load(path, allow_pickle=False) as file:
+                return {
+                    key: file[key] if key in ARRAYS else np.array([])
+                    for key in file}
+    except (BadZipFile, EOFError, NotImplementedError, RuntimeError,
+            ValueError, zlib.error) as error:
+        raise ValueError(f'{path} is not an .npz file of plain arrays, or is '
+                         f'damaged: {error}') from None
+    raise ValueError(
+        f'The arrays of {path} take {total / GIB:,.1f} GiB of memory; at most '
+        f'{max_bytes / GIB:g} GiB are accepted. If the file is what you expect'
+        ' and the memory suffices, raise --max-gib.')
+
+
+def size_of(archive: ZipFile, name: str) -> int:
+    """The bytes of an array in memory, by its header.
+
+    Raises:
+        ValueError: If it is not a plain array, or has fewer bytes in the file.
+    """
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = (np.lib.format.read_array_header_1_0 if version == (1, 0)
+                       else np.lib.format.read_array_header_2_0)
+        shape, _, dtype = read_header(file)
+        stored = archive.getinfo(name).file_size - file.tell()
+    size = prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise ValueError(f'{name} holds Python objects.')
+    if size != stored:
+        raise ValueError(f'{name} has {stored:,} bytes of data, and its header'
+                         f' says {dtype} of shape {shape}.')
+    return size
 
 
 def encoded_split(arrays: Dict[str, np.ndarray], name: str) -> Split:
@@ -148,8 +237,14 @@ def encoded_split(arrays: Dict[str, np.ndarray], name: str) -> Split:
             f'{off[-2:]}.')
     for index in range(off.size - 1):
         suffix_of(blob[off[index]:off[index] + 4].tobytes(), f'{name} {index}')
-    return Split(lambda i: blob[off[i]:off[i + 1]].tobytes(),
-                 labels_of(arrays, name, off.size - 1))
+
+    def encoded(index: int) -> bytes:
+        data = blob[off[index]:off[index + 1]].tobytes()
+        check_decodes(data, f'{name} {index}')
+        return data
+
+    return Split(encoded, labels_of(arrays, name, off.size - 1),
+                 int(off[-1] - off[0]))
 
 
 def pixel_split(arrays: Dict[str, np.ndarray], name: str) -> Split:
@@ -198,8 +293,19 @@ def class_names(arrays: Dict[str, np.ndarray], least: int) -> List[str]:
         raise ValueError(
             'class_names become folders: different names of letters, digits, '
             f"blanks and _.,'&()+- that begin with a letter or digit; got "
-            f'{unsafe or names}.')
+            f'{some(unsafe or names)}.')
+    longest = max(names, key=lambda name: len(os.fsencode(name)))
+    if len(os.fsencode(longest)) > MAX_NAME:
+        raise ValueError(
+            f'class_names become folders, whose names have at most {MAX_NAME} '
+            f'bytes; {longest[:20]}... has {len(os.fsencode(longest))}.')
     return names
+
+
+def some(names: List[str]) -> str:
+    """The first of ``names``, each without its end if it is long."""
+    shown = ', '.join(repr(name[:40]) for name in names[:5])
+    return shown + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
 
 def needed(arrays: Dict[str, np.ndarray], key: str) -> np.ndarray:
@@ -218,7 +324,7 @@ def suffix_of(data: bytes, what: str = 'an image') -> str:
                      f'{data[:4]!r}.')
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description='Turn a data set in one .npz file into a folder of '
         'images, DST/{train,test}/<class>/<index>.<suffix>, which the '
@@ -231,15 +337,28 @@ def parse_args():
     parser.add_argument('src', metavar='SRC.npz', help='the file')
     parser.add_argument('dst', metavar='DST', help='the folder to make; it '
                         'must not exist')
-    return parser.parse_args()
+    parser.add_argument(
+        '--max-gib', type=float, default=32, metavar='N',
+        help='refuse a file whose arrays take more memory than this many GiB '
+        '(default: 32)')
+    parser.add_argument('--max-classes', type=int, default=MAX_CLASSES,
+                        metavar='N',
+                        help=f'refuse more classes (default: {MAX_CLASSES})')
+    parser.add_argument('--debug', action='store_true',
+                        help='show the whole traceback of an error')
+    args = parser.parse_args(argv)
+    for name in ('max_gib', 'max_classes'):
+        if not getattr(args, name) > 0:
+            parser.error(f'--{name.replace("_", "-")} is above 0, got '
+                         f'{getattr(args, name)}.')
+    return args
 
 
-def main():
-    args = parse_args()
-    try:
-        counts = npz_to_folder(args.src, args.dst, track)
-    except (FileExistsError, FileNotFoundError, ValueError) as error:
-        sys.exit(str(error))
+def main(argv=None):
+    args = parse_args(argv)
+    with errors_as_sentences('npz_to_folder', args.debug):
+        counts = npz_to_folder(args.src, args.dst, track,
+                               int(args.max_gib * GIB), args.max_classes)
     images = ', '.join(f'{n} {split}' for split, n in counts.items())
     print(f'{args.dst}: {images} images')
 
