@@ -11,7 +11,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from small_run import small_cfg
 
-from us3l_mm.apis.launching import make_resumable
+from us3l_mm.apis.launching import replace_hooks
 from us3l_mm.fileio import (WholeFileBackend, find_checkpoint, load_weights,
                             remove_leftovers, writing)
 
@@ -175,17 +175,18 @@ def test_any_config_gets_the_safe_hooks():
                                                interval=7, save_best='auto')),
             custom_hooks=[dict(type=CheckpointHook, interval=2)]))
     for _ in range(2):  # twice is once
-        make_resumable(cfg)
+        replace_hooks(cfg)
         assert cfg.default_hooks.to_dict() == dict(
             checkpoint=dict(type='us3l_mm.AtomicCheckpointHook', interval=7,
                             save_best='auto'),
+            logger=dict(type='us3l_mm.ProgressHook'),
             exact_resume=dict(type='us3l_mm.ExactResumeHook'))
     assert cfg.custom_hooks[0].type == 'us3l_mm.AtomicCheckpointHook'
     bare = Config(dict())
-    make_resumable(bare)
+    replace_hooks(bare)
     assert bare.default_hooks.checkpoint.interval == 1
     without = Config(dict(default_hooks=dict(checkpoint=None)))
-    make_resumable(without)
+    replace_hooks(without)
     assert without.default_hooks.checkpoint is None
 
 

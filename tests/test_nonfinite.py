@@ -15,6 +15,7 @@ from small_run import small_cfg
 from test_precision import WIDTHS, algorithm_of
 
 from us3l_mm.engine import MultiPassOptimWrapper
+from us3l_mm.engine.hooks import non_finite_hook
 from us3l_mm.engine.wrappers import multi_pass_optim_wrapper
 from us3l_mm.engine.wrappers.multi_pass_optim_wrapper import skips_on_device
 from us3l_mm.models import GroupDecay
@@ -195,7 +196,9 @@ def test_the_log_counts_and_a_resumed_run_goes_on_counting(tmp_path):
         runner.train()
 
 
-def test_weights_that_overflow_are_not_saved(tmp_path):
+def test_weights_that_overflow_are_not_saved(tmp_path, monkeypatch):
+    # The first three iterations would stop it.
+    monkeypatch.setattr(non_finite_hook, 'BEGINNING', 0)
     cfg = cfg_of(
         tmp_path, **{
             'optim_wrapper.optimizer.lr': 1e38,
@@ -209,6 +212,44 @@ def test_weights_that_overflow_are_not_saved(tmp_path):
             'checkpoint yet'):
         runner.train()
     assert not [*tmp_path.glob('*.pth')]
+
+
+@pytest.mark.parametrize('changes, says', [
+    ({
+        'model.data_preprocessor.std': [64., 0., 64.]
+    }, r'iteration 3.*images are the cause: their largest value is inf '
+     r'.*std=\[64.0, 0.0, 64.0\].*data_preprocessor'),
+    ({
+        'optim_wrapper.optimizer.lr': 1e30
+    }, r'learning rate is the likely cause, now .*29: lower optim_wrap'), ])
+def test_a_loss_that_never_was_finite_names_its_cause(tmp_path, changes, says):
+    cfg = cfg_of(tmp_path, **changes)
+    cfg.default_hooks.non_finite.max_consecutive = 99
+    with pytest.raises(FloatingPointError, match=says):
+        Runner.from_cfg(cfg).train()
+    assert not [*tmp_path.glob('*.pth')]
+
+
+def test_weights_are_checked_before_the_first_iteration(tmp_path):
+    runner = Runner.from_cfg(cfg_of(tmp_path))
+    runner.load_or_resume = lambda: runner.model.backbone.conv1.weight.data[
+        0].fill_(NAN)
+    with pytest.raises(
+            FloatingPointError, match='1 parameters are not finite '
+            'before .* backbone.conv1.weight.*load_from'):
+        runner.train()
+
+
+def test_initial_weights_that_are_too_large_are_named(tmp_path):
+    cfg = cfg_of(tmp_path)
+    cfg.default_hooks.non_finite.max_consecutive = 99
+    runner = Runner.from_cfg(cfg)
+    runner.load_or_resume = lambda: runner.model.neck.state_dict(
+        keep_vars=True).popitem()[1].data.fill_(3e38)
+    with pytest.raises(
+            FloatingPointError, match='not even the first loss was'
+            '.*the largest is 3e.38, in .*neck'):
+        runner.train()
 
 
 @pytest.mark.parametrize('name', ['max_consecutive', 'max_total'])

@@ -3,8 +3,13 @@
 import json
 
 import pytest
+from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 from small_run import small_cfg
+
+from us3l_mm.apis.launching import build_runner, replace_hooks
+from us3l_mm.engine import ProgressHook
+from us3l_mm.engine.hooks import progress_hook
 
 ALWAYS = {
     'loss', 'loss_base', 'loss_reg', 'stage', 'width_max', 'spread_max',
@@ -73,3 +78,46 @@ def test_tensorboard_by_configuration(log):
     accumulator = EventAccumulator(str(events))
     accumulator.Reload()
     assert ALWAYS <= set(accumulator.Tags()['scalars'])
+
+
+def lines_of(folder, capsys, monkeypatch, speed):
+    """What a run shows whose iterations take ``speed`` seconds."""
+    monkeypatch.setattr(
+        progress_hook, 'perf_counter',
+        lambda: speed * MessageHub.get_current_instance().get_info('iter'))
+    cfg = small_cfg(folder, log_level='INFO')
+    cfg.default_hooks.logger = dict(type='LoggerHook', interval=50)
+    replace_hooks(cfg)
+    build_runner(cfg).train()
+    return capsys.readouterr().out
+
+
+def test_slow_iterations_are_logged_one_by_one(tmp_path, capsys, monkeypatch):
+    slow = lines_of(tmp_path / 'slow', capsys, monkeypatch, 20)
+    fast = lines_of(tmp_path / 'fast', capsys, monkeypatch, 1)
+    for epoch in (2, 3, 4):
+        assert f'[{epoch}][1/3]' in slow and f'[{epoch}][1/3]' not in fast
+        assert f'[{epoch}][3/3]' in slow and f'[{epoch}][3/3]' in fast
+
+
+def test_a_run_says_once_how_long_it_takes(tmp_path, capsys, monkeypatch):
+    for speed, left in ((20, '10 that are left take about 0:03:20 (20.00 s'),
+                        (.1, '3 that are left take about 0:00:00 (0.10 s')):
+        text = lines_of(tmp_path / left[:2], capsys, monkeypatch, speed)
+        assert text.count('24 images in batches of 8: 12 iterations') == 1
+        assert left in text
+
+
+def test_listings_are_in_the_file_and_not_on_the_screen(
+        tmp_path, capsys, monkeypatch):
+    shown = lines_of(tmp_path, capsys, monkeypatch, 1)
+    written, = tmp_path.glob('*/*.log')
+    for text in ('System environment:', 'Config:', 'Hooks will be executed'):
+        assert text in written.read_text() and text not in shown
+    before, _ = shown.split('Epoch(train)', 1)
+    assert len(before.splitlines()) < 10
+
+
+def test_a_line_every_no_seconds_is_refused():
+    with pytest.raises(ValueError, match='above 0, got 0'):
+        ProgressHook(seconds=0)

@@ -76,7 +76,7 @@ def config_of(args: argparse.Namespace) -> Config:
         launching.leave_out_validation(cfg)
     if args.resume is not None:
         launching.resume_from(cfg, args.resume)
-    launching.make_resumable(cfg)
+    launching.replace_hooks(cfg)
     launching.set_precision(cfg, args.amp)
     if args.auto_scale_lr:
         launching.scale_learning_rate(cfg)

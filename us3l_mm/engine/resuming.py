@@ -1,11 +1,16 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""The position of a run in its data and schedules, for other batch sizes."""
+"""What a checkpoint is to the run that resumes from it."""
 import warnings
 from dataclasses import dataclass
 
 from mmengine.dist import get_world_size
 from mmengine.runner import Runner
+from mmpretrain.utils import get_ori_model
 from torch.utils.data import DataLoader
+
+from us3l_mm.fileio import check_fit
+from us3l_mm.models.backbones.weights import adapt_weights
+from .mmengine_internals import start_file
 
 
 @dataclass(frozen=True)
@@ -81,3 +86,37 @@ def restart_schedules(runner: Runner, checkpoint: dict, iterations: int,
     for saved, group in zip(checkpoint['optimizer']['param_groups'],
                             runner.optim_wrapper.param_groups):
         saved.update({name: group[name] for name in names if name in group})
+
+
+def check_checkpoint(runner: Runner, checkpoint: dict) -> None:
+    """Refuse to resume from another network's file, or beyond the end.
+
+    MMEngine goes on without what a file lacks.
+
+    Raises:
+        ValueError: With what is missing.
+    """
+    path, advice = start_file(runner), (
+        'Resume with the config of its run, or begin from its weights by '
+        '--cfg-options load_from=FILE, without --resume.')
+    for key in ('optimizer', 'message_hub', 'meta'):
+        if key not in checkpoint:
+            raise ValueError(f'{path} has no {key!r}, so training cannot go '
+                             f'on from it. {advice}')
+    model = get_ori_model(runner.model)
+    own = {
+        name: parameter for name, parameter in model.named_parameters()
+        if not name.startswith('teacher.')}  # the student can replace it
+    check_fit(own, adapt_weights(model, checkpoint['state_dict']),
+              type(model).__name__, advice, str(path))
+    done = checkpoint['meta']['iter']
+    if done > runner.max_iters:
+        raise ValueError(
+            f'{path} was saved after {done} iterations, and this run ends '
+            f'after {runner.max_iters}. Set train_cfg.max_epochs (or '
+            'max_iters) to more, or resume from an earlier checkpoint.')
+    if done == runner.max_iters:
+        runner.logger.warning(
+            f'{path} is from the end of training, iteration {done}: there is '
+            'nothing left to train. Set train_cfg.max_epochs (or max_iters) '
+            'to more to go on.')

@@ -8,7 +8,7 @@ from .required_files import (check_annotation_files, check_checkpoint,
 from .runner import (EmptyDatasetError, build_runner, check_all_loaded,
                      check_batches, dump_predictions, nothing_left_behind)
 from .settings import (add_checks, drop_disabled_hooks, leave_out_validation,
-                       make_resumable, resume_from, scale_learning_rate,
+                       replace_hooks, resume_from, scale_learning_rate,
                        set_precision, set_up_loader, set_work_dir)
 
 __all__ = [
@@ -16,6 +16,6 @@ __all__ = [
     'check_annotation_files', 'check_batches', 'check_checkpoint',
     'check_config', 'check_pretrained_file', 'drop_disabled_hooks',
     'dump_predictions', 'is_detection', 'join_processes',
-    'leave_out_validation', 'leave_processes', 'load_config', 'make_resumable',
-    'nothing_left_behind', 'resume_from', 'scale_learning_rate',
-    'set_precision', 'set_up_loader', 'set_work_dir']
+    'leave_out_validation', 'leave_processes', 'load_config',
+    'nothing_left_behind', 'replace_hooks', 'resume_from',
+    'scale_learning_rate', 'set_precision', 'set_up_loader', 'set_work_dir']

@@ -6,13 +6,18 @@ from typing import List, Optional
 
 from mmengine.config import Config, ConfigDict
 from mmengine.device import is_cuda_available
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, LoggerHook
 
 from .config import is_detection
 from .processes import has_accelerator
 from .required_files import is_pretrained
 
-STOCK = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
+# Hooks of MMEngine, and those that take their place.
+REPLACED = {
+    kind: f'us3l_mm.{ours}'
+    for stock, ours in ((CheckpointHook, 'AtomicCheckpointHook'),
+                        (LoggerHook, 'ProgressHook'))
+    for kind in (stock, stock.__name__, f'mmengine.{stock.__name__}')}
 KNN = 'us3l_mm.WidthKNNHook'
 # Default hooks that MMEngine adds by itself and takes out where they are None.
 OF_MMENGINE = ('runtime_info', 'timer', 'sampler_seed', 'logger',
@@ -125,19 +130,22 @@ def set_up_loader(cfg: Config, stage: str, pin_memory: bool = True,
         loader.persistent_workers = False
 
 
-def make_resumable(cfg: Config) -> None:
-    """Let ``cfg`` write whole checkpoints and resume exactly, in place.
+def replace_hooks(cfg: Config) -> None:
+    """Let ``cfg`` write whole checkpoints, resume exactly, and log in time.
 
-    Stock checkpoint hooks, including the one that MMEngine adds by itself,
-    become :class:`~us3l_mm.engine.AtomicCheckpointHook`, which takes the same
-    arguments; :class:`~us3l_mm.engine.ExactResumeHook` is added. A config that
-    switches one off (``checkpoint=None``) stays without.
+    Stock hooks, including those that MMEngine adds by itself, become
+    :class:`~us3l_mm.engine.AtomicCheckpointHook` and
+    :class:`~us3l_mm.engine.ProgressHook`, which take the same arguments;
+    :class:`~us3l_mm.engine.ExactResumeHook` is added. A config that switches
+    one off (``checkpoint=None``) stays without. Changes ``cfg`` in place.
     """
-    _default_hooks(cfg).setdefault(  # as MMEngine does
-        'checkpoint', ConfigDict(type='CheckpointHook', interval=1))
+    hooks = _default_hooks(cfg)
+    # As MMEngine does
+    hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    hooks.setdefault('logger', dict(type='LoggerHook'))
     for hook in _hooks(cfg):
-        if hook.get('type') in STOCK:
-            hook['type'] = 'us3l_mm.AtomicCheckpointHook'
+        if hook.get('type') in REPLACED:
+            hook['type'] = REPLACED[hook['type']]
     _add_hook(cfg, 'exact_resume', 'us3l_mm.ExactResumeHook')
 
 

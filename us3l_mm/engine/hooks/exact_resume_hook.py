@@ -10,7 +10,8 @@ from torch.utils.data import BatchSampler, DataLoader
 from us3l_mm.engine.mmengine_internals import is_resuming
 from us3l_mm.engine.random_states import (random_states, seed_all,
                                           set_random_states)
-from us3l_mm.engine.resuming import Layout, restart_schedules
+from us3l_mm.engine.resuming import (Layout, check_checkpoint,
+                                     restart_schedules)
 from us3l_mm.registry import HOOKS
 
 KEY = 'exact_resume'
@@ -50,14 +51,18 @@ class ExactResumeHook(Hook):
         """Read the position, and translate it to the epochs of this run.
 
         Raises:
-            ValueError: If the checkpoint was saved within an epoch and the
-                sampler cannot continue from there.
+            ValueError: If the checkpoint is not of this network, lies beyond
+                the end, or was saved within an epoch and the sampler cannot
+                continue from there.
         """
-        saved = checkpoint.get(KEY)
-        if saved is None or not is_resuming(runner):
-            return
-        meta = checkpoint['meta']
-        if not _is_iteration_based(runner):
+        if is_resuming(runner):
+            self._resumed = checkpoint.get(KEY)
+            self._find_position(runner, checkpoint)
+            check_checkpoint(runner, checkpoint)
+
+    def _find_position(self, runner: Runner, checkpoint: dict) -> None:
+        saved, meta = checkpoint.get(KEY), checkpoint.get('meta')
+        if saved and meta and not _is_iteration_based(runner):
             epoch, samples = saved['position']
             if samples and not _is_exact(runner):
                 sampler = type(runner.train_dataloader.sampler).__name__
@@ -70,7 +75,6 @@ class ExactResumeHook(Hook):
                     'resume from a checkpoint of the end of an epoch.')
             if saved['epoch_length'] != len(runner.train_dataloader):
                 self._translate(runner, checkpoint, epoch, samples)
-        self._resumed = saved
 
     @staticmethod
     def _translate(runner: Runner, checkpoint: dict, epoch: int,
