@@ -70,7 +70,7 @@ def _scalar(kind: _DType, content: bytes) -> np.generic:
 def _history_method(owner: type, name: str) -> Callable:
     """The only look-up by name in MMEngine's checkpoints."""
     if owner is not _History or name not in STATISTICS:
-        raise pickle.UnpicklingError(f'it looks up {name!r} of {owner!r}')
+        raise pickle.UnpicklingError(f'it looks up {name!r} by getattr')
     return getattr(HistoryBuffer, name)
 
 
