@@ -19,7 +19,8 @@ def _no_leftovers_of_a_runner():
     from mmengine.logging import MessageHub, MMLogger
     from mmengine.registry import DefaultScope
     from mmengine.visualization import Visualizer
-    for manager in (MessageHub, MMLogger, DefaultScope, Visualizer):
+    for manager in (MessageHub, MMLogger, DefaultScope, Visualizer,
+                    *Visualizer.__subclasses__()):
         manager._instance_dict.clear()
 
 

@@ -70,6 +70,10 @@ def parse_args(argv=None):
 def config_of(args: argparse.Namespace) -> Config:
     """The config to train from: the file, the options and the flags."""
     cfg = launching.load_config(args.config, args.cfg_options)
+    for key in ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if not cfg.get(key):
+            raise ValueError(f'{args.config} has no {key}, so there is nothing'
+                             ' to train by. Configs are in configs/us3l/.')
     cfg.launcher = args.launcher
     launching.set_work_dir(cfg, args.work_dir, args.config)
     if args.no_validate:

@@ -107,8 +107,11 @@ def check_checkpoint(runner: Runner, checkpoint: dict) -> None:
     own = {
         name: parameter for name, parameter in model.named_parameters()
         if not name.startswith('teacher.')}  # the student can replace it
-    check_fit(own, adapt_weights(model, checkpoint['state_dict']),
-              type(model).__name__, advice, str(path))
+    given = adapt_weights(model, checkpoint['state_dict'])
+    if own and not own.keys() & given.keys():
+        raise ValueError(f'{path} has no parameter of this '
+                         f'{type(model).__name__}. {advice}')
+    check_fit(own, given, type(model).__name__, advice, str(path))
     done = checkpoint['meta']['iter']
     if done > runner.max_iters:
         raise ValueError(

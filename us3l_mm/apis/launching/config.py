@@ -2,6 +2,7 @@
 """Reading a config file, and the changes of a command line to it."""
 import inspect
 import os.path as osp
+import traceback
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Callable, Collection, Optional
@@ -16,6 +17,17 @@ READ = {
     *inspect.signature(Runner).parameters, 'activation_checkpointing',
     'compile', 'custom_imports', 'efficient_conv_bn_eval',
     'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn'}
+
+# What a mistake in a config file, or a key that does not fit it, raises.
+FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError,
+          NameError, OSError, RuntimeError, TypeError, ValueError)
+DICTS = ('auto_scale_lr', 'default_hooks', 'env_cfg', 'model', 'optim_wrapper',
+         'randomness', 'test_cfg', 'test_dataloader', 'train_cfg',
+         'train_dataloader', 'val_cfg', 'val_dataloader', 'visualizer')
+SECTIONS = {
+    'custom_hooks': (list, tuple),
+    'param_scheduler': (list, tuple, dict),
+    **dict.fromkeys(DICTS, (dict, )), }
 
 
 def is_detection(cfg: Config) -> bool:
@@ -59,20 +71,66 @@ def change_config(cfg: Config, path: str, options: Optional[dict],
         move_data_root(cfg, options.pop('data_root'))
     if 'runner_type' not in cfg:
         check_keys(cfg, path, options, read)
-    cfg.merge_from_dict(options)
+    for option in options:
+        if '' in option.split('.'):
+            raise ValueError(f'--cfg-options {option}: a key is made of names '
+                             'and single dots, such as train_cfg.max_epochs.')
+    try:
+        cfg.merge_from_dict(options)
+    except FAULTS as error:
+        raise ValueError(f'--cfg-options {" ".join(options)}: '
+                         f'{error}') from error
+    for key, kind in SECTIONS.items():
+        check_section(cfg, key, kind)
     return cfg
 
 
 def _read(path: str) -> Config:
+    """The config file at ``path``; errors in it name file and line."""
     try:
         cfg = Config.fromfile(path)
     except ModuleNotFoundError as error:
         if 'mmdet' in str(error):
             check_detection()
-        raise
+        raise ImportError(f'{_place(path, error)}: {error}') from error
+    except ImportError as error:  # the search path comes first in its text
+        raise ImportError(f'{path}: {error.__cause__ or error}') from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'{_place(path, error)}: this file, which a _base_ of {path} '
+            'names, is not there.') from error
+    except SyntaxError as error:
+        file = _place(path, error).split(', line')[0]
+        raise ValueError(f'{file}, line {error.lineno}: {error.msg}: '
+                         f'{(error.text or "").strip()}') from error
+    except FAULTS as error:
+        raise ValueError(f'{_place(path, error)}: {type(error).__name__}: '
+                         f'{error}') from error
     if is_detection(cfg):
         check_detection()
     return cfg
+
+
+def _place(path: str, error: Exception) -> str:
+    """The config file, of ``path`` and its bases, and line of ``error``."""
+    place = path
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_locals.get('filename')
+        if isinstance(file, str) and osp.basename(
+                frame.f_code.co_filename) == 'config.py':
+            place = file  # MMEngine reads it
+        elif frame.f_code.co_filename == osp.abspath(place):
+            place = f'{file or place}, line {line}'
+    return place
+
+
+def check_section(cfg: Config, key: str, kind: tuple) -> None:
+    """Refuse a section of ``cfg`` that is a single value, such as a number."""
+    value = cfg.get(key)
+    if value is not None and not isinstance(value, kind):
+        names = ' or a '.join(each.__name__ for each in kind)
+        raise ValueError(f'{key}={value!r} has to be a {names}. Set the keys '
+                         f'in it, such as --cfg-options {key}.NAME=VALUE.')
 
 
 def check_keys(cfg: Config, path: str, options: dict,

@@ -48,7 +48,7 @@ PLACES = [
     (r'^model\.train_cfg\.augments(\.\d+)?$', BATCH_AUGMENTS),
     (r'^(model|data_preprocessor)\b', roots.MODELS), ]
 # Some are registered elsewhere, or are not registered at all.
-ELSEWHERE = (roots.TASK_UTILS, roots.MODELS, roots.DATASETS, roots.TRANSFORMS,
+ELSEWHERE = (roots.MODELS, roots.TASK_UTILS, roots.DATASETS, roots.TRANSFORMS,
              roots.FUNCTIONS, roots.OPTIM_WRAPPERS, roots.DATA_SAMPLERS)
 # Arguments that are taken out before something is built.
 TAKEN_OUT = {
@@ -216,9 +216,10 @@ def _resolve(key: str, cfg: dict, kind: Any, scope: str) -> Iterator[Item]:
         if callable(kind) and place is not None:
             yield Item(key, cfg, kind, place)
         return
-    for root in (place, *ELSEWHERE):
-        found = None if root is None else look_up(root, scope, kind)
-        if root is not None and found is not None:
+    roots_of_key = ELSEWHERE if place in (None, roots.MODELS) else (place, )
+    for root in roots_of_key:
+        found = look_up(root, scope, kind)
+        if found is not None:
             yield Item(key, cfg, found, root)
             return
     if place is None or key.rpartition('.')[2] in UNREGISTERED or (kind
@@ -257,15 +258,15 @@ def known_names(root: Registry, scope: str) -> List[str]:
 
 
 @lru_cache(maxsize=None)
-def accepted(kind: Callable) -> Optional[FrozenSet[str]]:
-    """The keyword arguments of a class or function; None if it takes any.
+def arguments(kind: Callable) -> Tuple[FrozenSet[str], bool]:
+    """The keyword arguments of a class or function, and if these are all.
 
-    ``**kwargs`` of a constructor are those of the base class.
+    ``**kwargs`` of a constructor are those of the base class, if that has any.
     """
     names: set = set()
     for owner in getattr(kind, '__mro__', (kind, )):
         if owner in (nn.Module, object):
-            return None
+            break
         function = (vars(owner).get('__init__')
                     if inspect.isclass(kind) else owner)
         if function is None:
@@ -275,18 +276,18 @@ def accepted(kind: Callable) -> Optional[FrozenSet[str]]:
             p.name for p in parameters
             if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         if all(p.kind is not p.VAR_KEYWORD for p in parameters):
-            return frozenset(names - {'self'})
-    return None
+            return frozenset(names - {'self'}), True
+    return frozenset(names - {'self'}), False
 
 
 def check_arguments(item: Item) -> None:
     """Refuse keys that the class of ``item`` does not take."""
-    names = accepted(item.kind)
-    if names is None:
-        return
-    taken = TAKEN_OUT.get(item.registry, set())
-    check_names(item.key, item.cfg, names | taken | {'type', '_scope_'}, names,
-                item.kind.__name__)
+    names, are_all = arguments(item.kind)
+    taken = TAKEN_OUT.get(item.registry, set()) | {'type', '_scope_'}
+    given = [
+        name for name in item.cfg
+        if are_all or get_close_matches(str(name), names, 1, 0.8)]
+    check_names(item.key, given, names | taken, names, item.kind.__name__)
 
 
 def check_names(key: str, given: Collection[str], allowed: Collection[str],
@@ -326,7 +327,7 @@ def check_folder(item: Item) -> None:
         raise ValueError(f'{item.key}.data_root={root!r} has to be a path; a '
                          'path with a comma needs quotation marks of its own.')
     if osp.isdir(root) or (item.cfg.get('download', True)
-                           and 'download' in (accepted(item.kind) or ())):
+                           and 'download' in arguments(item.kind)[0]):
         return
     what = 'is a file' if osp.exists(root) else 'is not there'
     parent = next(p for p in Path(root).absolute().parents if p.is_dir())
