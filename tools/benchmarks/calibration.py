@@ -24,12 +24,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from sklearn.datasets import load_sample_images
+from arguments import add_shared, at_least
 from train_step import Stopwatch
 
+from us3l_mm.apis.command_line import errors_as_sentences
 from us3l_mm.evaluation import calibrate, default_subnets, extract_features
 from us3l_mm.evaluation.data import (build_loader, image_batches,
                                      labelled_batches, shuffled)
-from us3l_mm.evaluation.latency import check_device, device_name
+from us3l_mm.evaluation.latency import device_name
 from us3l_mm.models.layers import slimmable_layers
 from us3l_mm.registry import MODELS
 
@@ -39,43 +41,29 @@ READING = 'reading'
 PIECE = 300  # pixels of a photograph, to either side
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('--depth', type=int, default=18, choices=[
         18, 34, 50, 101, 152], help='depth of the ResNet (default: 18)')
-    parser.add_argument('--base-channels', type=int, default=64,
+    parser.add_argument('--base-channels', type=at_least(8), default=64,
                         help='channels of its first stage (default: 64)')
-    parser.add_argument('--num-widths', type=int, default=7,
+    parser.add_argument('--num-widths', type=at_least(1), default=7,
                         help='evenly from 0.25 to 1 (default: 7)')
-    parser.add_argument('--num-images', type=int, default=512,
+    parser.add_argument('--num-images', type=at_least(2), default=512,
                         help='images in the data set (default: 512)')
     parser.add_argument(
-        '--image-size', type=int, default=224,
+        '--image-size', type=at_least(32), default=224,
         help='height and width in pixels of what the network '
         'sees;\nthe files are twice as large (default: 224)')
-    parser.add_argument('--batch-size', type=int, default=64,
+    parser.add_argument('--batch-size', type=at_least(2), default=64,
                         help='default: 64')
     parser.add_argument(
-        '--num-workers', type=int, default=0,
+        '--num-workers', type=at_least(0), default=0,
         help='processes that load images (default: 0, the '
         'loading waits for the network)')
-    parser.add_argument('--rounds', type=int, default=3,
-                        help='timed rounds after one warm-up (default: 3)')
-    parser.add_argument('--device',
-                        default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--json', help='also write the figures to this file')
-    args = parser.parse_args()
-    for name, least in dict(num_widths=1, num_images=2, image_size=32,
-                            batch_size=2, rounds=1).items():
-        if getattr(args, name) < least:
-            parser.error(f'--{name.replace("_", "-")} is at least {least}, '
-                         f'got {getattr(args, name)}.')
-    try:
-        check_device(args.device)
-    except ValueError as error:
-        parser.error(f'--device: {error}')
-    return args
+    add_shared(parser, rounds=3)
+    return parser.parse_args(argv)
 
 
 def write_images(folder, args):
@@ -217,8 +205,7 @@ def show(figures, args):
                   f'{figures["largest_difference"]:.1e} of the largest')
 
 
-def main():
-    args = parse_args()
+def benchmark(args):
     torch.manual_seed(0)
     MMLogger.get_instance('benchmark', log_level='WARNING')
     with (TemporaryDirectory() as folder,
@@ -239,6 +226,12 @@ def main():
         dump(
             dict(figures, settings=vars(args), torch=str(torch.__version__),
                  machine=device_name(args.device)), args.json, indent=2)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    with errors_as_sentences('calibration', args.debug):
+        benchmark(args)
 
 
 if __name__ == '__main__':

@@ -19,7 +19,6 @@ from statistics import median
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from rich.console import Console
@@ -27,54 +26,60 @@ from rich.table import Table
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import \
     allreduce_hook
 
-from train_step import RECIPE
+from arguments import add_shared, at_least, width_argument
+from train_step import READ, RECIPE
+from us3l_mm.apis.command_line import OptionsAction, errors_as_sentences
+from us3l_mm.apis.launching import load_config
 from us3l_mm.engine import (DynamicSamplerHook,
                             MultiPassDistributedDataParallel,
                             MultiPassOptimWrapper)
 from us3l_mm.models import GroupDecay, Plan, SlimmableConv2d, at
-from us3l_mm.models.layers import SlimmableBatchNorm
+from us3l_mm.models.layers import SlimmableBatchNorm, Subnet, check_subnets
 from us3l_mm.models.selfsup.passes import UPDATE_MODES
 from us3l_mm.registry import MODELS
 
 MIB = 2**20
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         '--config', default=str(RECIPE), help='config of a pre-training '
         '(default: the recipe of a ResNet-18 on\nCIFAR-10)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction,
                         metavar='KEY=VALUE', help='changes to the config')
-    parser.add_argument('--image-size', type=int, default=32,
+    parser.add_argument('--image-size', type=at_least(1), default=32,
                         help='height and width in pixels (default: 32)')
-    parser.add_argument('--batch-size', type=int, default=32,
+    parser.add_argument('--batch-size', type=at_least(2), default=32,
                         help='images per view and process (default: 32)')
-    parser.add_argument('--widths', type=float, nargs='+', default=[
+    parser.add_argument('--widths', type=width_argument, nargs='+', default=[
         1.0, 0.625, 0.25], help='of the iteration (default: 1.0 0.625 0.25)')
     parser.add_argument('--local-norms', action='store_true',
                         help='batch norms of each process by itself')
     parser.add_argument('--modes', nargs='+', choices=UPDATE_MODES,
                         default=UPDATE_MODES, help='default: all')
-    parser.add_argument('--processes', type=int, default=2, help='default: 2')
-    parser.add_argument('--rounds', type=int, default=5,
-                        help='timed rounds after one warm-up (default: 5)')
+    parser.add_argument('--processes', type=at_least(1), default=2,
+                        help='default: 2')
     parser.add_argument(
-        '--iterations', type=int, default=1000,
+        '--iterations', type=at_least(1), default=1000,
         help='length of the training whose shapes are counted '
         '(default: 1000)')
-    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'],
-                        help='gloo on CPUs, NCCL on GPUs (default: cpu)')
-    parser.add_argument('--json', help='also write the figures to this file')
-    return parser.parse_args()
+    add_shared(parser, rounds=5, default_device='cpu')
+    args = parser.parse_args(argv)
+    if args.device not in ('cpu', 'cuda'):
+        parser.error('--device is cpu, whose processes talk through gloo, or '
+                     f'cuda, where they talk through NCCL, got {args.device}.')
+    if args.device == 'cuda' and args.processes > torch.cuda.device_count():
+        parser.error(f'--processes {args.processes} needs as many GPUs, and '
+                     f'there are {torch.cuda.device_count()}.')
+    return args
 
 
 def build(args, update_mode, device, together):
     """An algorithm that talks to other processes, or one that does not."""
     torch.manual_seed(0)
-    config = Config.fromfile(args.config)
-    config.merge_from_dict(args.cfg_options or {})
+    config = load_config(args.config, args.cfg_options, READ)
     algorithm = MODELS.build(
         dict(config.model, update_mode=update_mode, sync_norms=together
              and not args.local_norms))
@@ -295,8 +300,12 @@ def show(figures, args):
             f' the last new shape in iteration {row["last_new_shape"]}')
 
 
-def main():
-    args = parse_args()
+def benchmark(args):
+    # A mistake is found here, and not in each of the processes.
+    MMLogger.get_instance('benchmark', log_level='WARNING')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        algorithm, _ = build(args, 'sequential', torch.device('cpu'), False)
+    check_subnets(algorithm.backbone, list(map(Subnet, args.widths)))
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, 'figures.json')
         mp.spawn(worker, (args, os.path.join(folder, 'meeting'), out),
@@ -309,6 +318,12 @@ def main():
             json.dump(
                 dict(figures, settings=vars(args),
                      torch=str(torch.__version__)), file, indent=2)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    with errors_as_sentences('communication', args.debug):
+        benchmark(args)
 
 
 if __name__ == '__main__':

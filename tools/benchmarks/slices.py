@@ -28,10 +28,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch.autograd.profiler import profile
+from arguments import add_shared, at_least, width_argument
 from train_step import Stopwatch
 
+from us3l_mm.apis.command_line import errors_as_sentences
 from us3l_mm.evaluation import calibrate
-from us3l_mm.evaluation.latency import check_device, device_name
+from us3l_mm.evaluation.latency import device_name
 from us3l_mm.export import slice_network
 from us3l_mm.models import SlimmableResNet, set_subnet
 
@@ -44,38 +46,31 @@ TOLERANCE = 1e-2
 MIB = 2**20
 
 
-def parse_args():
+def eighth(text):
+    """A type for argparse: a width at which a ResNet is a plain one."""
+    value = width_argument(text)
+    if value < 0.25 or not (8 * value).is_integer():
+        raise argparse.ArgumentTypeError(
+            'widths are multiples of 1/8 from 0.25 to 1, where a plain ResNet '
+            f'is the same network; got {text}')
+    return value
+
+
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('--depth', type=int, default=50, choices=[
         18, 34, 50, 101, 152], help='depth of the ResNet (default: 50)')
-    parser.add_argument('--image-size', type=int, default=224,
+    parser.add_argument('--image-size', type=at_least(1), default=224,
                         help='height and width in pixels (default: 224)')
-    parser.add_argument('--batch-size', type=int, default=8,
+    parser.add_argument('--batch-size', type=at_least(1), default=8,
                         help='images of a forward (default: 8)')
     parser.add_argument(
-        '--widths', type=float, nargs='+', metavar='W', default=[
+        '--widths', type=eighth, nargs='+', metavar='W', default=[
             0.25, 0.5, 0.75, 1.0], help='multiples of 1/8 from 0.25 to 1 '
         '(default: 0.25 0.5 0.75 1.0)')
-    parser.add_argument('--rounds', type=int, default=7,
-                        help='timed rounds after the warm-up (default: 7)')
-    parser.add_argument('--device',
-                        default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--json', help='also write the figures to this file')
-    args = parser.parse_args()
-    for name in ('image_size', 'batch_size', 'rounds'):
-        if getattr(args, name) < 1:
-            parser.error(f'--{name.replace("_", "-")} is at least 1, got '
-                         f'{getattr(args, name)}.')
-    for width in args.widths:
-        if not (0.25 <= width <= 1 and (8 * width).is_integer()):
-            parser.error('--widths are multiples of 1/8 from 0.25 to 1, where '
-                         f'a plain ResNet is the same network; got {width:g}.')
-    try:
-        check_device(args.device)
-    except ValueError as error:
-        parser.error(f'--device: {error}')
-    return args
+    add_shared(parser, rounds=7)
+    return parser.parse_args(argv)
 
 
 def build_slimmable(args):
@@ -211,8 +206,7 @@ def show(rows, args):
 
 
 @torch.no_grad()
-def main():
-    args = parse_args()
+def benchmark(args):
     torch.manual_seed(0)
     MMLogger.get_instance('benchmark', log_level='WARNING')
     slimmable = build_slimmable(args)
@@ -240,6 +234,12 @@ def main():
             dict(widths=rows, settings=vars(args), torch=str(
                 torch.__version__), machine=device_name(args.device)),
             args.json, indent=2)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    with errors_as_sentences('slices', args.debug):
+        benchmark(args)
 
 
 if __name__ == '__main__':

@@ -17,53 +17,52 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from arguments import add_shared, at_least, width_argument
+from us3l_mm.apis.command_line import OptionsAction, errors_as_sentences
+from us3l_mm.apis.launching import load_config
 from us3l_mm.export import slice_network
 from us3l_mm.engine import MultiPassOptimWrapper
 from us3l_mm.models import GroupDecay, Plan, at
 from us3l_mm.models.selfsup import Batch, encode
 from us3l_mm.registry import MODELS
 
+# The keys of a config that a benchmark reads.
+READ = {'custom_imports', 'default_hooks', 'default_scope', 'model'}
 RECIPE = (Path(__file__).parents[2] /
           'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py')
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         '--config', default=str(RECIPE),
         help='config of a pre-training, whose '
         'model is timed\n(default: the recipe of a ResNet-18 on CIFAR-10)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction,
                         metavar='KEY=VALUE', help='changes to the config')
-    parser.add_argument('--image-size', type=int, default=32,
+    parser.add_argument('--image-size', type=at_least(1), default=32,
                         help='height and width in pixels (default: 32)')
-    parser.add_argument('--batch-size', type=int, default=64,
+    parser.add_argument('--batch-size', type=at_least(2), default=64,
                         help='images per view (default: 64)')
     parser.add_argument(
-        '--widths', type=float, nargs='+', default=[1.0, 0.625, 0.25],
+        '--widths', type=width_argument, nargs='+', default=[1.0, 0.625, 0.25],
         help='widths of the iteration; multiples of 1/8 are '
         'plain networks exactly (default: 1.0 0.625 0.25)')
-    parser.add_argument('--rounds', type=int, default=7,
-                        help='timed rounds after one warm-up (default: 7)')
-    parser.add_argument('--device',
-                        default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--json', help='also write the figures to this file')
-    return parser.parse_args()
+    add_shared(parser, rounds=7)
+    return parser.parse_args(argv)
 
 
 def build_algorithm(args):
     """The algorithm, its optimizer wrapper, and which dimensions it groups.
     """
-    config = Config.fromfile(args.config)
-    config.merge_from_dict(args.cfg_options or {})
+    config = load_config(args.config, args.cfg_options, READ)
     algorithm = MODELS.build(config.model)
     algorithm.init_weights()
     algorithm.to(args.device).train()
@@ -71,7 +70,8 @@ def build_algorithm(args):
     wrapper = MultiPassOptimWrapper(optimizer=torch.optim.SGD(
         [p for p in algorithm.parameters()
          if p.requires_grad], lr=1e-3, momentum=0.9))
-    group_dims = config.default_hooks.group_reg.get('group_dims')
+    hook = config.get('default_hooks', {}).get('group_reg') or {}
+    group_dims = hook.get('group_dims')
     return algorithm, wrapper, dict(group_dims or {1: 0, 4: 0})
 
 
@@ -236,8 +236,7 @@ def show(figures, args):
         f'{figures["mask_over_regularisation"]:.1f} times as long')
 
 
-def main():
-    args = parse_args()
+def benchmark(args):
     torch.manual_seed(0)
     MMLogger.get_instance('benchmark', log_level='WARNING')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
@@ -264,6 +263,12 @@ def main():
                 dict(figures, settings=vars(args), torch=str(
                     torch.__version__), machine=platform.processor()), file,
                 indent=2)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    with errors_as_sentences('train_step', args.debug):
+        benchmark(args)
 
 
 if __name__ == '__main__':

@@ -16,32 +16,30 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from us3l_mm.apis.command_line import subnet_argument
+from arguments import add_shared, at_least
+from us3l_mm.apis.command_line import errors_as_sentences, subnet_argument
 from us3l_mm.evaluation import count_complexity
 from us3l_mm.export import slice_network
 from us3l_mm.models import SlimmableViT
 from us3l_mm.models.layers import Subnet, at
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('--arch', default='tiny', help='default: tiny')
     parser.add_argument('--slicing', choices=['input', 'embed'],
                         default='input', help='default: input')
-    parser.add_argument('--image-size', type=int, default=32,
+    parser.add_argument('--image-size', type=at_least(1), default=32,
                         help='height and width in pixels (default: 32)')
-    parser.add_argument('--patch-size', type=int, default=4, help='default: 4')
-    parser.add_argument('--batch-size', type=int, default=32,
+    parser.add_argument('--patch-size', type=at_least(1), default=4,
+                        help='default: 4')
+    parser.add_argument('--batch-size', type=at_least(1), default=32,
                         help='default: 32')
     parser.add_argument('--widths', type=subnet_argument, nargs='+', default=[
         *map(Subnet, (1.0, 0.75, 0.5, 0.25))])
-    parser.add_argument('--rounds', type=int, default=5,
-                        help='timed rounds after one warm-up (default: 5)')
-    parser.add_argument('--device',
-                        default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--json', help='also write the figures to this file')
-    return parser.parse_args()
+    add_shared(parser, rounds=5)
+    return parser.parse_args(argv)
 
 
 def milliseconds(network, images):
@@ -71,8 +69,7 @@ def time_subnet(networks, subnet, images, rounds):
     return {name: median(values) for name, values in times.items()}
 
 
-def main():
-    args = parse_args()
+def benchmark(args):
     torch.manual_seed(0)
     slimmable, reference = (SlimmableViT(
         args.arch, slicing=args.slicing, img_size=args.image_size,
@@ -110,6 +107,12 @@ def main():
             json.dump(
                 dict(widths=rows, settings=vars(args), torch=str(
                     torch.__version__)), file, indent=2, default=str)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    with errors_as_sentences('vit_widths', args.debug):
+        benchmark(args)
 
 
 if __name__ == '__main__':

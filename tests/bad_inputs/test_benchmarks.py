@@ -1,0 +1,48 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Bad inputs of the benchmarks."""
+import pytest
+
+from .harness import ROOT, check, main_of, run
+
+TOOLS = ('calibration', 'communication', 'slices', 'train_step', 'vit_widths')
+CIFAR = ROOT / 'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py'
+CASES = [
+    *((tool, words, *needles) for tool in TOOLS for words, *needles in (
+        (['--rounds', '0'], 'at least 1', "'0'"),
+        (['--rounds', 'many'], 'at least 1', "'many'"),
+        (['--batch-size', '-4'], 'at least', "'-4'"),
+        (['--device', 'gpu'], "'gpu' is not available"),
+        (['--json', '.'], '. is not an ordinary file'),
+        (['--jsno', 'x.json'], '--jsno'),
+    )),
+    ('calibration', ['--num-images', '1'], 'at least 2', "'1'"),
+    ('calibration', ['--num-workers', '-1'], 'at least 0', "'-1'"),
+    ('calibration', ['--image-size', '8'], 'at least 32', "'8'"),
+    ('calibration', ['--depth', '19'], 'choose from', '19', '18'),
+    ('communication', ['--processes', '0'], 'at least 1', "'0'"),
+    ('communication', ['--device', 'cpu:0'], 'cpu:0', 'NCCL'),
+    ('communication', ['--modes', 'joint'], "'joint'", 'sequential'),
+    ('communication', ['--widths', '0.1'], 'Width 0.1', 'range'),
+    ('communication', ['--config', 'absent.py'], 'absent.py', 'Configs are'),
+    ('slices', ['--widths', '0.3'], '0.3', 'multiples of 1/8'),
+    ('slices', ['--widths', '2'], '2', '(0, 1]'),
+    ('slices', ['--widths', 'nan'], 'nan', 'a width such as 0.5'),
+    ('train_step', ['--image-size', '2.5'], 'at least 1', "'2.5'"),
+    ('train_step', ['--widths', '0.1'], 'Width 0.1', 'range'),
+    ('train_step', ['--config', f'{CIFAR}x'], 'Did you mean', CIFAR.name),
+    ('train_step', ['--cfg-options',
+                    'modle.backbone.depth=34'], 'modle', 'Did you mean model'),
+    ('train_step', ['--cfg-options',
+                    'train_cfg.max_epochs=1'], 'train_cfg', 'model'),
+    ('train_step', ['--cfg-options', 'model.backbone.depth'], 'KEY=VALUE'),
+    ('vit_widths', ['--arch', 'enormous'], 'enormous', 'tiny'),
+    ('vit_widths', ['--slicing', 'output'], "'output'", 'embed'),
+    ('vit_widths', ['--widths', 'wide'], "'wide'"), ]
+
+
+@pytest.mark.parametrize('tool, words, needles', [(c[0], c[1], c[2:])
+                                                  for c in CASES])
+def test_bad_input(tool, words, needles, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tools/benchmarks')
+    main = main_of(f'benchmarks/{tool}')
+    check(run(main, words, tmp_path, capsys), *needles)
