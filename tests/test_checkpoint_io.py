@@ -8,14 +8,17 @@ import random
 import subprocess
 import zipfile
 
+import numpy as np
 import pytest
 import torch
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from mmengine.runner.checkpoint import get_torch_safe_globals
 from small_run import small_cfg
 
-from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
-                            sha256, writing)
+from us3l_mm.apis import load_backbone
+from us3l_mm.export.foreign import from_plain
+from us3l_mm.fileio import (check_resumable, check_writable, load_weights,
+                            save_atomically, sha256, writing)
 
 WEIGHTS = {f'layer{i}.weight': torch.randn(40, 40) for i in range(3)}
 
@@ -119,6 +122,96 @@ def test_a_truncated_file_is_called_damaged(tmp_path, zipped):
         file.write_bytes(content[:size])
         with pytest.raises(ValueError, match='is damaged or was not copied'):
             load_weights(str(file))
+
+
+@pytest.mark.parametrize('read', [
+    load_weights, load_backbone,
+    lambda path: from_plain(load_weights(path)['state_dict']),
+    lambda path: CheckpointLoader.load_checkpoint(path, logger='silent')])
+def test_a_flipped_bit_is_found_by_its_checksum(tmp_path, read):
+    file = tmp_path / 'weights.pth'
+    torch.save(dict(state_dict=WEIGHTS), file)
+    content = bytearray(file.read_bytes())
+    content[content.index(WEIGHTS['layer1.weight'].numpy().tobytes())] ^= 1
+    file.write_bytes(content)
+    torch.load(file, weights_only=True)  # which does not notice it
+    with pytest.raises(
+            ValueError, match='weights.pth is damaged: the checksum '
+            r'of its part weights/data/\d is wrong. Copy'):
+        read(str(file))
+
+
+@pytest.mark.parametrize('name, value, message', [
+    ('b.weight', torch.ones(3).int(), 'has b.weight as torch.int32, and 0 '),
+    ('b.weight', torch.ones(3).bool(), 'has b.weight as torch.bool'),
+    ('b.running_var_w0500000', torch.ones(3).long(), 'as torch.int64'),
+    ('weight', torch.ones(3, dtype=torch.complex64), 'as torch.complex64'),
+    ('b.scale', torch.tensor([1., float('nan')]),
+     '1 of the 2 values of b.scale are NaN or infinite. The training div'),
+    ('b.weight', torch.full((2, 3), -float('inf')), '6 of the 6 values of b.'),
+    ('b.weight', torch.tensor([float('inf')]).half(), '1 of the 1 values'),
+    ('b.mask', torch.tensor([0., float('nan')]), '1 of the 2 values'),
+    ('b.weight', torch.ones(3).to_sparse(), 'as a torch.sparse_coo tensor'),
+    ('b.weight', torch.ones(3, device='meta'), 'tensor on meta'),
+    (3, torch.ones(3), 'holds 3 as a torch.strided tensor on cpu')])
+def test_what_cannot_be_a_weight_is_refused(tmp_path, name, value, message):
+    file = str(tmp_path / 'weights.pth')
+    torch.save(dict(state_dict={'a.weight': torch.ones(2), name: value}), file)
+    with pytest.raises(ValueError, match=message):
+        load_weights(file)
+
+
+def test_what_may_be_infinite_or_an_integer_is_read(tmp_path):
+    file = str(tmp_path / 'weights.pth')
+    weights = {
+        'attn_mask': torch.tensor([0., -float('inf')]),
+        'observer.min_val': torch.tensor(float('inf')),
+        'position_ids': torch.arange(3),
+        'bn.num_batches_tracked': torch.tensor(3),
+        'largest': torch.tensor([torch.finfo(torch.float).max] * 3),
+        'small.weight': torch.ones(2).to(torch.float8_e4m3fn),
+        'empty.weight': torch.ones(0),
+        'half.bias': torch.ones(2).bfloat16()}
+    torch.save(dict(state_dict=weights), file)
+    assert load_weights(file)['state_dict'].keys() == weights.keys()
+
+
+def test_versions_of_layers_are_kept(tmp_path):
+    file = str(tmp_path / 'weights.pth')
+    weights = torch.nn.BatchNorm2d(2).state_dict()
+    torch.save(dict(state_dict=weights), file)
+    found = load_weights(file)['state_dict']
+    assert found._metadata == weights._metadata
+    assert found._metadata['']['version'] == 2
+
+
+def test_a_checkpoint_is_resumed_from_only_with_a_finite_optimizer():
+    state = dict(momentum_buffer=torch.ones(2))
+    content = dict(meta=dict(iter=1), optimizer=dict(state={0: state}))
+    check_resumable('a.pth', content)
+    state['momentum_buffer'][1] = float('nan')
+    with pytest.raises(
+            ValueError, match='a.pth cannot be resumed from: '
+            'optimizer.state.0.momentum_buffer is NaN'):
+        check_resumable('a.pth', content)
+    content['meta'] = dict(epoch=3)
+    with pytest.raises(ValueError, match='does not say at which iteration'):
+        check_resumable('a.pth', content)
+
+
+def test_numbers_of_numpy_are_read(tmp_path):
+    file = str(tmp_path / 'weights.pth')
+    numbers = dict(a=np.float64(0.5), b=np.arange(6).reshape(2, 3).T,
+                   c=np.array([1, 2], '>i4'), d=np.ones((0, 2), np.float32))
+    torch.save(dict(state_dict=WEIGHTS, meta=numbers), file)
+    found = load_weights(file)['meta']
+    for name, value in numbers.items():
+        np.testing.assert_array_equal(found[name], value)
+        # NumPy itself turns big-endian numbers round.
+        assert found[name].dtype == value.dtype.newbyteorder('=')
+    # Written again, they are NumPy's own once more.
+    torch.save(found['b'], file)
+    assert type(torch.load(file, weights_only=False)) is np.ndarray
 
 
 @pytest.mark.parametrize('content, message', [

@@ -425,6 +425,43 @@ def test_the_python_api_as_documented(checkpoint, small):
     assert features.shape == (2, 64)
 
 
+@pytest.mark.parametrize('call, error, message', [
+    (lambda n, c: Budget('colour', 1.0), ValueError, "flops.*got 'colour'"),
+    (lambda n, c: Budget('flops', float('nan')), ValueError, 'got nan'),
+    (lambda n, c: Budget('flops', -1), ValueError, 'positive number, got -1'),
+    (lambda n, c: Budget('flops', float('inf')), ValueError, 'got inf'),
+    (lambda n, c: Budget('flops', '1G'), ValueError, 'Budget.parse'),
+    (lambda n, c: Budget('params', True), ValueError, 'got True'),
+    (lambda n, c: Budget.parse('flops', 1e9), TypeError, 'is a text .*1000'),
+    (lambda n, c: Budget.parse('latency', '5'), ValueError, 'its unit'),
+    (lambda n, c: Budget('flops', 1e9).choose(n, 0), ValueError, 'got 0'),
+    (lambda n, c: Budget('flops', 1e9).choose(n, 2.5), ValueError, '2.5'),
+    (lambda n, c: slice_network(n, float('nan')), ValueError, 'got nan'),
+    (lambda n, c: slice_network(n, None), TypeError, 'got None'),
+    (lambda n, c: slice_network(n, 2), ValueError, 'got 2'),
+    (lambda n, c: slice_network(n, True), TypeError, 'got True'),
+    (lambda n, c: slice_network('n', 0.5), TypeError, "Module, got 'n'"),
+    (lambda n, c: slice_network(torch.nn.ReLU(), 0.5), ValueError, 'ordinary'),
+    (lambda n, c: at_width(n, float('inf')), ValueError, 'got inf'),
+    (lambda n, c: at_width(n, [0.5]), TypeError, r'got \[0.5\]'),
+    (lambda n, c: at_width(n, 0.1).__enter__(), ValueError, 'outside the ra'),
+    (lambda n, c: at_width('n', 0.5).__enter__(), TypeError, "list.*got 'n'"),
+    (lambda n, c: load_backbone(None), TypeError, 'path of a file .*NoneType'),
+    (lambda n, c: load_backbone({'a': 1}), ValueError, r"the keys \['a'\]"),
+    (lambda n, c: load_backbone('none.pth'), FileNotFoundError, 'none.pth'),
+    (lambda n, c: load_backbone('.'), FileNotFoundError, 'is a folder'),
+    (lambda n, c: load_backbone(c, 3), TypeError, 'got a int'),
+    (lambda n, c: slices(c, 'o.pth', 0.5, num_images=0), ValueError, 'got 0'),
+    (lambda n, c: slice_checkpoint(c, 'o.pth', 0.5, input_size=0), ValueError,
+     'got 0'),
+    (lambda n, c: slices(c, 'o.pth', 0.5, device='x'), ValueError, "'x'"),
+    (lambda n, c: slices(c, 'o.pth', None), TypeError, 'got None')])
+def test_the_python_api_checks_its_arguments(checkpoint, small, call, error,
+                                             message):
+    with pytest.raises(error, match=message):
+        call(small, checkpoint)
+
+
 def test_the_command(checkpoint, tmp_path, capsys):
     spec = importlib.util.spec_from_file_location('tool', TOOL)
     tool = importlib.util.module_from_spec(spec)

@@ -5,6 +5,7 @@ import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral, Real
 from typing import Callable, Dict, List, Optional
 
 from torch import nn
@@ -48,16 +49,28 @@ class Budget:
             and fvcore count them), 'params', or 'latency' (of one image, in
             seconds, measured on this machine).
         limit (float): The highest cost.
+
+    Raises:
+        ValueError: If the kind is another one, or the limit is no positive
+            number.
     """
 
     kind: str
     limit: float
 
+    def __post_init__(self):
+        _check_kind(self.kind)
+        if (isinstance(self.limit, bool) or not isinstance(self.limit, Real)
+                or not 0 < self.limit < math.inf):
+            raise ValueError(
+                f'The limit of a budget is a positive number, got '
+                f"{self.limit!r}. Texts are for Budget.parse({self.kind!r}, "
+                "'1G').")
+
     @classmethod
     def parse(cls, kind: str, text: str) -> 'Budget':
         """A budget from a text such as '1G' or '10ms'."""
-        if kind not in COSTS:
-            raise ValueError(f'A budget is one of {COSTS}, got {kind!r}.')
+        _check_kind(kind)
         parse = parse_seconds if kind == 'latency' else parse_amount
         return cls(kind, parse(text))
 
@@ -75,6 +88,7 @@ class Budget:
         Raises:
             ValueError: If there is none.
         """
+        check_count('input_size', input_size)
         size = (input_size, input_size)
 
         def cost(subnet: Subnet) -> float:
@@ -84,6 +98,19 @@ class Budget:
             return counted.macs if self.kind == 'flops' else counted.params
 
         return widest_within(selectable(network), cost, self.limit, self.show)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in COSTS:
+        raise ValueError(f'A budget is one of {COSTS}, got {kind!r}.')
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise ValueError unless ``value`` is a whole number of at least 1."""
+    if (isinstance(value, bool) or not isinstance(value, Integral)
+            or value < 1):
+        raise ValueError(f'{name} is a whole number of at least 1, got '
+                         f'{value!r}.')
 
 
 def selectable(network: nn.Module) -> List[Subnet]:
@@ -143,6 +170,8 @@ def parse_seconds(text: str) -> float:
 
 
 def _parse(text: str, units: Dict[str, float], example: str) -> float:
+    if not isinstance(text, str):
+        raise TypeError(f'A budget is a text {example}, got {text!r}.')
     scales = {unit.lower(): scale for unit, scale in units.items()}
     found = re.fullmatch(r'([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)',
                          text.strip().lower())

@@ -24,7 +24,7 @@ from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
 from us3l_mm.models.layers import (Subnet, SubnetLike, check_statistics,
                                    check_subnets, has_statistics)
 from us3l_mm.version import __version__
-from .budget import Budget, Choice
+from .budget import Budget, Choice, check_count
 from .launching.config import change_config, load_config
 
 
@@ -96,11 +96,9 @@ def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
         raise ValueError(f'A format is one of {sorted(FORMATS)}, got '
                          f'{file_format!r}.')
     check_writable(out, checkpoint)
-    for name, value in (('num_images', num_images), ('input_size',
-                                                     input_size)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f'{name} is a whole number of at least 1, got '
-                             f'{value!r}.')
+    check_count('num_images', num_images)
+    if input_size is not None:
+        check_count('input_size', input_size)
     check_device(device)
     stored = load_weights(checkpoint, trust_pickle)
     config = _config(checkpoint, stored, config, cfg_options)

@@ -75,8 +75,11 @@ def load_source(checkpoint: Union[str, dict], config: Union[str, Config,
         model = stored_model(content)
         backbone, preprocessor = build_stored_backbone(model), None
     else:
-        config = (Config.fromfile(config)
-                  if isinstance(config, str) else config)
+        if isinstance(config, (str, PathLike)):
+            config = Config.fromfile(config)
+        if not isinstance(config, Config):
+            raise TypeError('A config is the path of a file or a Config, got '
+                            f'a {type(config).__name__}.')
         algorithm = build_algorithm(config)
         model = model_cfg(config)
         backbone = algorithm.backbone.eval()

@@ -63,6 +63,11 @@ def _reconstruct(owner: type, shape: tuple, kind: bytes) -> np.ndarray:
     return np.ndarray.__new__(_Array, (0, ))
 
 
+def _no_bytes() -> bytes:
+    """The content of an empty array; ``bytes(n)`` would allocate memory."""
+    return b''
+
+
 def _scalar(kind: _DType, content: bytes) -> np.generic:
     return np.frombuffer(content, kind.dtype)[0]
 
@@ -78,6 +83,7 @@ def _history_method(owner: type, name: str) -> Callable:
 SAFE_GLOBALS = [
     (_History, 'mmengine.logging.history_buffer.HistoryBuffer'),
     (_history_method, 'builtins.getattr'),
+    (_no_bytes, 'builtins.bytes'),
     (_Array, 'numpy.ndarray'),
     (_DType, 'numpy.dtype'),
     *(

@@ -31,6 +31,8 @@ def slice_network(network: nn.Module, subnet: SubnetLike,
         TypeError, ValueError: If the network does not have the sub-network
             or its statistics, or no layer of it is slimmable.
     """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f'A network is a torch.nn.Module, got {network!r}.')
     if not any(slimmable_layers(network)):
         raise ValueError(
             f'This {type(network).__name__} has no slimmable layers: it is an '

@@ -265,7 +265,12 @@ def missing_statistics(subnet: Subnet, measured: List[Subnet]) -> ValueError:
 
 
 def _as_list(modules: Union[nn.Module, List[nn.Module]]) -> List[nn.Module]:
-    return [modules] if isinstance(modules, nn.Module) else list(modules)
+    found = [modules] if isinstance(modules, nn.Module) else modules
+    if not isinstance(found, (list, tuple)) or not all(
+            isinstance(module, nn.Module) for module in found):
+        raise TypeError('A network is a torch.nn.Module, or a list of them, '
+                        f'got {modules!r}.')
+    return list(found)
 
 
 def set_subnet(modules: Union[nn.Module, List[nn.Module]],
