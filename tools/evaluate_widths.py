@@ -116,6 +116,9 @@ def start_processes(launcher, device):
 def config_of(args):
     """The config that is named, or else that of the run."""
     if args.config is not None:
+        if not args.config.endswith(('.py', '.json', '.yaml', '.yml')):
+            raise ValueError(f'{args.config} is not a config file. The config '
+                             'comes first: evaluate_widths.py CONFIG CKPT')
         return load_config(args.config, args.cfg_options, READ)
     content = load_weights(args.checkpoint, args.trust_pickle)
     config = run_config(args.checkpoint, content)

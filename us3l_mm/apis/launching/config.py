@@ -69,6 +69,11 @@ def change_config(cfg: Config, path: str, options: Optional[dict],
     options = dict(options or {})
     if 'data_root' in options and cfg.get('data_root'):
         move_data_root(cfg, options.pop('data_root'))
+    elif 'data_root' in options:
+        raise ValueError(
+            f'--cfg-options data_root: {path} has no data_root for all data '
+            'sets. Set that of each, such as '
+            'train_dataloader.dataset.data_root.')
     if 'runner_type' not in cfg:
         check_keys(cfg, path, options, read)
     for option in options:
