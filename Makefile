@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= resnet18
 DEMO_CONFIG ?= $(firstword $(wildcard $(DEMO) configs/*/$(DEMO).py \
-  configs/*/us3l_$(DEMO)_demo_digits.py))
+  configs/*/us3l_$(DEMO)_demo_digits.py \
+  configs/*/$(DEMO)_resnet18_demo_digits.py))
 # A folder for each, so that no demo resumes or reports another one's.
 DEMO_DIR ?= work_dirs/demo$(if $(filter-out resnet18,$(DEMO)),-$(basename \
   $(notdir $(DEMO))))
@@ -47,8 +48,8 @@ help:
 	@echo 'Variables:'
 	@echo '  PYTHON=python3.11   Python 3.10, 3.11 or 3.12 for the environment'
 	@echo '  VENV=.venv          the folder of the environment'
-	@echo '  DEMO=vit            a vision transformer for make demo, or the name'
-	@echo '                      of another config of configs/'
+	@echo '  DEMO=vit            a vision transformer for make demo, slimclr for'
+	@echo '                      SlimCLR, or the name of another config'
 	@echo '  PYTEST_ARGS="-k x"  passed on to pytest; likewise DEMO_ARGS to the'
 	@echo '                      training of the demo, and BENCHMARK_ARGS'
 	@echo '  WHEELS=FOLDER       ready-made wheels, such as a compiled onedl-mmcv'

@@ -9,6 +9,7 @@ from algorithms import student_parameters
 from mmpretrain.registry import MODELS as MMPRETRAIN
 from naive_slimclr import METHODS, WEIGHTS, NaiveSlimCLR
 from processes import run_processes
+from saved_bytes import SavedBytes
 from slimclr_networks import (HIDDEN, OUT, QUEUE, WIDTHS, model_cfg,
                               small_slimclr)
 
@@ -282,6 +283,23 @@ def test_sub_networks_leave_the_weights_that_they_do_not_have_alone():
         outside[len(widths)] = (old - weight)[32:, :]
     close(outside[1], outside[3], 'rows of the full width alone', 1e-12)
     assert not torch.allclose(gradients[1][:32, :32], gradients[3][:32, :32])
+
+
+def test_a_step_needs_the_memory_of_moco_at_full_width():
+    data, views = naive.batch(0, images=4)
+    algorithm, plain = small_slimclr('moco_v2'), MMPRETRAIN.build(
+        plain_model('moco_v2')).double()
+    wrapper, peaks = wrapper_of(algorithm), []
+    steps = (lambda: algorithm.train_step(dict(data, plan=Plan.fixed(
+        WIDTHS)), wrapper), lambda: plain.loss(views, [])['loss'].backward())
+    for model, step in zip((algorithm, plain), steps):
+        counter = SavedBytes(model)
+        with torch.autograd.graph.saved_tensors_hooks(
+                counter.pack, lambda holder: holder.tensor):
+            step()
+        assert counter.alive == 0
+        peaks.append(counter.peak)
+    assert views[0].nbytes < peaks[0] <= 1.1 * peaks[1]
 
 
 def test_a_full_network_is_a_plain_one():

@@ -1,11 +1,12 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""What a US3L training iteration costs beyond its forward and backward passes.
+"""What a training iteration costs beyond its forward and backward passes.
 
 The floor is the bare passes: a plain network of each width that the iteration
-trains, forward and backward over two views, and a plain full network forward
-for the teacher. Both sides are timed in turn, round by round, in one process;
-figures are medians over the rounds, and ratios are medians of the ratios of a
-round, so that a machine whose speed drifts does not move them.
+trains, forward and backward over its views with the loss of the head, and a
+plain full network forward for the teacher. Both sides are timed in turn, round
+by round, in one process; figures are medians over the rounds, and ratios are
+medians of the ratios of a round, so that a machine whose speed drifts does not
+move them.
 """
 import argparse
 import json
@@ -29,7 +30,7 @@ from us3l_mm.apis.launching import load_config
 from us3l_mm.export import slice_network
 from us3l_mm.engine import MultiPassOptimWrapper
 from us3l_mm.models import GroupDecay, Plan, at
-from us3l_mm.models.selfsup import Batch, encode
+from us3l_mm.models.selfsup import Batch, SlimCLR, encode
 from us3l_mm.registry import MODELS
 
 # The keys of a config that a benchmark reads.
@@ -61,6 +62,8 @@ def parse_args(argv=None):
 
 def build_algorithm(args):
     """The algorithm, its optimizer wrapper, and which dimensions it groups.
+
+    These are None where the config has no group regularisation.
     """
     config = load_config(args.config, args.cfg_options, READ)
     algorithm = MODELS.build(config.model)
@@ -70,14 +73,35 @@ def build_algorithm(args):
     wrapper = MultiPassOptimWrapper(optimizer=torch.optim.SGD(
         [p for p in algorithm.parameters()
          if p.requires_grad], lr=1e-3, momentum=0.9))
-    hook = config.get('default_hooks', {}).get('group_reg') or {}
-    group_dims = hook.get('group_dims')
-    return algorithm, wrapper, dict(group_dims or {1: 0, 4: 0})
+    hook = config.get('default_hooks', {}).get('group_reg')
+    group_dims = hook and dict(hook.get('group_dims') or {1: 0, 4: 0})
+    return algorithm, wrapper, group_dims
 
 
 def named_parameters(algorithm):
     return [(name, p) for name, p in algorithm.named_parameters()
             if p.requires_grad]
+
+
+class BareContrast:
+    """A plain network of one width that SlimCLR trains, and its contrast."""
+
+    def __init__(self, algorithm, pass_):
+        self.student = slice_network(algorithm, pass_.subnet,
+                                     without_statistics=True)
+
+    def targets(self, views):
+        if not self.student.head.has_keys:
+            return []
+        views = views[::-1][:self.student.head.num_queries]
+        encoder = self.student.backbone, self.student.neck
+        return [z for _, z in encode(*encoder, views)]
+
+    def __call__(self, views, keys):
+        head = self.student.head
+        queries = self.student.queries(views)
+        head.loss(head.similarities(queries, keys)).backward()
+        self.student.zero_grad()
 
 
 class BarePass:
@@ -91,11 +115,11 @@ class BarePass:
         self.head = deepcopy(algorithm.head if pass_.role ==
                              'base' else algorithm.distill_head)
 
-    def encode(self, views):
+    def targets(self, views):
         return [z for _, z in encode(*self.encoder, views)]
 
     def __call__(self, views, targets):
-        z1, z2 = self.encode(views)
+        z1, z2 = self.targets(views)
         loss = 0.5 * (self.head.loss(z1, targets[1]) +
                       self.head.loss(z2, targets[0]))
         loss.backward()
@@ -147,7 +171,7 @@ def time_round(watch, algorithm, wrapper, bare, views, plan, decay,
           lambda: algorithm.train_step(dict(views=views, plan=plan), wrapper))
     wrapper.regulariser = None
     with torch.no_grad():
-        targets = watch('bare teacher', lambda: bare[0].encode(views))
+        targets = watch('bare teacher', lambda: bare[0].targets(views))
     for pass_, bare_pass in zip(plan.passes, bare):
         watch(f'bare {pass_.name}', lambda: bare_pass(views, targets))
     batch = Batch(views, plan)
@@ -159,10 +183,13 @@ def time_round(watch, algorithm, wrapper, bare, views, plan, decay,
             with at(algorithm, pass_.subnet):
                 output = algorithm(batch, mode='loss', pass_=pass_)
                 sum(output['losses'].values()).backward()
-                batch.carried.update(output['carried'])
+                batch.carried.update(output.get('carried', {}))
 
         watch(pass_.name, one_pass)
         watch(f'optimizer {pass_.name}', wrapper.step)
+        if decay is None:
+            wrapper.zero_grad()
+            continue
 
         def regularise():
             if pass_.role == 'base':  # once an iteration, for the log
@@ -176,7 +203,8 @@ def time_round(watch, algorithm, wrapper, bare, views, plan, decay,
             lambda: float64_mask_loss(named_parameters(algorithm), decay.lam,
                                       decay.alpha, group_dims).backward())
         wrapper.zero_grad()
-    wrapper.regularise(decay)
+    if decay is not None:
+        wrapper.regularise(decay)
 
 
 def summarise(watch, names):
@@ -190,23 +218,24 @@ def summarise(watch, names):
 
     iteration = watch.ms('iteration')
     floor = watch.ms('bare teacher', *each('bare'))
-    reg, mask = watch.ms(*each('regulariser')), watch.ms(*each('mask'))
     rows = [('iteration', iteration, floor),
             ('teacher', watch.ms('teacher'), watch.ms('bare teacher'))]
     rows += [(f'pass {name}', watch.ms(name), watch.ms(f'bare {name}'))
              for name in names]
-    rows += [('group regularisation', reg, mask),
-             ('optimizer steps', watch.ms(*each('optimizer')), None)]
+    rows += [('optimizer steps', watch.ms(*each('optimizer')), None)]
+    figures = dict(beyond_the_passes=median(1 - b / a
+                                            for a, b in zip(iteration, floor)))
+    if each('mask')[0] in watch.times:
+        reg, mask = watch.ms(*each('regulariser')), watch.ms(*each('mask'))
+        rows += [('group regularisation', reg, mask)]
+        figures.update(regularisation_share=ratio(reg, iteration),
+                       mask_over_regularisation=ratio(mask, reg))
     table = [
         dict(part=part, ms=median(ms),
              floor_ms=None if under is None else median(under),
              ratio=None if under is None else ratio(ms, under), share=ratio(
                  ms, iteration)) for part, ms, under in rows]
-    return dict(
-        parts=table, beyond_the_passes=median(
-            1 - b / a
-            for a, b in zip(iteration, floor)), regularisation_share=ratio(
-                reg, iteration), mask_over_regularisation=ratio(mask, reg))
+    return dict(figures, parts=table)
 
 
 def show(figures, args):
@@ -224,12 +253,12 @@ def show(figures, args):
                       f'{100 * row["share"]:.1f} %')
     console = Console()
     console.print(table)
-    console.print(
-        'floor: bare passes of plain networks; of group regularisation: the '
-        'float64-mask way')
+    console.print('floor: bare passes of plain networks')
     console.print(
         f'beyond the bare passes: {100 * figures["beyond_the_passes"]:.1f} % '
         'of the iteration')
+    if 'regularisation_share' not in figures:
+        return
     console.print(
         f'group regularisation: {100 * figures["regularisation_share"]:.2f} % '
         'of the iteration; the float64-mask way takes '
@@ -242,10 +271,14 @@ def benchmark(args):
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         algorithm, wrapper, group_dims = build_algorithm(args)
         plan = Plan.fixed(args.widths)
-        bare = [BarePass(algorithm, pass_) for pass_ in plan.passes]
-    decay = GroupDecay(named_parameters(algorithm), group_dims=group_dims)
-    decay.set_ramp(1.0)
-    wrapper.regularise(decay)
+        bare_pass = BareContrast if isinstance(algorithm,
+                                               SlimCLR) else BarePass
+        bare = [bare_pass(algorithm, pass_) for pass_ in plan.passes]
+    decay = None
+    if group_dims is not None:
+        decay = GroupDecay(named_parameters(algorithm), group_dims=group_dims)
+        decay.set_ramp(1.0)
+        wrapper.regularise(decay)
     views = [
         torch.randn(args.batch_size, 3, args.image_size, args.image_size,
                     device=args.device) for _ in range(2)]
