@@ -44,13 +44,10 @@ class Converted:
         Args:
             source (dict): What to say about where it comes from.
         """
-        model = dict(backbone=self.arguments)
-        cfg = f"default_scope = 'mmpretrain'\nmodel = {model!r}\n"
-        return dict(
-            state_dict={
+        return stored(
+            dict(backbone=self.arguments), {
                 f'backbone.{key}': value
-                for key, value in self.network.state_dict().items()},
-            meta=dict(cfg=cfg, us3l_mm_version=__version__, source=source))
+                for key, value in self.network.state_dict().items()}, source)
 
 
 def from_plain(weights: State, prefix: Optional[str] = None,
@@ -90,6 +87,20 @@ def from_plain(weights: State, prefix: Optional[str] = None,
         take_statistics(network, own, FULL)
         _compare(converted, own)
     return converted
+
+
+def stored(model: dict, weights: State, source: dict) -> dict:
+    """The content of a checkpoint, with a config as MMEngine stores it.
+
+    Args:
+        model (dict): The config of the model.
+        weights (dict[str, Tensor]): Its state dict.
+        source (dict): Where the weights are from.
+    """
+    return dict(
+        state_dict=weights, meta=dict(
+            cfg=f"default_scope = 'mmpretrain'\nmodel = {model!r}\n",
+            us3l_mm_version=__version__, source=source))
 
 
 def find_prefix(weights: State, wanted: Optional[str] = None) -> str:

@@ -8,8 +8,7 @@ from torch import nn
 from us3l_mm.fileio import check_fit
 from us3l_mm.models.layers import Subnet, SubnetLike
 from us3l_mm.registry import MODELS
-from us3l_mm.version import __version__
-from .foreign import take_statistics
+from .foreign import stored, take_statistics
 from .us3l_layout import MLP, STATISTICS, Parts, State, backbone_arguments
 
 STEMS = ('cifar', 'imagenet')
@@ -99,10 +98,7 @@ class ConvertedUS3L:
         Args:
             source (dict): Where the weights are from.
         """
-        return dict(
-            state_dict=self.weights, meta=dict(
-                cfg=f"default_scope = 'mmpretrain'\nmodel = {self.model!r}\n",
-                us3l_mm_version=__version__, source=source))
+        return stored(self.model, self.weights, source)
 
     def summary(self) -> str:
         """What was converted, for the person who converts it."""
