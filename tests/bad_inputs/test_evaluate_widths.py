@@ -1,17 +1,13 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Bad inputs of tools/evaluate_widths.py."""
-import sys
-
 import pytest
 import torch
 from mmengine.registry import init_default_scope
+from small_run import small_cfg
 
 from us3l_mm.registry import MODELS
 
-from .harness import ROOT, check, main_of, run
-
-sys.path.insert(0, str(ROOT / 'tests'))
-from small_run import small_cfg  # noqa: E402
+from .harness import check, main_of, run
 
 SMALL = ['tiny.py', 'tiny.pth']
 # What is named, besides a config and a checkpoint that fit.

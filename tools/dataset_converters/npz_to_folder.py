@@ -25,10 +25,11 @@ from typing import Callable, Dict, Iterable, List, Optional, Tuple, Union
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 
 from us3l_mm.apis.command_line import errors_as_sentences
+from us3l_mm.fileio import check_writable
 
 SPLITS = ('train', 'test')
 ARRAYS = ('class_names', *(f'{name}_{split}'
@@ -96,12 +97,10 @@ def npz_to_folder(source: Union[str, Path], target: Union[str, Path],
         raise FileExistsError(
             f'{target} exists already. Name a new folder, or remove it.')
     splits, names = read_npz(source, max_bytes, max_classes)
+    check_writable(str(target), str(source))
     # Made at the end, so that a failure leaves no empty folders.
     parent = target.absolute().parent
     folder = next(path for path in (parent, *parent.parents) if path.exists())
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f'{target} cannot be written: you may not write '
-                              f'to {folder}.')
     needed, free = (sum(split.size for split in splits.values()),
                     shutil.disk_usage(folder).free)
     if needed > free:
@@ -142,7 +141,9 @@ def check_decodes(data: bytes, what: str) -> None:
             image.draft('RGB', (1, 1))  # a JPEG is decoded at 1/8
             image.load()
     except UNDECODABLE as error:
-        raise ValueError(f'The image {what} cannot be decoded ({error}). '
+        reason = ('it has no valid header' if isinstance(
+            error, UnidentifiedImageError) else error)
+        raise ValueError(f'The image {what} cannot be decoded ({reason}). '
                          'Replace it in the file.') from None
 
 
