@@ -36,6 +36,6 @@ else
 fi
 
 export PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python}" -m torch.distributed.run \
+exec "${PYTHON:-python}" "$TOOLS/torchrun.py" \
     --nnodes="$NNODES" --nproc_per_node="$GPUS" "${LAUNCH[@]}" \
     "$TOOLS/train.py" "$CONFIG" --launcher pytorch ${FLAGS[@]+"${FLAGS[@]}"}

@@ -111,9 +111,9 @@ def main(argv=None) -> None:
         launching.check_config(cfg, ('test', ))
         launching.check_checkpoint(cfg)
         launching.check_annotation_files(cfg, stages=('test', ))
-        launching.join_processes(cfg)
     with launching.nothing_left_behind(cfg) as begun:
         with errors_as_sentences('test.py', args.debug):
+            launching.join_processes(cfg)
             runner = launching.build_runner(cfg)
             runner.register_hook(begun)
             launching.check_all_loaded(runner, args.checkpoint)

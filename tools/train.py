@@ -101,9 +101,9 @@ def main(argv=None) -> None:
         launching.check_pretrained_file(cfg)
         launching.check_checkpoint(cfg)
         launching.check_annotation_files(cfg)
-        launching.join_processes(cfg)
     with launching.nothing_left_behind(cfg) as begun:
         with errors_as_sentences('train.py', args.debug):
+            launching.join_processes(cfg)
             runner = launching.build_runner(cfg)
             runner.register_hook(begun)
             launching.check_batches(runner)

@@ -22,7 +22,7 @@ REPORT = (
     'us3l_mm with the command, this traceback, and the config that the run '
     'saved in its work dir.')
 # Seconds in which the launcher ends the other processes.
-PATIENCE = 3
+PATIENCE = 10
 # Stands for a blank, which MMEngine's parser would delete.
 BLANK = '\0'
 

@@ -39,7 +39,7 @@ PLACES = [
     (r'^optim_wrapper\.(\w+\.)*optimizer$', roots.OPTIMIZERS),
     (r'^param_scheduler(\.\w+)*$', roots.PARAM_SCHEDULERS),
     (r'^(train|val|test)_cfg$', roots.LOOPS),
-    (r'^(val|test)_evaluator(\.\d+)?$', roots.METRICS),
+    (r'^(val|test)_evaluator(\.metrics)?(\.\d+)?$', roots.METRICS),
     (r'vis_backends\.\d+$', roots.VISBACKENDS),
     (r'^visualizer$', roots.VISUALIZERS),
     (r'^model_wrapper_cfg$', roots.MODEL_WRAPPERS),
@@ -60,8 +60,8 @@ TAKEN_OUT = {
     roots.WEIGHT_INITIALIZERS: {'override'},
     roots.LOOPS: {'by_epoch'},
     roots.MODELS: {'requires_grad'}, }
-# Keys whose types are functions of mmcv.ops
-UNREGISTERED = ('nms', 'roi_layer')
+# Dicts whose types are not registered, or whose keys something takes out.
+UNCHECKED = re.compile(r'\.(dcn|nms|policies|roi_layer|targets)\b')
 LOADER = {*inspect.signature(DataLoader).parameters, 'num_batch_per_epoch'}
 
 
@@ -84,7 +84,7 @@ LIMITS = [
            'a number of epochs or iterations'),
     Limits(r'^train_cfg\.val_begin$', 0, 1e12, 'an epoch or iteration'),
     Limits(r'^(default|custom)_hooks\.\w+\.(interval|num_images|k)$', 1, 1e12,
-           'a number'),
+           'a count'),
     Limits(r'optimizer\.lr$', 0, 1e6, 'a learning rate', float),
     Limits(r'optimizer\.weight_decay$', 0, 1e6, 'a weight decay', float),
     Limits(r'optim_wrapper\.accumulative_counts$', 1, 1e9,
@@ -94,8 +94,8 @@ LIMITS = [
     Limits(r'^randomness\.seed$', 0, 2**32 - 1, 'a seed'),
     Limits(
         r'^model\..*\b((in|out|hid|base|stem|feat)_channels|embed_dims|'
-        r'num_classes|patch_size|img_size)$', 1, 1 << 20, 'a number'),
-    Limits(r'^model\..*backbone\.(depth|num_stages)$', 1, 1e4, 'a number'),
+        r'num_classes|patch_size|img_size)$', 1, 1 << 20, 'a count'),
+    Limits(r'^model\..*backbone\.(depth|num_stages)$', 1, 1e4, 'a count'),
     Limits(r'\.(pipeline|transforms)\b.*\.(scale|crop_size)$', 1, 1 << 16,
            'a number of pixels'), ]
 
@@ -129,7 +129,8 @@ def check_config(cfg: Config, stages: Collection[str]) -> None:
     content = {key: cfg[key] for key in cfg if key in READ}
     for key, value in leaves(content):
         check_number(key, value)
-    check_work_dir(cfg.work_dir)
+    if cfg.get('work_dir'):
+        check_work_dir(cfg.work_dir)
     items = [*find_items(content, cfg.get('default_scope') or 'mmengine')]
     for item in items:
         check_arguments(item)
@@ -174,10 +175,9 @@ def check_number(key: str, value: Any) -> None:
         return
     if value == -1 and key.endswith('.interval'):
         return  # never
-    name = 'integer' if kind is int else 'number'
-    raise ValueError(f'{key}={value!r} is {limits.what}: it has to be an '
-                     f'{name} from {least:g} to {most:g}.'.replace(
-                         'an number', 'a number'))
+    name = 'an integer' if kind is int else 'a number'
+    raise ValueError(f'{key}={value!r}: expected {limits.what}, {name} from '
+                     f'{least:.12g} to {most:.12g}.')
 
 
 def find_items(value: Any, scope: str, key: str = '') -> Iterator[Item]:
@@ -192,7 +192,7 @@ def find_items(value: Any, scope: str, key: str = '') -> Iterator[Item]:
         return
     scope = value.get('_scope_', scope)
     kind = value.get('type') or _default_type(key, value)
-    if kind is not None and key:
+    if kind is not None and key and not UNCHECKED.search(key):
         yield from _resolve(key, value, kind, scope)
     for name, child in value.items():
         yield from find_items(child, scope,
@@ -216,20 +216,21 @@ def _resolve(key: str, cfg: dict, kind: Any, scope: str) -> Iterator[Item]:
         if callable(kind) and place is not None:
             yield Item(key, cfg, kind, place)
         return
-    roots_of_key = ELSEWHERE if place in (None, roots.MODELS) else (place, )
-    for root in roots_of_key:
+    is_part = place in (None, roots.MODELS) and key != 'model'
+    for root in ELSEWHERE if is_part else (place, ):
         found = look_up(root, scope, kind)
         if found is not None:
             yield Item(key, cfg, found, root)
             return
-    if place is None or key.rpartition('.')[2] in UNREGISTERED or (kind
-                                                                   in NORMS):
+    if place is None or kind in NORMS or look_up(roots.EVALUATOR, scope, kind):
         return
     names = known_names(place, scope)
-    close = get_close_matches(kind, names, cutoff=0.7) or [
-        name for name in names
-        if name.lower().endswith(f'.{kind.lower()}')] or get_close_matches(
-            kind.rpartition('.')[2], [n for n in names if '.' not in n])
+    close = get_close_matches(
+        kind, names, cutoff=0.85 if is_part else 0.6) or [
+            name
+            for name in names if name.lower().endswith(f'.{kind.lower()}')]
+    if is_part and not close:
+        return  # perhaps a plain argument; if not, building it fails
     hint = (f'Did you mean {close[0]!r}?'
             if close else 'Names of this package begin with us3l_mm.')
     raise ValueError(f'{key}.type={kind!r}: there is no {place.name} of this '
@@ -284,10 +285,13 @@ def check_arguments(item: Item) -> None:
     """Refuse keys that the class of ``item`` does not take."""
     names, are_all = arguments(item.kind)
     taken = TAKEN_OUT.get(item.registry, set()) | {'type', '_scope_'}
+    if item.kind.__module__.split('.')[0] in ('mmcv', 'mmdet'):
+        are_all = False  # heads and layers there take each other's arguments
     given = [
         name for name in item.cfg
         if are_all or get_close_matches(str(name), names, 1, 0.8)]
-    check_names(item.key, given, names | taken, names, item.kind.__name__)
+    check_names(item.key, given, names | taken, names,
+                getattr(item.kind, '__name__', str(item.kind)))
 
 
 def check_names(key: str, given: Collection[str], allowed: Collection[str],
