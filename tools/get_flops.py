@@ -9,7 +9,7 @@ from rich.table import Table
 
 from us3l_mm.apis.command_line import (OptionsAction, add_common_flags,
                                        errors_as_sentences, subnet_argument)
-from us3l_mm.apis.launching import load_config
+from us3l_mm.apis.launching import check_config, load_config
 from us3l_mm.evaluation.parts import COUNTED, count_config
 
 
@@ -66,6 +66,10 @@ def main(argv=None):
     args = parse_args(argv)
     with errors_as_sentences('get_flops', args.debug):
         config = load_config(args.config, args.cfg_options)
+        if 'model' not in config:
+            raise ValueError(f'{args.config} has no model. Give the config of '
+                             'a training.')
+        check_config(config, ())
         shape = args.shape or ([800, 1333] if config.get('default_scope')
                                == 'mmdet' else [224])
         shape = tuple(shape * 2 if len(shape) == 1 else shape)

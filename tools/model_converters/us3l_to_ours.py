@@ -13,17 +13,19 @@ from us3l_mm.apis.command_line import (add_common_flags, errors_as_sentences)
 from us3l_mm.export.us3l_checkpoints import METHODS, STEMS, from_us3l
 from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
                             sha256)
+from us3l_mm.models.layers import Subnet
 
 
 def width_and_file(text):
     width, separator, path = text.partition('=')
     try:
         if separator and path:
-            return float(width), path
+            return Subnet(float(width)).width, path
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f'WIDTH=FILE, such as 0.5=checkpoint_'
-                                     f'width_0.5.pth.tar, got {text!r}')
+    raise argparse.ArgumentTypeError(
+        'WIDTH=FILE with a width in (0, 1], such as '
+        f'0.5=checkpoint_width_0.5.pth.tar, got {text!r}')
 
 
 def parse_args(argv=None):

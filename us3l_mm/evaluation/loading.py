@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from us3l_mm.export.architecture import (build_stored_backbone, read_as_data,
                                          stored_model)
 from us3l_mm.fileio import load_weights
+from us3l_mm.models.backbones.weights import describe
 from us3l_mm.models.layers import slimmable_layers
 from us3l_mm.registry import MODELS
 
@@ -86,7 +87,8 @@ def load_source(checkpoint: Union[str, dict], config: Union[str, Config,
         preprocessor = algorithm.data_preprocessor
         path = checkpoint if isinstance(checkpoint, str) else path
         own = saved_config(path) if path else None
-        hint = f' The run saved its config as {own}.' if own else ''
+        hint = f'\nThe network is that of the config {config.filename}.' + (
+            f' The run saved its own as {own}.' if own else '')
     try:
         backbone.load_state_dict(
             _backbone_weights(backbone, content['state_dict']))
@@ -169,9 +171,15 @@ def _backbone_weights(backbone: nn.Module,
     prefix = backbone_prefix(state_dict)
     # Bare networks from elsewhere have a classifier, which is not needed.
     parts = {name.split('.')[0] for name in backbone.state_dict()}
-    return {
+    weights = {
         key[len(prefix):]: value for key, value in state_dict.items()
         if key.startswith(prefix) and key[len(prefix):].split('.')[0] in parts}
+    if not weights:
+        raise ValueError(
+            f'The file has no weights of a {describe(backbone)}: its keys are '
+            f'such as {sorted(state_dict)[:3]}. Give a checkpoint of its '
+            'training.')
+    return weights
 
 
 def untrained_network(config: Config, seed: int = 0) -> nn.Module:
