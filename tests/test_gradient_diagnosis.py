@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmpretrain.models import ResNet_CIFAR
 from processes import run_processes
+from slimclr_networks import small_slimclr
 from small_run import small_cfg
 from test_toy_algorithm import MODEL as TOY
 
@@ -75,15 +76,23 @@ def gradients_of_passes(algorithm, plan, inputs):
 
 def regions(names, width):
     """What a width uses of each parameter: the leading entries of a stock
-    network with its channels; the first layer of the projector narrows."""
+    network with its channels, and of the linear layers of the heads."""
     stock = dict(
         ResNet_CIFAR(18, base_channels=int(32 * width),
                      stem_channels=int(32 * width)).named_parameters())
+    slimclr = 'backbone.layer3.0.conv1.weight' not in names
     found = {}
     for name in names:
         shape = (..., )
         if name.startswith('backbone.') and name[9:] in stock:
             shape = tuple(slice(s) for s in stock[name[9:]].shape)
+        elif slimclr:  # hidden layers narrow, of 64 channels as the features
+            c = slice(int(64 * width))
+            shape = (c, c) if name == 'neck.fc0.weight' else {
+                'fc0.weight': (c, ),
+                'fc0.bias': (c, ),
+                'fc1.weight':
+                (slice(None), c)}.get('.'.join(name.split('.')[-2:]), shape)
         elif name == 'neck.fc0.weight':
             shape = (slice(None), slice(int(256 * width)))
         found[name] = shape
@@ -167,6 +176,38 @@ def test_figures_of_a_toy_method_with_weights_of_passes():
     assert actual['w0.50']['norm'] == pytest.approx(3 * light['w0.50']['norm'])
     assert actual['w0.50']['cosine'] == pytest.approx(light['w0.50']['cosine'])
     assert actual['w1.00']['norm'] == pytest.approx(light['w1.00']['norm'])
+
+
+@pytest.mark.parametrize('method', ['moco_v2', 'moco_v3', 'simclr'])
+def test_figures_of_slimclr_are_those_of_autograd(method):
+    """With private norms, and heads whose hidden layers narrow."""
+    widths = [1.0, 0.5, 0.25]
+    plan, found = Plan.fixed(widths), {}
+
+    def build():
+        algorithm = small_slimclr(method)
+        algorithm.views = lambda data: data['views']
+        return algorithm
+
+    inputs = [v[:4] for v in views()]  # the queue is a multiple of four
+    found = gradients_of_passes(build(), plan, inputs)
+    algorithm = build()
+    algorithm.views = lambda data: inputs
+    check(measure(algorithm, plan), expected(found, widths))
+
+
+def test_the_loss_scale_is_taken_out():
+    """Norms are those without mixed precision; the scale is on a step."""
+    plain = measure(us3l('accumulate'), Plan.fixed(WIDTHS))
+    algorithm = us3l('accumulate')
+    wrapper, plan = sgd(algorithm), Plan.fixed(WIDTHS)
+    wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=1024.0)
+    backward = wrapper.backward
+    wrapper.backward = lambda loss: backward(wrapper.loss_scaler.scale(loss))
+    step = _Step(algorithm, plan, wrapper, Entries(algorithm))
+    algorithm.train_step(dict(views=views(), plan=plan), wrapper)
+    for name, row in step.finish().items():
+        assert row == pytest.approx(plain[name], rel=1e-9)
 
 
 def test_entries_of_an_attention_are_those_of_its_blocks():
