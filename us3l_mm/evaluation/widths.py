@@ -93,7 +93,7 @@ class WidthEvaluation:
         check_device(measures.device)
         check_writable(osp.join(out, JSON), checkpoint)
         self.checkpoint = load_weights(checkpoint, trust_pickle)
-        source = load_source(self.checkpoint, config)
+        source = load_source(self.checkpoint, config, path=checkpoint)
         self.network = source.backbone.to(measures.device)
         assert source.preprocessor is not None  # it comes with the config
         self.preprocessor = source.preprocessor.to(measures.device)
