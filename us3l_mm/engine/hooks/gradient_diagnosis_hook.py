@@ -1,6 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from collections import defaultdict
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import Dict, List, Optional, Tuple
 
@@ -33,6 +34,10 @@ class GradientDiagnosisHook(Hook):
       passes;
     * ``gradient/cosine_...``, the cosine between :math:`g_i` and :math:`g_0`
       on the entries that pass i uses, for all passes but the first.
+
+    ``SlimCLR`` adds ``grad_contrast_...`` and ``grad_distill_...`` to the log
+    of such a step, the norms of the gradients of its two losses with respect
+    to the queries.
 
     Entries are those of the sliced network, so that an entry counts even if
     its gradient is zero. A parameter that not all passes use, such as a
@@ -87,6 +92,8 @@ class GradientDiagnosisHook(Hook):
         algorithm = get_ori_model(runner.model)
         plan = (data_batch or {}).get('plan') or algorithm.default_plan
         if len(plan.passes) > 1:
+            if data_batch is not None:  # losses may tell more, too
+                data_batch['plan'] = replace(plan, diagnose=True)
             self._step = _Step(algorithm, plan, runner.optim_wrapper,
                                self._entries)
 
