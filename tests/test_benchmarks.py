@@ -149,3 +149,10 @@ def test_communication_counts_what_is_said(tmp_path):
     assert with_grid['grid'] == 1 / 32 and without['grid'] is None
     assert with_grid['widths'] <= 25 < 100 < without['widths']
     assert with_grid['graphs'] == 2 * (with_grid['widths'] + 1)
+
+
+def test_products_with_a_queue(tmp_path):
+    figures = figures_of(tmp_path, 'queue_logits.py', '--batch-size', 4,
+                         '--queue-length', 64, '--rounds', 2)
+    assert figures['settings']['widths'] == 4
+    assert min(figures[k] for k in ('each_ms', 'once_ms', 'ratio')) > 0
