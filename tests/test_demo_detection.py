@@ -221,7 +221,7 @@ def test_categories_of_training_and_evaluation_are_compared(tmp_path):
     content = json.loads(path.read_text())
     content['categories'].reverse()
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match='or in another order'):
+    with pytest.raises(ValueError, match='in categories or in their order'):
         coco_folder('annotations/instances_val.json', str(folder),
                     same_classes_as='annotations/instances_train.json')
 

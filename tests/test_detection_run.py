@@ -266,11 +266,11 @@ def built(monkeypatch):
      r'data set has 3 classes.*mask_head.num_classes=80.*Set model.roi_head'
      '.mask_head.num_classes=3'),
     (None, ['train_dataloader.dataset.metainfo.classes=square'
-            ], r"is a text; write \('square',\)"),
+            ], r"single class write \('square',\)"),
     (no_instances, ['train_dataloader.dataset.filter_cfg=None'
                     ], 'No image of .* has an instance'),
     (no_masks, [], 'None of the 8 instances.*segmentation.*Faster R-CNN'),
-    (no_file, [], '1 are not there, such as .*gone.png'), ])
+    (no_file, [], '1 do not exist, such as .*gone.png'), ])
 def test_useless_annotations_are_refused(coco, tmp_path, built, change,
                                          changes, says):
     folder = edit(coco, tmp_path / 'data', change) if change else coco
@@ -309,7 +309,7 @@ def test_an_empty_training_set_and_classes_are_refused_by_the_tool(
     with pytest.raises(SystemExit, match='No image is left in the training'):
         train(monkeypatch, MASK, folder, files[0.25], tmp_path / 'a')
     folder = edit(coco, tmp_path / 'other', rename)
-    with pytest.raises(ValueError, match=r"not among them: \('bar',\)"):
+    with pytest.raises(SystemExit, match=r"not among them: \('bar',\)"):
         train(monkeypatch, MASK, folder, files[0.25], tmp_path / 'b')
     assert not [*tmp_path.rglob('scalars.json')]
 
@@ -318,7 +318,7 @@ def test_images_of_zero_size_are_refused_before_training(
         files, tmp_path, monkeypatch):
     folder = write_coco(tmp_path / 'data')
     (folder / 'images/1.png').write_bytes(b'')
-    with pytest.raises(ValueError, match=r'1 have zero bytes.*1\.png'):
+    with pytest.raises(SystemExit, match=r'1 are empty.*1\.png'):
         train(monkeypatch, MASK, folder, files[0.25], tmp_path / 'out')
 
     def flat(content):

@@ -150,12 +150,12 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
     (tmp_path / 'other').mkdir()
     with pytest.raises(
             ValueError, match='other exists and holds no digit '
-            'scenes. Give another data_root'):
+            'scenes. Set another data_root'):
         write_digit_scenes(str(tmp_path / 'other'), SMALL)
     folder = write_digit_scenes(str(tmp_path / 'scenes'), SMALL)
     with pytest.raises(
-            ValueError, match='rendered with num_train=3, wanted '
-            'are num_train=5. Remove the folder'):
+            ValueError, match='rendered with num_train=3, but '
+            'the config has num_train=5. Remove the folder'):
         write_digit_scenes(folder, SceneSettings(num_train=5, num_val=4))
 
 
@@ -175,9 +175,10 @@ def test_bad_split():
 
 def test_classes_are_those_of_the_annotation_file(tmp_path):
     path = tmp_path / 'file.json'
-    with pytest.raises(FileNotFoundError, match='data_root that holds it'):
+    with pytest.raises(FileNotFoundError,
+                       match='no annotation file.*Set data_root'):
         class_names(str(path))
-    for content, message in (([], 'no annotation file'), ({
+    for content, message in (([], 'not an annotation file'), ({
             'categories': []}, '"categories"'), ({
                 'categories': [{
                     'name': 'a'}, {

@@ -167,6 +167,7 @@ def test_a_file_that_is_gone_is_a_defect(tmp_path):
 @pytest.mark.parametrize('arguments, error, says', [
     (dict(split='test'), ValueError, "'train', 'val'.*got 'test'"),
     (dict(val_share=0), ValueError, 'between 0 and 1, got 0'),
+    (dict(val_share='1'), ValueError, "between 0 and 1, got '1'"),
     (dict(val_share=1.5), ValueError, 'between 0 and 1, got 1.5'),
     (dict(data_root='gone'), FileNotFoundError, "'gone'. Set data_root"),
     (dict(data_root=__file__), NotADirectoryError, 'no folder of images'),
@@ -291,7 +292,7 @@ def test_a_resumed_run_replaces_the_same_images(folder, tmp_path):
         assert torch.equal(weights[name], value), name
 
 
-@pytest.mark.parametrize('max_share', [-0.1, 1.5])
+@pytest.mark.parametrize('max_share', [-0.1, 1.5, None])
 def test_a_share_is_from_zero_to_one(max_share):
     with pytest.raises(ValueError, match=f'from 0 to 1, got {max_share}'):
         UnreadableImagesHook(max_share)

@@ -173,9 +173,8 @@ def test_work_dir_of_the_flag_goes_before_that_of_the_config(tool):
 def test_resume_names_a_checkpoint_or_finds_the_last(tool, tmp_path):
     cfg = merged(tool, CONFIG, '--resume')
     assert cfg.resume is True and cfg.load_from is None
-    torch.save(
-        dict(state_dict=dict(weight=torch.ones(1)), meta=dict(iter=1)),
-        tmp_path / 'a.pth')
+    torch.save(dict(state_dict=dict(weight=torch.ones(1)), meta=dict(iter=1)),
+               tmp_path / 'a.pth')
     cfg = merged(tool, CONFIG, '--resume', tmp_path / 'a.pth')
     assert cfg.resume is True and cfg.load_from == str(tmp_path / 'a.pth')
     with pytest.raises(SystemExit, match=r'no such file.*last checkpoint'):
@@ -272,8 +271,9 @@ def test_amp_keeps_every_other_key(tool, monkeypatch):
 
 
 @pytest.mark.parametrize('option, says', [
-    ('train_cgf.max_epochs=1', r'no key train_cgf\. Did you mean train_cfg'),
-    ('whatever=1', r'no key whatever\. There are \['),
+    ('train_cgf.max_epochs=1',
+     r'reads the key train_cgf.*Did you mean train_cfg'),
+    ('whatever=1', r'reads the key whatever.*one of \['),
     ('train_pipeline.0.x=1', r'train_pipeline is a variable.*data_root'), ])
 def test_an_option_that_nothing_reads_is_refused(tool, option, says):
     with pytest.raises(SystemExit, match=says):

@@ -1,8 +1,8 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""MMDetection's ``CocoDataset`` on digit scenes and on folders of one's own.
+"""MMDetection's ``CocoDataset`` for digit scenes and for your own images.
 
-These are functions in the registry: they build the stock class and need
-MMDetection only when they are called.
+The registry holds functions that build the stock class, so that MMDetection is
+needed only when one of them is called.
 """
 import os.path as osp
 from typing import List, Optional
@@ -18,20 +18,20 @@ from .digit_scenes import CLASSES, SceneSettings, write_digit_scenes
 @DATASETS.register_module(name='DigitScenes')
 def digit_scenes(split: str, data_root: str = 'data/digit_scenes',
                  scenes: Optional[dict] = None, **kwargs) -> Dataset:
-    """Scenes of handwritten digits, rendered where they are not there yet.
+    """Build a data set of digit scenes, which are rendered if necessary.
 
     Args:
-        split (str): 'train' or 'val'; no digit is in both.
+        split (str): 'train' or 'val'. The splits share no digit.
         data_root (str): The folder, in COCO's layout. Defaults to
             'data/digit_scenes'.
         scenes (dict, optional): Arguments of
-            :class:`~us3l_mm.datasets.digit_scenes.SceneSettings`, for both
-            splits together.
-        **kwargs: Those of ``mmdet.CocoDataset`` (``pipeline``, ...).
+            :class:`~us3l_mm.datasets.digit_scenes.SceneSettings`, the same
+            for both splits. Defaults to None for its defaults.
+        **kwargs: Other arguments of ``mmdet.CocoDataset``.
 
     Raises:
-        ImportError: where MMDetection is needed and cannot be used.
-        ValueError: if ``data_root`` holds something else.
+        ImportError: If MMDetection cannot be used.
+        ValueError: If ``data_root`` holds something else.
     """
     if split not in ('train', 'val'):
         raise ValueError(f"split is 'train' or 'val', got {split!r}.")
@@ -45,22 +45,22 @@ def digit_scenes(split: str, data_root: str = 'data/digit_scenes',
 @DATASETS.register_module(name='CocoFolder')
 def coco_folder(ann_file: str, data_root: str = '',
                 same_classes_as: Optional[str] = None, **kwargs) -> Dataset:
-    """Any data set in COCO format; its classes are those of its file.
+    """Build a data set in COCO format with the classes of its own file.
 
-    The stock class takes the names of classes from the config, and drops the
-    annotations of all others without a word.
+    The stock class takes the class names from the config and silently drops
+    the annotations of other classes.
 
     Args:
         ann_file (str): The annotations, relative to ``data_root``.
-        data_root (str): Defaults to the current folder.
+        data_root (str): The folder. Defaults to the current one.
         same_classes_as (str, optional): Another annotation file, relative to
             ``data_root``, that must list the same categories in the same
             order, since a label is a place in that order.
-        **kwargs: Those of ``mmdet.CocoDataset`` (``data_prefix``, ...).
+        **kwargs: Other arguments of ``mmdet.CocoDataset``.
 
     Raises:
-        ImportError, FileNotFoundError, ValueError: with what is wrong and
-            what to do.
+        ImportError: If MMDetection cannot be used.
+        FileNotFoundError, ValueError: If a file is missing or wrong.
     """
     check_detection()
     classes = class_names(osp.join(data_root, ann_file))
@@ -68,32 +68,32 @@ def coco_folder(ann_file: str, data_root: str = '',
         others = class_names(osp.join(data_root, same_classes_as))
         if others != classes:
             raise ValueError(
-                f'{same_classes_as} and {ann_file} in {data_root} list other '
-                f'categories, or in another order: {others} and {classes}. '
+                f'{same_classes_as} and {ann_file} in {data_root} differ in '
+                f'categories or in their order: {others} and {classes}. '
                 'Write the same "categories" into both files.')
     return _coco_dataset(tuple(classes), data_root=data_root,
                          ann_file=ann_file, **kwargs)
 
 
 def class_names(path: str) -> List[str]:
-    """The categories of an annotation file, in its order.
+    """The names of the categories of an annotation file, in its order.
 
     Raises:
-        FileNotFoundError, ValueError: with what is wrong and what to do.
+        FileNotFoundError, ValueError: If the file is missing or wrong.
     """
     if not osp.isfile(path):
         raise FileNotFoundError(
-            f'{path} is not there: the annotations of a data set in COCO '
-            'format. Set the data_root that holds it, or ann_file.')
+            f'There is no annotation file {path}. Set data_root to the folder '
+            'of a data set in COCO format, and ann_file to a file in it.')
     categories = read_categories(path)
     if not categories:
-        raise ValueError(f'{path} lists no "categories": it is no annotation '
-                         'file in COCO format.')
+        raise ValueError(f'{path} has no "categories", so it is not an '
+                         'annotation file in COCO format.')
     names = [category['name'] for category in categories]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f'{path} has several categories called {twice}; '
-                         'give each a name of its own.')
+        raise ValueError(f'{path} has several categories called {twice}. '
+                         'Give each of them another name.')
     return names
 
 

@@ -1,8 +1,8 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Whether a detection data set holds what the model is going to learn.
+"""Checks of a detection data set against its model before training.
 
-MMDetection drops, without a message, the annotations of classes that the
-config does not name, and numbers the classes in the order of the file.
+MMDetection silently drops the annotations of classes that the config does not
+name, and numbers the classes in the order of the file.
 """
 import json
 import mmap
@@ -21,8 +21,8 @@ def check_detection_data(dataset: Dataset, model: nn.Module,
                          option: str) -> None:
     """Compare ``dataset`` with its annotation file, its images and ``model``.
 
-    Data sets that are not in COCO format are not checked. Those inside
-    wrappers (``RepeatDataset``, ``ConcatDataset``) are.
+    Data sets inside wrappers (``RepeatDataset``, ``ConcatDataset``) are
+    checked as well; those that are not in COCO format are not.
 
     Args:
         dataset (Dataset): The data set, with its annotations read.
@@ -31,7 +31,7 @@ def check_detection_data(dataset: Dataset, model: nn.Module,
             'train_dataloader.dataset'.
 
     Raises:
-        ValueError: With what differs, and the options to set.
+        ValueError: If they disagree; the message names the options to set.
     """
     for each in _coco_datasets(dataset):
         _check_classes(each, option)
@@ -60,7 +60,7 @@ def read_categories(path: str) -> List[dict]:
     try:
         categories = json.JSONDecoder().raw_decode(tail.decode())[0]
         [category['name'] for category in categories]
-    except (ValueError, TypeError, KeyError):  # the name in another place
+    except (ValueError, TypeError, KeyError):  # the word in another place
         with open(path) as file:
             content = json.load(file)
         categories = isinstance(content, dict) and content.get('categories')
@@ -72,8 +72,8 @@ def _check_classes(dataset, option: str) -> None:
     classes = dataset.metainfo['classes']
     if isinstance(classes, str):
         raise ValueError(
-            f'{option}.metainfo.classes={classes!r} is a text; write '
-            f'({classes!r},), with the comma, for a single class.')
+            f'{option}.metainfo.classes={classes!r} is a string. For a single '
+            f'class write ({classes!r},), with the comma.')
     with get_local_path(dataset.ann_file,
                         backend_args=dataset.backend_args) as path:
         names = [category['name'] for category in read_categories(path)]
@@ -83,8 +83,8 @@ def _check_classes(dataset, option: str) -> None:
         raise ValueError(
             f'{dataset.ann_file} has the classes {_some(names)}; '
             f'{len(absent)} of {given}, are not among them: {_some(absent)}. '
-            'Annotations of all others would be dropped. Set, for every data '
-            f'loader, {option}.metainfo.classes={tuple(names)}, and '
+            'Annotations of other classes would be dropped. For every data '
+            f'loader set {option}.metainfo.classes={tuple(names)}, and '
             f'num_classes={len(names)} in the heads of the model.')
     if len(dataset.cat_ids) != len(classes):
         raise ValueError(f'{dataset.ann_file}, or {given}, has a class twice: '
@@ -129,8 +129,8 @@ def _check_samples(dataset, model: nn.Module, option: str) -> None:
             empty.append(path)
     if missing or empty:
         problem = ', and '.join(f'{len(paths)} {what}, such as {paths[0]}'
-                                for paths, what in ((missing, 'are not there'),
-                                                    (empty, 'have zero bytes'))
+                                for paths, what in ((missing, 'do not exist'),
+                                                    (empty, 'are empty'))
                                 if paths)
         raise ValueError(
             f'Of the {len(dataset)} images of {dataset.ann_file} {problem}. '

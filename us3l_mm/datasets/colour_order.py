@@ -7,12 +7,12 @@ from us3l_mm.registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class SwapRedBlue(BaseTransform):
-    """Make a BGR image of an RGB image, and the reverse.
+    """Swap red and blue, from RGB to BGR or from BGR to RGB.
 
-    Colour operations of MMCV and MMPretrain are for BGR images, which is how
-    files are read. MMPretrain's CIFAR is RGB: on it, they would weight red as
-    blue and turn the hue the other way. To be used at the beginning of a
-    pipeline, with ``data_preprocessor.to_rgb=True``.
+    The colour transforms of MMCV and MMPretrain expect BGR, the order in which
+    files are read. MMPretrain's CIFAR is RGB: there, they would weight red as
+    blue and shift the hue in the other direction. Use this as the first
+    transform, with ``data_preprocessor.to_rgb=True``.
     """
 
     def transform(self, results: dict) -> dict:

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Scenes of several handwritten digits, and whose pixels are whose."""
+"""Scenes of several handwritten digits, with exact instance masks."""
 import json
 import os
 import os.path as osp
@@ -13,27 +13,28 @@ import numpy as np
 from .digits import RenderDigit, RenderedDigits
 
 CLASSES = RenderedDigits.METAINFO['classes']
-# The names that COCO gives the halves, and the digits that each is made of.
+# COCO's name of each split, and the split of the digits in it.
 SPLITS = {'train': 'train', 'val': 'test'}
-# Of the brightest pixel of a digit: what is fainter is not painted.
+# Pixels below this share of the brightest one of a digit are not painted.
 FAINTEST = 0.25
-# Share of its pixels that a digit keeps, whatever is painted over it.
+# Share of the pixels of each digit that stay visible.
 LEAST_VISIBLE = 0.7
 
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """What scenes look like; with these, they are always the same.
+    """The appearance of scenes; equal settings give equal scenes.
 
     Attributes:
-        num_train, num_val (int): How many scenes there are.
+        num_train, num_val (int): Number of scenes of each split.
         image_size (int): Height and width of a scene in pixels.
-        num_digits (tuple[int, int]): Fewest and most digits to be placed. A
-            scene holds fewer where there is no room left.
+        num_digits (tuple[int, int]): Smallest and largest number of digits.
+            A digit for which there is no room is left out.
         digit_size (tuple[float, float]): Smallest and largest height of a
             digit in pixels.
-        brightness (tuple[float, float]): Factor of the ink of a digit.
-        seed (int): Of everything random.
+        brightness (tuple[float, float]): Smallest and largest factor of the
+            brightness of a digit.
+        seed (int): The random seed.
     """
 
     num_train: int = 24
@@ -53,24 +54,24 @@ class SceneSettings:
         if not 1 <= low <= high:
             raise ValueError('num_digits is (fewest, most), at least 1, got '
                              f'{self.num_digits}.')
-        self.renderer()  # refuses sizes and brightness
+        self.renderer()  # checks sizes and brightness
 
     def renderer(self) -> RenderDigit:
-        """What puts one digit on an empty scene."""
+        """The transform that draws one digit on an empty scene."""
         return RenderDigit(self.image_size, tuple(self.digit_size),
                            brightness=tuple(self.brightness))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One image.
+    """One image and its instances.
 
     Attributes:
         image (np.ndarray): uint8, (size, size), black where no digit is.
         masks (np.ndarray): bool, (digits, size, size): the visible pixels of
-            each digit. No two share a pixel; together they are what is not
-            black.
-        labels (list[int]): Of the digits.
+            each digit. They do not overlap, and they cover all pixels that
+            are not black.
+        labels (list[int]): The label of each digit.
     """
 
     image: np.ndarray
@@ -80,11 +81,11 @@ class Scene:
 
 def render_scene(digits: np.ndarray, labels: np.ndarray,
                  settings: SceneSettings, rng: np.random.Generator) -> Scene:
-    """Paint some of ``digits`` (N, 8, 8), one over the other.
+    """Paint some of ``digits``, uint8 (N, 8, 8), over one another.
 
-    A digit is where it has at least a quarter of its strongest ink; nothing
-    else of it is painted. One that would leave too little of another is not
-    painted at all, so whatever can be seen has a mask.
+    Of a digit, only pixels with at least a quarter of its largest brightness
+    are painted. A digit that would hide too much of another one is left out.
+    Every visible pixel therefore belongs to a mask.
     """
     renderer = settings.renderer()
     image = np.zeros((settings.image_size, ) * 2, np.uint8)
@@ -106,14 +107,14 @@ def render_scene(digits: np.ndarray, labels: np.ndarray,
 
 
 def render_scenes(split: str, settings: SceneSettings) -> List[Scene]:
-    """All scenes of 'train' or 'val'; no digit is in scenes of both."""
+    """All scenes of 'train' or 'val', which share no digit."""
     if split not in SPLITS:
         raise ValueError(f'split is one of {sorted(SPLITS)}, got {split!r}.')
     data = RenderedDigits(SPLITS[split], render=False, pipeline=[])
     samples = [data.get_data_info(i) for i in range(len(data))]
     digits = np.stack([sample['img'] for sample in samples])
     labels = np.array([sample['gt_label'] for sample in samples])
-    # A scene is the same however many others there are.
+    # A scene does not depend on the number of scenes.
     return [
         render_scene(
             digits, labels, settings,
@@ -137,7 +138,7 @@ def coco_annotations(scenes: List[Scene], settings: SceneSettings) -> dict:
     """The content of a COCO annotation file; image n is ``n.png``.
 
     Raises:
-        ImportError: if pycocotools, which MMDetection installs, is not there.
+        ImportError: If pycocotools, which MMDetection needs, is missing.
     """
     try:
         from pycocotools import mask as coco_mask
@@ -169,28 +170,28 @@ def coco_annotations(scenes: List[Scene], settings: SceneSettings) -> dict:
 
 
 def file_name(number: int) -> str:
-    """Of the image with this id."""
+    """The name of the image with the id ``number``."""
     return f'{number:06d}.png'
 
 
 def annotation_file(folder: str, split: str) -> str:
-    """Where COCO's layout has the annotations of a split."""
+    """The path of the annotations of ``split`` in COCO's layout."""
     return osp.join(folder, 'annotations', f'instances_{split}.json')
 
 
 def write_digit_scenes(folder: str, settings: SceneSettings) -> str:
-    """Make sure that ``folder`` holds these scenes, in COCO's layout.
+    """Write these scenes in COCO's layout, unless ``folder`` has them.
 
-    ``annotations/instances_{train,val}.json`` beside the images in ``train/``
-    and ``val/``. They are rendered aside and put in place by one rename, so
-    several processes may do this at once: the first one's scenes stay, and
-    any other's would be the same.
+    The annotations are ``annotations/instances_{train,val}.json``, and the
+    images are in ``train/`` and ``val/``. Scenes are rendered in a temporary
+    folder, which is renamed at the end. Several processes may call this at
+    the same time: one of them renames its folder, and all have equal scenes.
 
     Returns:
         str: ``folder``.
 
     Raises:
-        ValueError: if something else is there.
+        ValueError: If ``folder`` holds something else.
     """
     if not osp.exists(folder):
         parent = osp.dirname(osp.abspath(folder))
@@ -201,7 +202,7 @@ def write_digit_scenes(folder: str, settings: SceneSettings) -> str:
             try:
                 os.rename(scenes, folder)
             except OSError:
-                if not osp.exists(folder):  # not a matter of who was first
+                if not osp.exists(folder):  # no other process was first
                     raise
     _check(folder, settings)
     return folder
@@ -221,17 +222,17 @@ def _write(folder: str, settings: SceneSettings) -> None:
 
 
 def _check(folder: str, settings: SceneSettings) -> None:
-    """Raise ValueError unless the scenes in ``folder`` are those."""
+    """Raise ValueError unless ``folder`` has scenes of ``settings``."""
     wanted = json.loads(json.dumps(asdict(settings)))  # tuples are lists
     try:
         with open(annotation_file(folder, 'train')) as file:
             found = json.load(file)['info']['settings']
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f'{folder} exists and holds no digit scenes. Give '
+        raise ValueError(f'{folder} exists and holds no digit scenes. Set '
                          'another data_root, or remove it.') from None
     for key, value in wanted.items():
         if found.get(key) != value:
             raise ValueError(
                 f'The scenes in {folder} were rendered with {key}='
-                f'{found.get(key)}, wanted are {key}={value}. Remove the '
-                'folder, or give another data_root.')
+                f'{found.get(key)}, but the config has {key}={value}. Remove '
+                'the folder, or set another data_root.')

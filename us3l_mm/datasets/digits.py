@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""scikit-learn's handwritten digits, as small photographs."""
+"""scikit-learn's handwritten digits, rendered as small images."""
 from typing import List, Optional
 
 import cv2
@@ -15,10 +15,10 @@ SPLITS = ('train', 'test')
 
 @TRANSFORMS.register_module()
 class RenderDigit(BaseTransform):
-    """Put a digit on an empty image: at some place, size, lean, brightness.
+    """Draw a digit with random place, size, rotation, shear and brightness.
 
-    Two renderings of one digit are to it what two photographs are to a thing:
-    everything differs but what it is.
+    Two renderings of a digit have nothing in common but the digit, as two
+    augmented views of an image.
 
     Args:
         image_size (int): Height and width of the image in pixels. Defaults to
@@ -27,10 +27,10 @@ class RenderDigit(BaseTransform):
             digit in pixels. Defaults to (12, 24).
         lean (float): Largest rotation to either side, in degrees. Defaults to
             15.
-        shear (float): Largest shear and logarithm of the stretch, to either
-            side. Defaults to 0.15.
-        brightness (tuple[float, float]): Factor of the ink. Defaults to
-            (0.3, 1.0).
+        shear (float): Largest shear, and largest logarithm of the stretch, in
+            either direction. Defaults to 0.15.
+        brightness (tuple[float, float]): Smallest and largest factor of the
+            brightness. Defaults to (0.3, 1.0).
 
     Required and modified key: ``img``, a digit (h, h) of uint8, becomes
     (image_size, image_size, 3) with three equal channels.
@@ -55,7 +55,7 @@ class RenderDigit(BaseTransform):
         return results
 
     def render(self, digit: np.ndarray, rng) -> np.ndarray:
-        """The image of ``digit``, all that is random drawn from ``rng``."""
+        """The image of ``digit``, with random numbers from ``rng``."""
         size, lean, shear, stretch, ink = rng.uniform(*np.transpose([
             self.digit_size, (-self.lean, self.lean), (
                 -self.shear, self.shear), (-self.shear,
@@ -65,7 +65,7 @@ class RenderDigit(BaseTransform):
                          [np.sin(angle), np.cos(angle)]])
         linear = size / len(digit) * turn @ [[stretch, shear], [
             0, 1 / stretch]]
-        # The middle of the digit goes where the whole of it is visible.
+        # The centre is placed so that the whole digit is visible.
         middle = size / 2 + rng.uniform(size=2) * (self.image_size - size)
         shift = middle - linear @ np.full(2, (len(digit) - 1) / 2)
         image = cv2.warpAffine(digit, np.column_stack([linear, shift]),
@@ -78,21 +78,21 @@ class RenderDigit(BaseTransform):
 class RenderedDigits(BaseDataset):
     """Handwritten digits at random place, size, lean and brightness.
 
-    The 1797 digits (8x8 pixels, 10 classes) ship inside scikit-learn, so
-    nothing is downloaded. As they are they prove nothing about a
-    representation, raw pixels being enough; rendered by :class:`RenderDigit`
-    they do. Every fifth digit belongs to the test split, so no digit is in
-    both. The images are a function of the arguments alone.
+    The 1797 digits (8x8 pixels, 10 classes) come with scikit-learn, so nothing
+    is downloaded. Raw pixels suffice to classify the original digits, but not
+    those rendered by :class:`RenderDigit`, which need a representation. Every
+    fifth digit belongs to the test split, so the splits share no digit. The
+    images depend on the arguments alone.
 
     Args:
         split (str): 'train' or 'test'.
-        num_images (int, optional): How many images to make; digits are taken
-            in turn. Defaults to one of each digit.
+        num_images (int, optional): Number of images; the digits are used in
+            turn. Defaults to None for one image of each digit.
         render (bool): Whether to render; if not, ``img`` is the digit as it
             is, (8, 8), for a pipeline that renders. Defaults to True.
         rendering (dict, optional): Arguments of :class:`RenderDigit`.
-        seed (int): Of the rendering. Defaults to 0.
-        **kwargs: Those of MMPretrain's ``BaseDataset`` (``pipeline``, ...).
+        seed (int): The random seed of the rendering. Defaults to 0.
+        **kwargs: Other arguments of MMPretrain's ``BaseDataset``.
 
     Each sample has ``img``, uint8, and ``gt_label``.
     """
@@ -119,7 +119,7 @@ class RenderedDigits(BaseDataset):
         indices = np.flatnonzero(is_test == (self.split == 'test'))
         if self.num_images is not None:
             indices = np.resize(indices, self.num_images)
-        # The splits must not repeat each other's places and sizes.
+        # The splits must not have the same places and sizes.
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split)])
         return [
             dict(

@@ -85,7 +85,7 @@ class ImageFolder(CustomDataset):
         if split not in (None, *SPLITS):
             raise ValueError(f'split is one of {SPLITS}, or None for all '
                              f'images, got {split!r}.')
-        if not 0 < val_share < 1:
+        if not isinstance(val_share, (int, float)) or not 0 < val_share < 1:
             raise ValueError('val_share is the share of images in the split '
                              f"'val', between 0 and 1, got {val_share!r}.")
         self.split, self.val_share = split, val_share

@@ -1,11 +1,11 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Augmentation as a pure function of seed, epoch and sample.
 
-MMEngine seeds a loader's worker once, when it starts. What a sample looks like
-then depends on everything that the worker has drawn since, so a resumed run
-sees other images, and so does one with another number of workers. Here the
-sampler sends a seed along with every index, and the first transform of the
-pipeline applies it.
+MMEngine seeds each worker of a data loader once, when it starts. The
+augmentation of a sample then depends on all random numbers that the worker has
+drawn before, so a resumed run, or one with another number of workers, sees
+other images. Here the sampler sends a seed with each index, and the first
+transform of the pipeline sets it.
 """
 import random
 from copy import copy
@@ -34,27 +34,26 @@ class SampleIndex(int):
 class SeededSampler(DefaultSampler):
     """MMEngine's ``DefaultSampler`` whose indices carry a seed.
 
-    Order, shuffling and the share of each process are those of
-    ``DefaultSampler``; arguments too. To be used with
-    :class:`SeedAugmentation`.
+    Its arguments, its order and the share of each process are those of
+    ``DefaultSampler``. Use it with :class:`SeedAugmentation`.
     """
 
     _start = 0
 
     def start_at(self, num_images: int) -> None:
-        """Let the next pass leave out its first ``num_images``.
+        """Let the next pass skip its first ``num_images``.
 
-        So a run goes on in the middle of an epoch. Counted are the images of
-        all processes together, and since batches are dealt out of one common
-        order, the number of processes may be another one by now.
+        This resumes a run within an epoch. The number is that of all processes
+        together. Batches are dealt from one common order, so the number of
+        processes may have changed.
         """
         if num_images < 0:
-            raise ValueError('start_at counts images that are left out, got '
-                             f'{num_images}.')
+            raise ValueError('start_at takes the number of images to skip, at '
+                             f'least 0, got {num_images}.')
         self._start = num_images
 
     def _indices(self) -> Iterator[int]:
-        """What this process reads in the next pass."""
+        """The indices that this process reads in the next pass."""
         start, self._start = self._start, 0
         if start == 0:
             return super().__iter__()
@@ -70,8 +69,8 @@ class SeededSampler(DefaultSampler):
 
     def __iter__(self) -> Iterator[SampleIndex]:
         for index in self._indices():
-            # A hash of all three: seed + epoch + index would repeat itself
-            # along the epochs.
+            # A hash of all three, since seed + epoch + index would give one
+            # sample the seed of another in a later epoch.
             words = np.random.SeedSequence([self.seed, self.epoch, index])
             yield SampleIndex(index, int(words.generate_state(1)[0]))
 
@@ -84,8 +83,7 @@ class SeedAugmentation(BaseTransform):
     :class:`SeededSampler`. No value of the sample is changed.
 
     Raises:
-        TypeError: if the index has no seed; each image would look the same
-            in every epoch.
+        TypeError: If the index has no seed.
     """
 
     def transform(self, results: dict) -> dict:

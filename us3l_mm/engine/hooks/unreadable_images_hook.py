@@ -31,7 +31,7 @@ class UnreadableImagesHook(Hook):
     """
 
     def __init__(self, max_share: float = 0.01):
-        if not 0 <= max_share <= 1:
+        if not isinstance(max_share, (int, float)) or not 0 <= max_share <= 1:
             raise ValueError('max_share is the share of images that may be '
                              f'unreadable, from 0 to 1, got {max_share!r}.')
         self.max_share = max_share
