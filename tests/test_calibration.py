@@ -78,6 +78,24 @@ def test_statistics_are_those_of_one_giant_batch(dims, sizes):
         assert_giant_batch(network, torch.cat(batches), width)
 
 
+def test_a_running_average_is_that_of_a_plain_norm():
+    """The authors of US3L calibrate so, with a momentum of 0.1."""
+    network, batches = one_layer(2).double(), [
+        images.double() for images in uneven_batches((5, 4, 8, 3))]
+    calibrate(network, batches, WIDTHS, momentum=0.1)
+    for width in WIDTHS:
+        with at(network, width), torch.no_grad():
+            inputs = [network[0](images) for images in batches]
+            plain = nn.BatchNorm2d(inputs[0].shape[1]).double()
+            for x in inputs:
+                plain(x)
+            torch.testing.assert_close(network.eval()(batches[0]),
+                                       plain.eval()(inputs[0]))
+    for momentum in (0, 1.5, float('nan')):
+        with pytest.raises(ValueError, match=r'momentum .* is in \(0, 1\]'):
+            calibrate(network, batches, WIDTHS, momentum=momentum)
+
+
 def test_only_so_many_images_are_counted():
     network, batches = one_layer(2), uneven_batches()
     assert calibrate(network, iter(batches), [0.5], num_images=9) == 9

@@ -70,6 +70,10 @@ def parse_args(argv=None):
     parser.add_argument('--num-images', type=int, default=10000, metavar='N',
                         help='images to calibrate with (default: 10000)')
     parser.add_argument(
+        '--running-average', type=float, metavar='M',
+        help='average statistics over the batches with this momentum, '
+        "such as\nthe reference's 0.1 (default: pool all images)")
+    parser.add_argument(
         '--save-checkpoint', metavar='FILE',
         help='also write the checkpoint with the measured '
         'statistics in it')
@@ -155,8 +159,8 @@ def evaluate(args, out, console):
         Measures(knn=args.knn, linear=args.linear, latency=args.latency,
                  baselines=args.baselines, k=20 if args.k is None else args.k,
                  calibrate_on=args.calibrate_on, num_images=args.num_images,
-                 batch_size=args.batch_size, device=args.device),
-        args.trust_pickle, console)
+                 momentum=args.running_average, batch_size=args.batch_size,
+                 device=args.device), args.trust_pickle, console)
     evaluation.name = args.name or evaluation.name
     subnets = subnets_to_measure(args, evaluation.network)
     return [evaluation.run(subnets, args.save_checkpoint), *others]

@@ -33,6 +33,7 @@ FLAGS = [
     (['--device', 'gpu'], "'gpu' is not available", 'gpu'),
     (['--device', 'cuda:77'], "'cuda:77' is not available", 'cuda'),
     (['--calibrate-on', 'test'], "'test'", 'augmented'),
+    (['--running-average', '1.5'], '1.5', '(0, 1]'),
     (['--launcher', 'ssh'], "'ssh'", 'pytorch'),
     (['--launcher', 'mpi', '--device', 'cpu'], 'OMPI_COMM_WORLD', 'mpirun'),
     (['--compare', 'absent.json'], 'absent.json', 'evaluate_widths.py writes'),

@@ -21,7 +21,8 @@ from .progress import count_images
 def calibrate(network: nn.Module, batches: Iterable[Tensor],
               subnets: Sequence[SubnetLike], num_images: Optional[int] = None,
               progress: Optional[str] = None, is_share: bool = False,
-              forward: Optional[Callable[[Any], Any]] = None) -> int:
+              forward: Optional[Callable[[Any], Any]] = None,
+              momentum: Optional[float] = None) -> int:
     """Measure and store the batch-norm statistics of ``subnets``.
 
     One pass over the data serves all sub-networks. The network runs as in
@@ -54,19 +55,25 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
         forward (callable, optional): Passes a batch through the network where
             a plain call does not do that. With ``is_share``, batches may then
             be tuples that begin with images. Defaults to the network itself.
+        momentum (float, optional): Average mean and unbiased variance over
+            the batches with this momentum, as a norm of PyTorch tracks them,
+            in place of pooling; the authors of US3L have 0.1. The last few
+            batches then decide, so it takes one process. Defaults to None.
 
     Returns:
         int: The number of images used, over all processes.
 
     Raises:
         TypeError, ValueError: If the network does not have a sub-network,
-            ``num_images`` is below 2, there are less than two images, or
+            ``num_images`` is below 2, there are less than two images,
+            ``momentum`` is not in (0, 1] or given to several processes, or
             images or statistics are not finite; nothing is stored then.
     """
     if not isinstance(network, nn.Module):
         raise TypeError('network is a module, such as a backbone, got '
                         f'{network!r}.')
     check_num_images(num_images)
+    check_momentum(momentum)
     if isinstance(subnets, (str, float, int, Subnet)):
         raise TypeError('subnets is a list of sub-networks, such as '
                         f'[{subnets!r}], got {subnets!r}.')
@@ -81,7 +88,7 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
         batches = _rebatch(batches, num_images)
     pools, seen = _fill(wanted, network, norms,
                         count_images(batches, progress, num_images), forward
-                        or network)
+                        or network, momentum)
     if seen < 2:
         raise ValueError(
             f'Batch statistics need at least two images, got {seen}: is the '
@@ -134,6 +141,20 @@ def calibrate_detector(detector: nn.Module, loader: DataLoader,
                      forward=lambda batch: detector.run_norms(*batch))
 
 
+def check_momentum(momentum: Optional[float]) -> None:
+    """Refuse a momentum that :func:`calibrate` cannot use."""
+    if momentum is None:
+        return
+    if not 0.0 < momentum <= 1.0:
+        raise ValueError('The momentum of a running average is in (0, 1], got '
+                         f'{momentum!r}.')
+    if get_world_size() > 1:
+        raise ValueError(
+            'A running average depends on the order of the batches, which '
+            f'{get_world_size()} processes do not have. Calibrate with one '
+            'process, or leave the momentum out.')
+
+
 class _Pool:
     """Mean and squared deviations of all that enters a norm, in float64."""
 
@@ -162,16 +183,39 @@ class _Pool:
         return self.mean, self.deviations / max(self.count - 1, 1)
 
 
+class _Average(_Pool):
+    """Running averages of the statistics of batches, which begin at (0, 1).
+
+    They take the place of the mean and of the deviations of two values, whose
+    variance these are.
+    """
+
+    def __init__(self, momentum: float) -> None:
+        super().__init__()
+        self.count, self.momentum = 2, momentum
+        self.deviations = torch.ones_like(self.mean)
+
+    def add(self, x: Tensor) -> None:
+        var, mean = torch.var_mean(at_least_single(x), [0, *range(2, x.ndim)],
+                                   correction=1)
+        self.mean = torch.lerp(self.mean.to(mean.device), mean.double(),
+                               self.momentum)
+        self.deviations = torch.lerp(self.deviations.to(var.device),
+                                     var.double(), self.momentum)
+
+
 def _fill(subnets: Sequence[Subnet], network: nn.Module,
           norms: Sequence[SlimmableBatchNorm], batches: Iterable,
-          forward: Callable[[Any], Any]) -> Tuple[Dict[tuple, _Pool], int]:
+          forward: Callable[[Any], Any],
+          momentum: Optional[float]) -> Tuple[Dict[tuple, _Pool], int]:
     """Run all batches through all sub-networks.
 
     Returns:
         tuple: The pools of all processes together, by sub-network and index
         of the norm, and their number of images.
     """
-    own: Dict[tuple, _Pool] = defaultdict(_Pool)
+    own: Dict[tuple, _Pool] = defaultdict(
+        _Pool if momentum is None else partial(_Average, momentum))
     current, seen, mistake = FULL, 0, None
 
     def enters(index: int, norm: nn.Module, args: tuple) -> None:

@@ -17,7 +17,7 @@ from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
                             sha256)
 from us3l_mm.models.layers import (Subnet, SubnetLike, check_subnets,
                                    subnet_list, subnets_of)
-from .calibration import calibrate
+from .calibration import calibrate, check_momentum
 from .complexity import count_complexity
 from .data import (BANK, QUERY, TRAIN, build_loader, dealt, image_batches,
                    image_size, labelled_batches, loader_cfg, shuffled)
@@ -50,6 +50,8 @@ class Measures:
         calibrate_on (str): 'plain' for the images of the bank, or 'augmented'
             for those of the training loader.
         num_images (int): Number of images to calibrate with.
+        momentum (float, optional): See
+            :func:`~us3l_mm.evaluation.calibration.calibrate`.
         batch_size (int, optional): Replaces the batch sizes of the config.
         device (str): The device to run on.
     """
@@ -61,6 +63,7 @@ class Measures:
     k: int = 20
     calibrate_on: str = 'plain'
     num_images: int = 10000
+    momentum: Optional[float] = None
     batch_size: Optional[int] = None
     device: str = 'cpu'
 
@@ -91,6 +94,7 @@ class WidthEvaluation:
             raise ValueError(f'calibrate_on is one of {sorted(CALIBRATE_ON)}, '
                              f'got {measures.calibrate_on!r}.')
         check_device(measures.device)
+        check_momentum(measures.momentum)
         check_writable(osp.join(out, JSON), checkpoint)
         self.checkpoint = load_weights(checkpoint, trust_pickle)
         source = load_source(self.checkpoint, config, path=checkpoint)
@@ -151,10 +155,11 @@ class WidthEvaluation:
         """Measure the statistics of ``subnets``; the same in every run."""
         set_random_seed(0)  # of the augmentation
         seen = calibrate(
-            network, image_batches(self.calibration_loader, self.preprocessor),
-            subnets,
+            network, image_batches(self.calibration_loader,
+                                   self.preprocessor), subnets,
             min(self.measures.num_images,
-                len(self.calibration_loader.dataset)), progress, is_share=True)
+                len(self.calibration_loader.dataset)), progress, is_share=True,
+            momentum=self.measures.momentum)
         if not seen:
             self.console.print('There are no batch norms to calibrate.')
         return seen
@@ -255,12 +260,12 @@ class WidthEvaluation:
         """Everything that accuracies depend on, to compare two runs."""
         measures = self.measures
         keys = BANK, QUERY, CALIBRATE_ON[measures.calibrate_on]
-        return dict(
-            checkpoint_sha256=sha256(self.path), k=measures.k,
-            calibrate_on=measures.calibrate_on, num_images=measures.num_images,
-            batch_size=self.loaders[keys[-1]].batch_size, model=_digest(
-                model_cfg(self.config)), data=_digest([
-                    self.config[key].dataset for key in keys]))
+        return dict(checkpoint_sha256=sha256(
+            self.path), k=measures.k, calibrate_on=measures.calibrate_on,
+                    num_images=measures.num_images, momentum=measures.momentum,
+                    batch_size=self.loaders[keys[-1]].batch_size,
+                    model=_digest(model_cfg(self.config)), data=_digest([
+                        self.config[key].dataset for key in keys]))
 
 
 def default_subnets(network: nn.Module, count: int) -> List[Subnet]:
