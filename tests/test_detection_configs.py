@@ -14,7 +14,8 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from us3l_mm.apis.launching.processes import for_processes_on_cpus
-from us3l_mm.models import SlimmableResNet
+from us3l_mm.models import SlimmableResNet, Subnet
+from us3l_mm.models.layers import at, check_statistics
 from us3l_mm.registry import HOOKS, MODELS
 
 need_detection()
@@ -23,7 +24,8 @@ FOLDER = ROOT / 'configs/us3l/detection'
 # Those for many widths at once, and of other data, have tests of their own.
 CONFIGS = sorted(path for path in FOLDER.glob('*_fpn_ms-1x_coco.py')
                  if re.search(r'_r50(-any-width)?_', path.stem))
-OTHERS = sorted({*FOLDER.glob('*.py')} - {*CONFIGS})
+SLIMCLR = sorted((ROOT / 'configs/slimclr/detection').glob('*.py'))
+OTHERS = [*sorted({*FOLDER.glob('*.py')} - {*CONFIGS}), *SLIMCLR]
 SLICES = [path for path in CONFIGS if 'any-width' not in path.stem]
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 KINDS = {'mask-rcnn': 'MaskRCNN', 'faster-rcnn': 'FasterRCNN'}
@@ -49,7 +51,7 @@ def at_width(path, width) -> dict:
 
 def build_hooks(cfg):
     for hook in cfg.default_hooks.values():
-        if hook.type.startswith('us3l_mm.'):
+        if hook is not None and hook.type.startswith('us3l_mm.'):
             HOOKS.build(hook)
     assert {'check_pretrained', 'check_annotations'} <= {*cfg.default_hooks}
 
@@ -202,6 +204,47 @@ def test_processes_on_cpus_have_plain_norms():
     assert cfg.model.neck.norm_cfg == dict(type='BN', requires_grad=True)
     assert cfg.env_cfg.dist_cfg.backend == 'gloo'
     assert cfg.model_wrapper_cfg.device_ids is None
+
+
+@pytest.mark.parametrize('path', SLIMCLR, ids=lambda path: path.stem)
+def test_a_slimclr_checkpoint_keeps_the_norms_of_all_widths(path, tmp_path):
+    small = dict(depth=18, base_channels=32, stem_channels=32)
+    cfg = config_of(path)
+    assert cfg.default_hooks.calibration is None
+    backbone = MODELS.build(
+        dict(small, type='us3l_mm.SlimmableResNet',
+             norm_cfg=cfg.model.backbone.norm_cfg, out_indices=(0, 1, 2, 3)))
+    for value in backbone.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape) + 0.1)
+    file = tmp_path / 'epoch_1.pth'
+    torch.save(
+        dict(
+            state_dict={
+                f'backbone.{name}': value
+                for name, value in backbone.state_dict().items()}), file)
+    cfg.model.backbone.update(**small)
+    cfg.model.backbone.init_cfg.checkpoint = str(file)
+    cfg.model.neck.in_channels = [32, 64, 128, 256]
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    image, before = torch.rand(2, 3, 64, 64), {}
+    with torch.no_grad():
+        for width in WIDTHS:
+            check_statistics(model, Subnet(width))  # nothing to measure
+            for network in (backbone, model):
+                network.eval()
+            with at(backbone, width), at(model, width):
+                maps = model.backbone(image)
+                for ours, theirs in zip(maps, backbone(image)):
+                    assert torch.equal(ours, theirs)
+                assert len(model.neck(maps)) == 5
+                norm = model.backbone.bn1.of(Subnet(width))
+                before[width] = norm.running_mean.clone()
+                model.train().backbone(image)
+    for width, mean in before.items():  # and training goes on with them
+        norm = model.backbone.bn1.of(Subnet(width))
+        assert not torch.equal(norm.running_mean, mean)
 
 
 def test_readme_lists_every_config_and_every_source_is_named():
