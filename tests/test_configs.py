@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 # test_detection_configs.py
 CONFIGS = sorted(p for p in (ROOT / 'configs/us3l').rglob('*.py')
                  if p.parent.name not in ('benchmarks', 'detection'))
+FOLDERS = ('slimclr', 'us3l')
 BASELINES = sorted((ROOT / 'configs/us3l/baselines').glob('*.py'))
 DATA = [
     *sorted((ROOT / 'configs/_base_/datasets').glob('*_two-views*.py')),
@@ -38,6 +39,13 @@ def name_of(path: Path) -> str:
 def config_of(path: Path) -> Config:
     init_default_scope('mmpretrain')
     return Config.fromfile(path)
+
+
+def recipes_of(name: str) -> list:
+    """The recipes of an algorithm, without demos and short names."""
+    return [
+        path for path in sorted((ROOT / 'configs' / name).glob('*.py'))
+        if 'demo' not in path.stem and path.stem.count('_') >= 3]
 
 
 def leaves(value, prefix='') -> dict:
@@ -350,30 +358,29 @@ def test_evaluation_sees_the_plain_image(path, tmp_path):
     assert int(packed['data_samples'].gt_label) == 1
 
 
-def test_metafile_lists_the_recipes_and_invents_nothing():
+@pytest.mark.parametrize('name', FOLDERS)
+def test_metafile_lists_the_recipes_and_invents_nothing(name):
     index = load(ROOT / 'model-index.yml')
-    assert index['Import'] == ['configs/us3l/metafile.yml']
-    models = load(ROOT / 'configs/us3l/metafile.yml')['Models']
-    recipes = [
-        p for p in CONFIGS if p.parent.name == 'us3l' and 'demo' not in p.stem
-        and p.stem.count('_') >= 3]
-    assert [m['Name'] for m in models] == [p.stem for p in recipes]
-    for model, path in zip(models, recipes):
+    assert index['Import'] == [f'configs/{n}/metafile.yml' for n in FOLDERS]
+    models = load(ROOT / f'configs/{name}/metafile.yml')['Models']
+    assert [m['Name'] for m in models] == [p.stem for p in recipes_of(name)]
+    for model, path in zip(models, recipes_of(name)):
         cfg = config_of(path)
-        assert model['Config'] == f'configs/us3l/{path.name}'
+        assert model['Config'] == f'configs/{name}/{path.name}'
         assert model['Metadata']['Epochs'] == cfg.train_cfg.max_epochs
         assert (model['Metadata']['Batch Size'] ==
                 cfg.auto_scale_lr.base_batch_size)
         assert model['Results'] is None and 'Weights' not in model
 
 
-def test_readme_lists_every_config():
-    folder = ROOT / 'configs/us3l'
+@pytest.mark.parametrize('name', FOLDERS)
+def test_readme_lists_every_config(name):
+    folder = ROOT / 'configs' / name
     text = (folder / 'README.md').read_text()
-    links = re.findall(r'\]\((?!http)(.+?)\)', text)
+    links = re.findall(r'\]\((?!http)(.+?)(?:#.*?)?\)', text)
     linked = {folder / link for link in links}
     assert all(path.exists() for path in linked)
-    recipes = {
-        p for p in CONFIGS if p.parent == folder and 'demo' not in p.stem}
-    assert recipes <= linked
-    assert all(f'`{name}`' in text for name in DIFFERENCES)
+    assert {*recipes_of(name)} <= linked
+    assert all(f'`{path.stem.split("_")[0]}`' in text
+               for sub in ('baselines', 'ablations')
+               for path in (folder / sub).glob('*.py'))

@@ -1,0 +1,5 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+# The narrower widths learn by their contrastive losses alone, with weight 1.
+_base_ = '../slimclr-mocov2_resnet18_4xb128-coslr-400e_cifar10.py'
+
+model = dict(distill=None)
