@@ -129,6 +129,15 @@ def dist_train(config, work_dir, processes=2, **env) -> subprocess.Popen:
             **env})
 
 
+def test_one_process_tells_a_mistake_and_no_traceback_follows(two, tmp_path):
+    cfg = write_config(two, 'mistaken.py', **{
+        'model.backbone.frozen_stages': 1})
+    output, _ = dist_train(cfg, tmp_path / 'run').communicate(timeout=100)
+    assert output.count('train.py: backbone.frozen_stages=1') == 1
+    assert 'process 1' not in output and 'Traceback' not in output
+    assert not [*tmp_path.glob('run/*')]
+
+
 def with_a_loss(two) -> Path:
     """A config whose rank 1 is killed in the third of four epochs, once."""
     cfg = write_config(two, 'lossy.py')

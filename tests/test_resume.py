@@ -1,10 +1,14 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """A run that is killed and resumed ends like one that is left alone."""
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from mmengine.runner import Runner
+from small_run import small_cfg
 
 RUN = '''
 import os, signal, sys
@@ -57,3 +61,55 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path):
             assert torch.equal(value, other), key
     weights = final(alone)[0]
     assert any(key.startswith('teacher.') for key in weights)
+
+
+def test_a_finished_run_has_nothing_left_to_train(tmp_path, capsys):
+    run_small(tmp_path, {'train_cfg.max_epochs': 1})
+    weights = torch.load(tmp_path / 'epoch_1.pth',
+                         weights_only=False)['state_dict']
+    capsys.readouterr()
+    runner = run_small(tmp_path, {'train_cfg.max_epochs': 1, 'resume': True})
+    said = capsys.readouterr().out
+    assert re.search(
+        r'epoch_1.pth is from the end of training, iteration 3: '
+        r'there is nothing left.*max_epochs', said)
+    for name, value in runner.model.state_dict().items():
+        assert torch.equal(value, weights[name])
+
+
+def run_small(folder, changes):
+    runner = Runner.from_cfg(small_cfg(folder, **changes))
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize('changes, says', [
+    ({
+        'train_cfg.max_epochs': 1
+    }, 'after 6 iterations, and this run ends after 3.*max_epochs'),
+    ({
+        'model.backbone.base_channels': 8,
+        'model.backbone.stem_channels': 8,
+        'model.neck.in_channels': 64
+    }, r'does not fit this US3LAlgorithm(?s:.)*load_from=FILE')])
+def test_a_file_that_does_not_fit_is_refused(tmp_path, changes, says):
+    run_small(tmp_path, {'train_cfg.max_epochs': 2})
+    runner = Runner.from_cfg(
+        small_cfg(tmp_path, **{
+            'train_cfg.max_epochs': 2,
+            'resume': True,
+            **changes}))
+    with pytest.raises(ValueError, match=says):
+        runner.train()
+
+
+def test_a_file_without_a_teacher_is_not_refused(tmp_path):
+    run_small(tmp_path, {'train_cfg.max_epochs': 1})
+    path = tmp_path / 'epoch_1.pth'
+    content = torch.load(path, weights_only=False)
+    content['state_dict'] = {
+        name: value for name, value in content['state_dict'].items()
+        if not name.startswith('teacher.')}
+    torch.save(content, path)
+    run_small(tmp_path, {'train_cfg.max_epochs': 2, 'resume': True})
+    assert (tmp_path / 'epoch_2.pth').exists()

@@ -65,6 +65,17 @@ def parse_args(argv=None):
     if args.out_item and not args.out:
         parser.error(f'--out-item {args.out_item} says what to write; --out '
                      'FILE says where.')
+    if args.interval < 1 or not args.wait_time >= 0:
+        parser.error('--interval is at least 1 and --wait-time at least 0, '
+                     f'got --interval {args.interval} and --wait-time '
+                     f'{args.wait_time:g}.')
+    endings = ('.pkl', '.json',
+               '.yaml')[:None if args.out_item == 'metrics' else 1]
+    if args.out and not args.out.endswith(endings):
+        parser.error(f'--out {args.out} has to end in {" or ".join(endings)}.')
+    folder = osp.dirname(args.out or '') or '.'
+    if not osp.isdir(folder):
+        parser.error(f'--out {args.out}: there is no folder {folder}.')
     return args
 
 

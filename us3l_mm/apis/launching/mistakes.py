@@ -57,7 +57,7 @@ TAKEN_OUT = {
         'constructor', 'paramwise_cfg', 'optimizer', 'dtype', 'loss_scale'},
     roots.PARAM_SCHEDULERS: {
         'begin', 'end', 'by_epoch', 'convert_to_iter_based', 'epoch_length'},
-    roots.WEIGHT_INITIALIZERS: {'override'},
+    roots.WEIGHT_INITIALIZERS: {'override', 'name'},
     roots.LOOPS: {'by_epoch'},
     roots.MODELS: {'requires_grad'}, }
 # Dicts whose types are not registered, or whose keys something takes out.
@@ -276,8 +276,12 @@ def arguments(kind: Callable) -> Tuple[FrozenSet[str], bool]:
         names |= {
             p.name for p in parameters
             if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+        rest = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
+        if not rest:
             return frozenset(names - {'self'}), True
+        if not re.search(rf'super\(.*\)\.__init__\([^)]*\*\*{rest[0]}',
+                         inspect.getsource(function)):
+            break
     return frozenset(names - {'self'}), False
 
 
@@ -289,7 +293,7 @@ def check_arguments(item: Item) -> None:
         are_all = False  # heads and layers there take each other's arguments
     given = [
         name for name in item.cfg
-        if are_all or get_close_matches(str(name), names, 1, 0.8)]
+        if are_all or get_close_matches(str(name), names, 1, 0.85)]
     check_names(item.key, given, names | taken, names,
                 getattr(item.kind, '__name__', str(item.kind)))
 
