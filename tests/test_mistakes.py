@@ -36,8 +36,8 @@ def test_classes_in_place_of_names_and_unknown_arguments(tmp_path):
     cfg = Config(
         dict(work_dir=str(tmp_path), model=dict(type=Anything, whatever=2)))
     check_config(cfg, ())
-    cfg.model.knwon = 2
-    with pytest.raises(ValueError, match='model.knwon.*Did you mean known'):
+    cfg.model.knownn = 2
+    with pytest.raises(ValueError, match='model.knownn.*Did you mean known'):
         check_config(cfg, ())
 
 
