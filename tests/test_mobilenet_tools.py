@@ -203,7 +203,7 @@ def test_what_other_libraries_cannot_hold(real, tmp_path):
                          norm_cfg=dict(type='BN', eps=1e-3))
     with pytest.raises(
             ValueError, match='torchvision cannot hold this '
-            'network: its MobileNetV2 knows no norm_cfg'):
+            'network: its MobileNetV2 has no argument norm_cfg'):
         slice_checkpoint(checkpoint, str(tmp_path / 'w.pth'), 1.0,
                          input_size=32, file_format='torchvision')
     assert [p.name for p in tmp_path.iterdir()] == ['full.pth']

@@ -308,7 +308,7 @@ def test_what_is_printed(tmp_path, capsys):
                  'Config: configs/us3l/us3l_mobilenet-v2_4xb128-coslr-400e_'
                  'cifar10.py', 'Statistics: none, calibrate',
                  'strides of the stem: they are those for cifar, ',
-                 'the same keys. This one is taken to be of simclr-momentum',
+                 'the same keys. This one is assumed to be of simclr-momentum',
                  'Left out: module.encoder_q.projections, module.queue'):
         assert line in printed
     unused = re.search('Running statistics not used: (.*)', printed)[1]
@@ -415,7 +415,7 @@ def test_other_and_incomplete_files_are_refused(case, change, message):
 def test_wrong_arguments_are_refused(tmp_path):
     for case, kwargs, message in [
         (CNN, dict(method='byol'), 'of simclr-momentum or simsiam-momentum'),
-        (CNN, dict(stem='cifar'), 'stem says the strides of a MobileNetV2'),
+        (CNN, dict(stem='cifar'), 'stem chooses the strides of a MobileNetV2'),
         ('CIFAR MobileNetV2, SimCLR', dict(stem='large'), 'stem is one of'),
         ('ViT, MoCo v3', dict(calibrated={0.5: None}), 'no batch norms')]:
         network, _ = theirs(case)

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""The network of a checkpoint, built from the config that it stores."""
+"""Building the network of a checkpoint from the config stored in it."""
 import ast
 import re
 from typing import Any, Iterator, Optional, Tuple
@@ -98,10 +98,10 @@ def _literal(node: Optional[ast.AST]) -> Any:
 
 
 def build_stored_backbone(model: dict) -> nn.Module:
-    """The slimmable backbone of a ``model`` found by :func:`stored_model`.
+    """Build the slimmable backbone of a config from :func:`stored_model`.
 
     Raises:
-        ValueError: If it has none, or one that cannot be sliced.
+        ValueError: If there is none, or if it cannot be sliced.
     """
     arguments = dict(model.get('backbone') or {})
     name = str(arguments.pop('type', None))

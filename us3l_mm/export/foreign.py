@@ -1,9 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """ResNets of other code bases as checkpoints of ours.
 
-The keys of a ResNet are the same nearly everywhere (torchvision's), so what
-there is to do is to find them, to see which ResNet they make up, and to say
-what the statistics in the file belong to.
+Nearly all libraries use torchvision's keys. So a conversion finds these keys
+in the file, derives the arguments of the ResNet from the shapes, and assigns
+the batch-norm statistics to a width.
 """
 import re
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
 
 @dataclass(frozen=True)
 class Converted:
-    """A slimmable network from elsewhere.
+    """A slimmable network with the weights of another code base.
 
     Attributes:
-        network (nn.Module): With the weights, and statistics if there are.
-        arguments (dict): That it was built with, its ``type`` among them.
-        left_out (list[str]): What of the file has no place in it.
+        network (nn.Module): The network, with the statistics of the file.
+        arguments (dict): Its config, with the ``type``.
+        left_out (list[str]): The parts of the file that it does not have.
     """
 
     network: nn.Module
@@ -39,10 +39,10 @@ class Converted:
     left_out: List[str]
 
     def checkpoint(self, source: dict) -> dict:
-        """What to write: weights, and a config as MMEngine would store it.
+        """The content of a checkpoint of MMEngine.
 
         Args:
-            source (dict): What to say about where it comes from.
+            source (dict): Where the weights are from.
         """
         return stored(
             dict(backbone=self.arguments), {
@@ -52,19 +52,21 @@ class Converted:
 
 def from_plain(weights: State, prefix: Optional[str] = None,
                style: str = 'pytorch') -> Converted:
-    """An ordinary ResNet of MMPretrain, torchvision and the like.
+    """Convert an ordinary ResNet of MMPretrain, torchvision or the like.
 
-    The result computes at full width what that network does, which is
-    checked; its statistics are those of the full width.
+    At full width, the result computes the same as that network, which is
+    checked. The statistics of the file become those of the full width.
 
     Args:
-        weights (dict): Bare, or with a prefix such as ``backbone.``.
-        prefix (str, optional): Of the keys. Defaults to the one that is found.
-        style (str): 'pytorch', or 'caffe' where bottlenecks stride in their
-            first convolution, which weights do not show.
+        weights (dict): The state dict of the network, or of a model with it.
+        prefix (str, optional): The prefix of its keys, such as 'backbone.'.
+            Defaults to the one that is found.
+        style (str): 'pytorch', or 'caffe' if the first convolution of a
+            bottleneck has the stride, which weights do not show. Defaults to
+            'pytorch'.
 
     Raises:
-        ValueError: if there is no ResNet, or several.
+        ValueError: If there is no ResNet, or if there are several.
     """
     prefix = find_prefix(weights, prefix)
     own = {
@@ -78,7 +80,7 @@ def from_plain(weights: State, prefix: Optional[str] = None,
             key: value for key, value in own.items()
             if key.split('.')[0] in parts and not key.endswith(STATISTICS)},
         strict=False)
-    # The prefix, or a wrapper's, and the word after it name a part.
+    # A part is named by the first word behind the prefix, or behind 'module.'.
     part = rf'((?:{re.escape(prefix)}|module\.|)[^.]*).*'
     named = {re.sub(part, r'\1', key, count=1) for key in weights}
     converted = Converted(network, arguments,
@@ -104,7 +106,7 @@ def stored(model: dict, weights: State, source: dict) -> dict:
 
 
 def find_prefix(weights: State, wanted: Optional[str] = None) -> str:
-    """What stands before the keys of the ResNet in ``weights``."""
+    """The prefix of the keys of the ResNet in ``weights``."""
     end = 'layer1.0.conv1.weight'
     found = sorted({key[:-len(end)] for key in weights if key.endswith(end)})
     if wanted is not None:
@@ -113,14 +115,14 @@ def find_prefix(weights: State, wanted: Optional[str] = None) -> str:
         return found[0]
     where = '' if wanted is None else f' under {wanted}'
     raise ValueError(
-        f'There is no ResNet{where} in the file, whose keys are such as '
+        f'There is no ResNet{where} in the file. Its keys begin with '
         f'{sorted(weights)[:3]}.' if not found else
-        f'There are several ResNets in the file, with the prefixes {found}: '
-        'say which one with --prefix.')
+        f'The file has several ResNets, with the prefixes {found}. Choose one '
+        'by --prefix.')
 
 
 def infer_arguments(weights: State, style: str = 'pytorch') -> dict:
-    """The arguments of the slimmable ResNet that bare ``weights`` are of."""
+    """The config of the slimmable ResNet that has these weights."""
     stages: List[int] = []
     while f'layer{len(stages) + 1}.0.conv1.weight' in weights:
         stem = f'layer{len(stages) + 1}.'
@@ -134,8 +136,8 @@ def infer_arguments(weights: State, style: str = 'pytorch') -> dict:
     if not depths:
         raise ValueError(
             f'No ResNet has {stages} blocks '
-            f'{"with" if is_bottleneck else "without"} bottleneck; the depths '
-            f'are {sorted(ResNet.arch_settings)}.')
+            f'{"with" if is_bottleneck else "without"} bottlenecks. The '
+            f'depths are {sorted(ResNet.arch_settings)}.')
     deep_stem = 'stem.0.conv.weight' in weights
     stem = weights['stem.2.conv.weight' if deep_stem else 'conv1.weight']
     first = weights['stem.0.conv.weight'] if deep_stem else stem
@@ -152,15 +154,16 @@ def infer_arguments(weights: State, style: str = 'pytorch') -> dict:
 
 def take_statistics(backbone: nn.Module, weights: State,
                     subnet: Subnet) -> None:
-    """Store the leading running statistics of ``weights`` for a width.
+    """Give ``backbone`` the running statistics of a file for one width.
 
     Args:
-        backbone (nn.Module): With the same weights as the file.
-        weights (dict[str, Tensor]): Of the file, under our names.
-        subnet (Subnet): The width that the statistics are of.
+        backbone (nn.Module): A network with the weights of the file.
+        weights (dict[str, Tensor]): The tensors of the file by our names. The
+            leading entries of its statistics are those of the width.
+        subnet (Subnet): The width.
 
     Raises:
-        ValueError: If the weights are others, or there are no statistics.
+        ValueError: If the weights differ, or if there are no statistics.
     """
     norms = {
         name: norm for name, norm in backbone.named_modules()
@@ -174,7 +177,7 @@ def take_statistics(backbone: nn.Module, weights: State,
                                                  value):
             raise ValueError(
                 f'The file of statistics for width {subnet.width:g} is of '
-                f'another network: its {key} is not the same.')
+                f'another network: its {key} differs.')
     for name, norm in norms.items():
         if f'{name}.running_mean' not in weights:
             raise ValueError(
@@ -188,7 +191,7 @@ def take_statistics(backbone: nn.Module, weights: State,
 
 @torch.no_grad()
 def _compare(converted: Converted, own: State) -> None:
-    """Raise unless the full width computes what the plain network does."""
+    """Raise unless the full width computes the same as the plain network."""
     network = converted.network
     plain = family_of(network).stock_class(network)(**{
         key: value for key, value in converted.arguments.items()
@@ -198,5 +201,5 @@ def _compare(converted: Converted, own: State) -> None:
     images = torch.randn(2, converted.arguments.get('in_channels', 3), 64, 64,
                          generator=torch.Generator().manual_seed(0))
     if not torch.equal(plain(images)[-1], network(images)[-1]):
-        raise ValueError('The converted network does not compute what the '
-                         'plain one does; nothing was written.')
+        raise ValueError('The converted network does not compute the same as '
+                         'the plain one. Nothing was written.')

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Pre-training files of the authors' US3L code as checkpoints of ours."""
+"""Conversion of pre-training files of the authors' US3L code."""
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Tuple
 
@@ -18,7 +18,7 @@ COSINE = dict(loss=dict(type='mmpretrain.CosineSimilarityLoss'))
 MOCO_V3 = dict(loss=dict(type='us3l_mm.MoCoV3Loss', temperature=0.2),
                weight=1.0)  # the two directions are added
 TEACHER = dict(momentum=0.01)
-# Of each base method: its name, base and distillation head without their
+# For each base method: its name, its base and distillation heads without
 # predictors, and further arguments of the algorithm.
 METHODS: Dict[str, Tuple[str, dict, dict, dict]] = {
     'simclr-momentum': ('SimCLR with a momentum teacher', INFO_NCE, COSINE,
@@ -31,7 +31,7 @@ METHODS: Dict[str, Tuple[str, dict, dict, dict]] = {
     'mocov3': ('MoCo v3', MOCO_V3, MOCO_V3,
                dict(teacher=dict(TEACHER, final_momentum=0.0),
                     sync_norms=True)), }
-# Configs by base method, class, and depth or architecture.
+# Config files by base method, class, and depth or architecture.
 CONFIGS = {
     ('simclr-momentum', 'SlimmableResNet_CIFAR', 18):
     'us3l_resnet18_4xb128-coslr-400e_cifar10.py',
@@ -65,22 +65,22 @@ ALONE = ('To convert the backbone alone, pass --backbone-only '
 
 @dataclass(frozen=True)
 class ConvertedUS3L:
-    """A file of the authors as a checkpoint of ours.
+    """A file of the authors, converted to a checkpoint of this project.
 
     Attributes:
-        model (dict): The config of the algorithm, or of a model with nothing
-            but the backbone.
-        weights (dict[str, Tensor]): Its state dict.
+        model (dict): The config of the algorithm, or of a model that has only
+            a backbone.
+        weights (dict[str, Tensor]): The state dict of the model.
         method (str, optional): The base method, a key of ``METHODS``; None
             for a backbone alone.
-        config (str, optional): The name of our config of the same network,
-            base method and data.
-        measured (list[Subnet]): Those with batch-norm statistics.
-        remarks (list[str]): What had to be assumed.
-        unused_statistics (list[str]): Norms of the file whose running
+        config (str, optional): The name of the config file for the same
+            network, base method and data.
+        measured (list[Subnet]): The sub-networks with batch-norm statistics.
+        remarks (list[str]): The assumptions of the conversion.
+        unused_statistics (list[str]): The norms in the file whose running
             statistics are not used.
-        left_out (list[str]): Parts of the file that have no place in the
-            model.
+        left_out (list[str]): The parts of the file that the model does not
+            have.
     """
 
     model: dict
@@ -101,7 +101,7 @@ class ConvertedUS3L:
         return stored(self.model, self.weights, source)
 
     def summary(self) -> str:
-        """What was converted, for the person who converts it."""
+        """A summary of the conversion for the user."""
         lines = ['The backbone alone.']
         if self.method is not None:
             path = f'configs/us3l/{self.config}' if self.config else (
@@ -122,27 +122,27 @@ def from_us3l(checkpoint: dict, calibrated: Optional[Dict[SubnetLike,
               backbone_only: bool = False) -> ConvertedUS3L:
     """Convert a pre-training file of the authors' US3L code.
 
-    That code trains without running statistics and writes, after calibrating
-    a width, a file of the whole network in which the leading entries of the
-    running statistics are those of that width.
+    That code trains without running statistics. After calibrating a width, it
+    writes a file of the whole network in which the leading entries of the
+    running statistics are those of the width.
 
     Args:
-        checkpoint (dict): The content of the file; ``state_dict`` and, as far
-            as present, ``arch`` are read.
-        calibrated (dict, optional): The weights of calibrated files by their
-            width.
-        method (str, optional): The base method, one of ``METHODS``. Defaults
-            to the one that the predictors in the file tell.
-        stem (str, optional): 'cifar' or 'imagenet', the strides of a
-            MobileNetV2, which weights do not show. Defaults to what ``arch``
-            or the base method tells.
-        backbone_only (bool): Whether to convert the student's backbone and
-            nothing else. Defaults to False.
+        checkpoint (dict): The content of the file: ``state_dict`` and,
+            optionally, ``arch``.
+        calibrated (dict, optional): The state dicts of calibrated files by
+            width. Defaults to none.
+        method (str, optional): The base method, a key of ``METHODS``. Defaults
+            to the one that the predictors in the file determine.
+        stem (str, optional): The strides of a MobileNetV2, 'cifar' or
+            'imagenet', which weights do not show. Defaults to a choice by
+            ``arch`` or the base method.
+        backbone_only (bool): Whether to convert only the student's backbone.
+            Defaults to False.
 
     Raises:
-        ValueError: If the file is of another network, incomplete, or of a
-            base method that cannot be recognised; or if a calibrated file is
-            of other weights.
+        ValueError: If the file is of another network or incomplete, if its
+            base method cannot be recognised, or if a calibrated file has other
+            weights.
     """
     state = checkpoint['state_dict']
     parts = Parts.of(state)
@@ -161,9 +161,9 @@ def from_us3l(checkpoint: dict, calibrated: Optional[Dict[SubnetLike,
         take_statistics(backbone, Parts.of(other).student, measured[-1])
     if measured and arguments['type'].startswith(MOBILENET):
         remarks.append(
-            "The last norm (features.18.1) of the authors' network is a plain "
-            'one, whose running statistics average over widths in training; '
-            'those in the file of a width are taken for that width.')
+            "The last norm (features.18.1) of the authors' network is not "
+            'slimmable, so its running statistics in training are averages '
+            'over widths. The ones in the file of a width are used for it.')
     model: dict = dict(backbone=arguments)
     config = None
     weights = nn.ModuleDict(dict(backbone=backbone)).state_dict()
@@ -177,8 +177,8 @@ def from_us3l(checkpoint: dict, calibrated: Optional[Dict[SubnetLike,
         used = [*(mlp.name for mlp in heads.predictors), *projections]
         if projections:
             remarks.append(
-                f'The 1x1 convolutions {", ".join(projections)} are taken to '
-                'be the projections of feature distillation from '
+                f'The 1x1 convolutions {", ".join(projections)} are assumed '
+                'to be the projections of feature distillation from '
                 f'{", ".join(modules)}.')
     left_out = parts.left_out(
         {name.split('.')[0] for name, _ in backbone.named_parameters()}, used)
@@ -192,22 +192,22 @@ def from_us3l(checkpoint: dict, calibrated: Optional[Dict[SubnetLike,
 
 def set_stem(arguments: dict, stem: Optional[str], arch: str,
              method: Optional[str]) -> List[str]:
-    """Choose the class of a MobileNetV2, and say why.
+    """Choose the class of a MobileNetV2 by its strides.
 
     Args:
-        arguments (dict): Of the backbone; its ``type`` is changed.
-        stem (str, optional): 'cifar' or 'imagenet', if given.
+        arguments (dict): The config of the backbone; its ``type`` is changed.
+        stem (str, optional): 'cifar' or 'imagenet', if the user says it.
         arch (str): The architecture that the file names.
-        method (str, optional): The base method, if known.
+        method (str, optional): The base method, if it is known.
 
     Returns:
-        list[str]: The reason; empty for other networks.
+        list[str]: The reason for the choice; empty for other networks.
     """
     if arguments['type'] != MOBILENET:
         if stem is not None:
             raise ValueError(
-                'stem says the strides of a MobileNetV2, which weights do not '
-                f'show; this file is of a {arguments["type"]}. Leave it out.')
+                'stem chooses the strides of a MobileNetV2, and this file is '
+                f'of a {arguments["type"]}. Leave it out.')
         return []
     if stem not in (None, *STEMS):
         raise ValueError(f'stem is one of {STEMS}, got {stem!r}.')
@@ -226,11 +226,11 @@ def set_stem(arguments: dict, stem: Optional[str], arch: str,
 
 def find_projections(parts: Parts,
                      backbone: nn.Module) -> Tuple[State, List[str]]:
-    """The projections of feature distillation, known by their shapes.
+    """Find the projections of feature distillation by their shapes.
 
     Returns:
-        tuple: The weights by their keys in the file, and the modules of our
-        backbone whose outputs they read; both empty if there are none.
+        tuple: Their weights by the keys in the file, and the modules of the
+        backbone whose outputs they read; both are empty if there are none.
     """
     if 'ResNet' not in type(backbone).__name__:
         return {}, []
@@ -254,7 +254,7 @@ def find_projections(parts: Parts,
 
 
 def find_config(method: str, arguments: dict) -> Optional[str]:
-    """The name of our config of a base method and backbone, if there is."""
+    """The config file for a base method and backbone, if there is one."""
     size = arguments.get('depth', arguments.get('arch'))
     if isinstance(size, dict) or 'base_channels' in arguments:
         return None
@@ -264,13 +264,13 @@ def find_config(method: str, arguments: dict) -> Optional[str]:
 
 @dataclass(frozen=True)
 class Heads:
-    """Projector, predictors and the base method that these are of.
+    """The projector and predictors of a file, and its base method.
 
     Attributes:
-        method (str): A key of ``METHODS``.
+        method (str): The base method, a key of ``METHODS``.
         neck (MLP): The projector.
-        predictors (list[MLP]): That of the base pass first.
-        remarks (list[str]): What had to be assumed.
+        predictors (list[MLP]): The predictors; that of the base pass first.
+        remarks (list[str]): The assumptions of the conversion.
     """
 
     method: str
@@ -280,7 +280,7 @@ class Heads:
 
     @classmethod
     def of(cls, parts: Parts, method: Optional[str]) -> 'Heads':
-        """Recognise the heads of a file; the base method may be given."""
+        """Find the heads of a file, of the given base method or of any."""
         where = f'{parts.names[0]}.{parts.names[2]}'
         if not parts.projectors[0]:
             raise ValueError(f'The file has no projector ({where}), so it '
@@ -292,7 +292,7 @@ class Heads:
                 (item[0] != 'predictor', item[0]))
             if '0.weight' in own and own['0.weight'].ndim == 2]
         remarks = [
-            f'{name}, which the norm behind it takes away, is left out.'
+            f'{name} is left out, as the norm after it subtracts it.'
             for mlp in (neck, *predictors) for name in mlp.frozen]
         methods = find_methods(parts, predictors)
         if method not in (None, *methods):
@@ -302,7 +302,7 @@ class Heads:
         if method is None and len(methods) > 1:
             remarks.append(
                 f'Files of {" and ".join(methods)} have the same keys. This '
-                f'one is taken to be of {methods[0]}; if it is not, pass '
+                f'one is assumed to be of {methods[0]}; if it is not, pass '
                 f'--method {methods[1]}.')
         dims = neck.arguments['out_channels']
         for mlp in predictors:
@@ -321,12 +321,12 @@ class Heads:
 
     @property
     def distil(self) -> Optional[MLP]:
-        """That of the distillation passes, unless they share the other."""
+        """The predictor of the distillation passes, if it is another one."""
         return None if self.shares else self.predictors[-1]
 
     @property
     def shares(self) -> bool:
-        """Whether all passes have the same predictor."""
+        """Whether all passes share one predictor."""
         return len(self.predictors) == 1 and self.method != 'simclr-momentum'
 
     def model(self, backbone: dict, modules: List[str]) -> dict:
@@ -334,7 +334,7 @@ class Heads:
 
         Args:
             backbone (dict): The config of the backbone.
-            modules (list[str]): Those that features are distilled from.
+            modules (list[str]): The modules for feature distillation.
         """
         _, base, distil, others = METHODS[self.method]
 
@@ -355,10 +355,10 @@ class Heads:
 
 
 def find_methods(parts: Parts, predictors: List[MLP]) -> Tuple[str, ...]:
-    """The base methods that have these parts.
+    """The base methods whose files have these parts.
 
     Raises:
-        ValueError: If none has.
+        ValueError: If there is none.
     """
     names = [mlp.name for mlp in predictors]
     pair = len(names) == 2 and names[0] == 'predictor'
@@ -385,7 +385,7 @@ def find_methods(parts: Parts, predictors: List[MLP]) -> Tuple[str, ...]:
 
 def assemble(model: dict, backbone: nn.Module, parts: Parts, heads: Heads,
              projections: State) -> nn.Module:
-    """The algorithm ``model``, with every weight from the file."""
+    """Build the algorithm ``model`` and load all its weights."""
     algorithm = MODELS.build(model)
     _, teacher, projector = parts.names
     algorithm.backbone.load_state_dict(backbone.state_dict())
@@ -406,7 +406,7 @@ def assemble(model: dict, backbone: nn.Module, parts: Parts, heads: Heads,
 
 
 def _load(module: nn.Module, weights: State, source: str) -> None:
-    """Load all parameters of ``module``, and no statistics."""
+    """Load all parameters of ``module``, but no statistics."""
     own, children = dict(module.named_parameters()), dict(
         module.named_children())
     given = {

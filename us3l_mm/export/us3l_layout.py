@@ -1,8 +1,8 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""What stands where in the files of the authors' US3L code.
+"""The layout of the files of the authors' US3L code.
 
-A file holds the student with its projector, the momentum encoder with the
-same, and one or two predictors. Keys and shapes tell the network.
+A file holds the student and the momentum encoder, each with a projector, and
+one or two predictors. Keys and shapes determine the network.
 """
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from mmpretrain.models import MobileNetV2
 from us3l_mm.models.backbones.slimmable_vit import ARCHS
 from .foreign import STATISTICS, State, infer_arguments
 
-# Number of heads by number of features, which weights do not show.
+# The number of heads by the number of features; weights do not show it.
 HEADS = {arch['embed_dims']: arch['num_heads'] for arch in ARCHS.values()}
 MOBILENET_BLOCKS = [
     f'layer{stage}.{block}'
@@ -31,18 +31,18 @@ VIT_NAMES = (
 
 @dataclass(frozen=True)
 class Parts:
-    """The tensors of a file, by the part of the algorithm they belong to.
+    """The tensors of a file by the parts of the algorithm.
 
     Attributes:
-        wrapper (str): What precedes the keys: 'module.' or ''.
-        names (tuple[str, str, str]): What the file calls the student, the
-            momentum encoder and the projector of both.
-        student, teacher (dict[str, Tensor]): The two backbones, under our
-            names. That of the teacher is empty where there is none.
-        projectors (tuple[dict, dict]): Those of the two, under the names of
-            the file.
-        others (dict[str, dict]): All other tensors, by the first word of
-            their keys.
+        wrapper (str): The prefix of all keys: 'module.' or ''.
+        names (tuple[str, str, str]): The names of the student, the momentum
+            encoder and their projectors in the file.
+        student, teacher (dict[str, Tensor]): The tensors of the two backbones
+            by our names; empty for the teacher if there is none.
+        projectors (tuple[dict, dict]): The tensors of the two projectors by
+            the names in the file.
+        others (dict[str, dict]): All other tensors by the first word of their
+            keys.
     """
 
     wrapper: str
@@ -80,7 +80,7 @@ class Parts:
 
     @property
     def is_vit(self) -> bool:
-        """Whether the names are those of a vision transformer."""
+        """Whether the network is a vision transformer."""
         return self.names[2] == 'head'
 
     def left_out(self, backbone: Collection[str],
@@ -89,9 +89,9 @@ class Parts:
 
         Args:
             backbone (collection[str]): The parts of our backbone.
-            used (collection[str], optional): Other parts in use, or keys of
-                their tensors. Defaults to None: only the student's backbone
-                is in use.
+            used (collection[str], optional): The other parts that are used, or
+                keys of their tensors. Defaults to None, where only the
+                student's backbone is used.
         """
         student, teacher, projector = self.names
         parts = set(self.others)
@@ -110,7 +110,7 @@ class Parts:
 
 
 def _find_names(groups: Dict[str, State]) -> Tuple[str, str, str]:
-    """Student, momentum encoder and projector among the first words."""
+    """The names of student, momentum encoder and projector in a file."""
     if 'base_encoder' in groups:
         return 'base_encoder', 'momentum_encoder', 'head'
     students = ['encoder_q'] if 'encoder_q' in groups else [
@@ -126,7 +126,7 @@ def _find_names(groups: Dict[str, State]) -> Tuple[str, str, str]:
 
 
 def rename(key: str) -> str:
-    """Our name of a tensor of a backbone; an unknown one stays as it is."""
+    """Our name of a tensor of a backbone; unknown names are not changed."""
     found = re.match(r'features\.(\d+)\.(body\.)?(\d+)\.(\w+)$', key)
     if found:
         block, layer = int(found[1]), int(found[3])
@@ -142,12 +142,12 @@ def rename(key: str) -> str:
 
 
 def backbone_arguments(weights: State) -> dict:
-    """The arguments of the slimmable backbone that ``weights`` are of.
+    """The config of the slimmable backbone that has these weights.
 
-    Those of a MobileNetV2 have the strides for ImageNet.
+    A MobileNetV2 gets the strides for ImageNet.
 
     Raises:
-        ValueError: If this is no network of ours.
+        ValueError: If there is no such backbone.
     """
     try:
         if 'layer1.0.conv1.weight' in weights:
@@ -161,7 +161,7 @@ def backbone_arguments(weights: State) -> dict:
             f'The file is incomplete: its student lacks {error}.') from None
     raise ValueError(
         'The student in the file is no ResNet, MobileNetV2 or vision '
-        f'transformer: its keys are such as {sorted(weights)[:3]}.')
+        f'transformer. Its keys begin with {sorted(weights)[:3]}.')
 
 
 def _vit_arguments(weights: State) -> dict:
@@ -187,11 +187,11 @@ class MLP:
     """A projector or predictor.
 
     Attributes:
-        name (str): What the file calls it.
-        arguments (dict): Those of :class:`SlimmableProjector`.
-        weights (dict[str, Tensor]): Under its names.
-        frozen (list[str]): A bias in front of the last norm, which takes it
-            away. SimSiam does not train it, and it is left out.
+        name (str): Its name in the file.
+        arguments (dict): The arguments of :class:`SlimmableProjector`.
+        weights (dict[str, Tensor]): Its tensors by the names in that class.
+        frozen (list[str]): The bias before the last norm, if there is one. The
+            norm subtracts it, SimSiam does not train it, and it is left out.
     """
 
     name: str
@@ -206,10 +206,10 @@ class MLP:
         Args:
             weights (dict): With keys such as '0.weight' for the first linear
                 layer, '1.weight' for its norm, '3.weight' for the second.
-            name (str): What the file calls it.
+            name (str): Its name in the file.
 
         Raises:
-            ValueError: If these are other layers, or some are missing.
+            ValueError: If there are other layers, or some are missing.
         """
         layers: Dict[str, State] = {}
         for key, value in weights.items():

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""One file per kind of backbone."""
+"""The families of backbones that can be exported."""
 from typing import Optional
 
 from torch import nn
@@ -25,12 +25,12 @@ def family_of(backbone: nn.Module) -> Family:
 
 
 def plain_arguments(backbone: nn.Module, subnet: SubnetLike) -> Optional[dict]:
-    """The arguments of MMPretrain's class that ``backbone`` is at ``subnet``.
+    """The arguments of MMPretrain's class for ``backbone`` at ``subnet``.
 
     Returns:
-        dict, optional: None where that class cannot have these channels, as
-        each layer rounds on its own. For a ResNet of 64 base channels these
-        are all widths but the multiples of 1/8.
+        dict, optional: None if that class cannot have these channels, as each
+        layer rounds its own. With 64 base channels, a ResNet has arguments at
+        the multiples of 1/8 only.
     """
     return family_of(backbone).plain_arguments(backbone,
                                                Subnet.of(subnet).width)

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""What the export knows of a kind of backbone."""
+"""The interface of a family of backbones."""
 import inspect
 from abc import ABC, abstractmethod
 from typing import Dict, Optional, Tuple
@@ -10,13 +10,13 @@ from us3l_mm.models.layers import SlimmableLayer
 
 
 class Family(ABC):
-    """A kind of slimmable backbone, and what it is sliced to.
+    """A family of slimmable backbones, and the stock classes of its slices.
 
     Attributes:
-        name (str): To be read.
-        slimmable (tuple[type, ...]): The classes of ours.
-        mmdet_names (tuple[str, ...]): Stock classes that MMDetection has under
-            the same name, with the same layers and keys.
+        name (str): The name in messages.
+        slimmable (tuple[type, ...]): The slimmable classes.
+        mmdet_names (tuple[str, ...]): Stock classes that MMDetection has with
+            the same name, layers and keys.
     """
 
     name: str
@@ -29,40 +29,39 @@ class Family(ABC):
 
     @abstractmethod
     def arguments(self, backbone: nn.Module) -> dict:
-        """The arguments that shape ``backbone``, defaults left out."""
+        """The constructor arguments of ``backbone`` that are not defaults."""
 
     @abstractmethod
     def plain_arguments(self, backbone: nn.Module,
                         width: float) -> Optional[dict]:
-        """Arguments of the stock class that ``backbone`` is at ``width``.
+        """The arguments of the stock class for ``backbone`` at ``width``.
 
-        None where that class cannot have these channels.
+        None if that class cannot have these channels.
         """
 
     @abstractmethod
     def map_channels(self, plain: nn.Module) -> Tuple[int, ...]:
-        """Channels of all maps for a detector, those of the features last.
-        """
+        """The channels of the feature maps for a detector, finest first."""
 
     @abstractmethod
     def map_indices(self, plain: nn.Module) -> Tuple[int, ...]:
-        """The ``out_indices`` of these maps."""
+        """The ``out_indices`` of these feature maps."""
 
     def detector_arguments(self, plain: nn.Module) -> dict:
-        """Those of the backbone with which it gives these maps."""
+        """The arguments with which a backbone returns these feature maps."""
         return dict(out_indices=self.map_indices(plain))
 
     def detector_neck(self, plain: nn.Module) -> dict:
-        """What says to the neck which maps these are."""
+        """The arguments of a neck that reads these feature maps."""
         return dict(in_channels=list(self.map_channels(plain)))
 
     def input_size(self, backbone: nn.Module) -> int:
-        """Side in pixels of the square images that it is meant for."""
+        """The side, in pixels, of the square images it is meant for."""
         return 32 if 'CIFAR' in type(backbone).__name__ else 224
 
 
 def non_default(arguments: dict, cls: type) -> dict:
-    """Those of ``arguments`` that differ from the defaults of ``cls``."""
+    """The ``arguments`` that differ from the defaults of ``cls``."""
     defaults = inspect.signature(cls).parameters
     shaping = {}
     for name, value in arguments.items():
@@ -75,7 +74,7 @@ def non_default(arguments: dict, cls: type) -> dict:
 
 
 def same_channels(backbone: nn.Module, width: float, stock: nn.Module) -> bool:
-    """Whether ``backbone`` at ``width`` has the layer sizes of ``stock``."""
+    """Whether ``backbone`` at ``width`` has the channels of ``stock``."""
     there = layer_channels(stock)
     return all(
         there.get(name) == layer.active(width)

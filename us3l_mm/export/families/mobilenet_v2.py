@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Which ordinary MobileNetV2 a sub-network is."""
+"""The stock classes for sub-networks of a MobileNetV2."""
 from bisect import bisect_left
 from typing import List, Optional, Tuple
 
@@ -12,20 +12,19 @@ from us3l_mm.models.backbones import (SlimmableMobileNetV2,
                                       SlimmableMobileNetV2_CIFAR)
 from .family import Family, non_default, same_channels
 
-# The last of each resolution, the features at the end; also the maps that
-# MMDetection's MobileNetV2 gives.
+# The last stage of each resolution, as in MMDetection's MobileNetV2.
 MAPS = (1, 2, 4, 7)
 FINEST = 1 / 1024
 
 
 class MobileNetV2Family(Family):
-    """MobileNetV2; a width w of it is mostly one of ``widen_factor=w``.
+    """MobileNetV2, where most widths w are those of ``widen_factor=w``.
 
-    Not where the stem and the first stage round to the same number, as below
-    0.28: a stock network adds the one to the other then, and a slimmable one
-    has the shortcuts of the full network at every width. One whose own
-    ``widen_factor`` is not 1 was rounded once already, so that of its widths
-    some are those of a stock network and some are not.
+    Below width 0.28, the stem and the first stage have equally many channels.
+    A stock network then has a shortcut between them, and a slimmable network
+    does not, as its shortcuts are those of the full width. If the slimmable
+    network has a ``widen_factor`` other than 1, its channels have been rounded
+    once before, and only some of its widths are those of a stock network.
     """
 
     name = 'MobileNetV2'
@@ -57,12 +56,12 @@ class MobileNetV2Family(Family):
 
     def _widen_factor(self, backbone: nn.Module,
                       width: float) -> Optional[float]:
-        """The one that gives the channels of ``backbone`` at ``width``."""
+        """The factor that gives the channels of ``backbone`` at ``width``."""
         product = backbone.widen_factor * width
         if self._is(backbone, width, product):
             return product
-        # Channels never fall when the factor rises: the smallest factor that
-        # gives no layer too few is the one, if there is one at all.
+        # No layer gets fewer channels when the factor rises. So if any factor
+        # fits, the smallest one that gives every layer enough of them does.
         wanted = self._block_channels(backbone, width)
         factor = FINEST * bisect_left(
             range(round(2 * max(product, FINEST) / FINEST)), True, lo=1,
@@ -72,7 +71,7 @@ class MobileNetV2Family(Family):
 
     def _block_channels(self, backbone: nn.Module,
                         width: float) -> Tuple[int, ...]:
-        """Channels of the stem, and of each stage of blocks."""
+        """The channels of the stem and of each stage of blocks."""
         stages = [
             getattr(backbone, name)[-1].conv[-1]
             for name in backbone.layers[:-1]]
@@ -98,14 +97,14 @@ class MobileNetV2Family(Family):
 
 
 def _shortcuts(network: nn.Module) -> List[bool]:
-    """Of each block, whether its input is added to its output."""
+    """Whether the input is added to the output, for each block."""
     return [
         block.use_res_connect for block in network.modules()
         if isinstance(block, InvertedResidual)]
 
 
 def _stock_channels(factor: float) -> Tuple[int, ...]:
-    """As MMPretrain's class rounds them: of the stem and of each stage."""
+    """The channels of stem and stages in MMPretrain's class."""
     return tuple(
         make_divisible(channels * factor, 8)
         for channels in (32, *(setting[1]

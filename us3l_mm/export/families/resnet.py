@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Which ordinary ResNet a sub-network is."""
+"""The stock classes for sub-networks of a ResNet."""
 from typing import Optional, Tuple, Type
 
 from mmpretrain.models import ResNet, ResNet_CIFAR
@@ -16,7 +16,7 @@ SHAPING = ('stem_channels', 'base_channels', 'num_stages', 'strides',
 
 
 class ResNetFamily(Family):
-    """ResNets; of 64 base channels, the widths k/8 are stock ones."""
+    """ResNets. With 64 base channels, the widths k/8 are stock networks."""
 
     name = 'ResNet'
     slimmable = (SlimmableResNet, SlimmableResNet_CIFAR)
@@ -33,7 +33,7 @@ class ResNetFamily(Family):
             depth=backbone.depth,
             **non_default(dict(shaping, in_channels=first.in_channels),
                           ResNet))
-        if 'num_stages' in arguments:  # the default asks for the fourth
+        if 'num_stages' in arguments:  # the default names the fourth
             arguments['out_indices'] = (backbone.num_stages - 1, )
         if backbone.expansion != get_expansion(backbone.block):
             arguments['expansion'] = backbone.expansion

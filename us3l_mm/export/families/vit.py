@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Which ordinary vision transformer a sub-network is."""
+"""The stock classes for sub-networks of a vision transformer."""
 from typing import Optional, Tuple
 
 from mmpretrain.models import VisionTransformer
@@ -16,9 +16,9 @@ SHAPING = ('out_type', 'with_cls_token', 'final_norm', 'interpolate_mode')
 class ViTFamily(Family):
     """Vision transformers.
 
-    With ``slicing='embed'``, each width is a stock one; with
-    ``slicing='input'`` only the full width, as every linear layer of the
-    stock class reads its whole input.
+    With ``slicing='embed'``, each width is a stock network. With
+    ``slicing='input'``, only the full width is, as the linear layers of the
+    stock class read all of their input.
     """
 
     name = 'ViT'
@@ -49,7 +49,7 @@ class ViTFamily(Family):
                 if is_full else None)
 
     def _stock_arguments(self, backbone: nn.Module, heads: int) -> dict:
-        """Of MMPretrain's class, with so many of the heads."""
+        """The arguments of MMPretrain's class with this number of heads."""
         first = backbone.layers[0]
         projection = backbone.patch_embed.projection
         sides = dict(img_size=backbone.img_size,

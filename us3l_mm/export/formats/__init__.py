@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Files for other libraries: one module each, or one per kind of backbone."""
+"""File formats of other libraries: a module for each, or for each family."""
 from importlib.util import find_spec
 from typing import Callable
 
@@ -14,19 +14,19 @@ Format = Callable[[SlicedNetwork], Artifact]
 
 
 def by_family(library: str, **formats: Format) -> Format:
-    """The one of ``formats``, by name of the family, that a network needs."""
+    """A format that calls the one of ``formats`` for the network's family."""
 
     def artifact(network: SlicedNetwork) -> Artifact:
         name = network.family.name
         if name not in formats:
             raise ValueError(
-                f'{library} cannot hold a {name} of ours, only '
+                f'--format {library} supports no {name}, only '
                 f'{" and ".join(sorted(formats))}. Use --format mmpretrain or '
                 'onnx.')
         if find_spec(library) is None:
             raise ImportError(
-                f'--format {library} needs {library}, to check what it '
-                f'writes: pip install {library}')
+                f'--format {library} needs {library} to check the file: '
+                f'pip install {library}')
         return formats[name](network)
 
     return artifact

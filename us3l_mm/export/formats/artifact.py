@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""The input and the output of an export format, and how they are compared."""
+"""What an export format takes and returns, and the check of its file."""
 import io
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ class SlicedNetwork:
 
     Attributes:
         backbone (nn.Module): The slimmable backbone.
-        plain (nn.Module): The ordinary network that it is sliced to. Its
+        plain (nn.Module): The ordinary network that was sliced out of it. Its
             batch-norm statistics may be loaded later, before ``write``.
         subnet (Subnet): The sub-network.
         input_size (int): Side of a square image in pixels.
         out (str): The file that will be written.
-        meta (dict): What to store beside the weights.
+        meta (dict): The description to store with the weights.
     """
 
     backbone: nn.Module
@@ -48,7 +48,7 @@ class SlicedNetwork:
 
     @property
     def map_channels(self) -> Tuple[int, ...]:
-        """Channels of all maps, those of the features last."""
+        """The channels of all feature maps; those of the last output last."""
         return self.family.map_channels(self.plain)
 
 
@@ -58,10 +58,10 @@ class Artifact:
 
     Attributes:
         write (callable): Returns the content of the file, as bytes.
-        run (callable): Takes this content and images (N, 3, H, W), and returns
-            the outputs of the network that is read from it: the maps of the
-            backbone, or only their pooled features (N, c).
-        usage (str): Python that loads the file.
+        run (callable): Takes this content and images (N, 3, H, W), runs the
+            network in it, and returns the feature maps of the backbone, or
+            only the pooled features (N, c).
+        usage (str): Python code that loads the file.
     """
 
     write: Callable[[], bytes]
@@ -72,7 +72,7 @@ class Artifact:
 def pooled(outputs: Sequence[Tensor]) -> Tensor:
     """The features (N, c) of a backbone: those of its last output.
 
-    A map (N, c, H, W) is averaged; what is (N, c) already stays.
+    A feature map (N, c, H, W) is averaged over its positions.
     """
     last = outputs[-1]
     return last.mean(dim=(2, 3)) if last.ndim == 4 else last
@@ -87,12 +87,13 @@ def read_back(content: bytes) -> Any:
 @torch.no_grad()
 def verify(artifact: Artifact, content: bytes,
            network: SlicedNetwork) -> float:
-    """Compare a file with the slimmable network that it comes from.
+    """Compare a file with the slimmable network that it was sliced out of.
 
-    Both see the same random images, on the CPU. Other kernels, such as those
-    of onnxruntime with norms folded into convolutions, round differently, so
-    a difference is allowed: 1e-5 of the largest output, or four times the
-    distance of the slimmable network from its own result in double precision.
+    Both run on the same random images, on the CPU. Other kernels round
+    differently, such as those of onnxruntime, which folds norms into
+    convolutions. A difference of 1e-5 of the largest output is allowed, or of
+    four times the rounding error of the slimmable network, which is its
+    difference from the same network in double precision.
 
     Args:
         artifact (Artifact): The artifact of ``network``.
@@ -124,15 +125,15 @@ def verify(artifact: Artifact, content: bytes,
         if not gap <= ROUNDINGS * rounding:
             raise ValueError(
                 f'The sliced network differs from the slimmable one at width '
-                f'{network.width:g} by {gap:.3g}, where outputs are up to '
-                f'{scale:.3g} and rounding explains {rounding:.1g}; nothing '
-                'was written.')
+                f'{network.width:g} by {gap:.3g}. Outputs are at most '
+                f'{scale:.3g}, and rounding explains {rounding:.1g} of it; '
+                'nothing was written.')
     return gap
 
 
 def _expected(network: SlicedNetwork, images: Tensor,
               outputs: Sequence[Tensor]) -> List[Tensor]:
-    """What the slimmable network computes, in the precision of ``images``."""
+    """The outputs of the slimmable network, in the precision of ``images``."""
     backbone = network.backbone.eval()
     if images.dtype != next(backbone.parameters()).dtype:
         backbone = deepcopy(backbone).to(images.dtype)

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""A state dict for a class of another library."""
+"""State dicts for the classes of other libraries."""
 from importlib import import_module
 from typing import Callable, Dict, Optional
 
@@ -11,14 +11,15 @@ from .artifact import Artifact, SlicedNetwork, read_back
 
 def bare_weights(network: SlicedNetwork, weights: Dict[str, Tensor],
                  build: Callable[[], nn.Module], usage: str) -> Artifact:
-    """A file of ``weights``, which gives features.
+    """A file of ``weights`` for a network that returns features (N, c).
 
     Args:
-        network (SlicedNetwork): What they are of.
-        weights (dict): Under the keys of the other library. They share the
-            memory of ``network.plain``, whose statistics may be loaded later.
-        build (callable): Makes its network, whose output is the features.
-        usage (str): Python that does the same and calls it ``network``.
+        network (SlicedNetwork): The network that the weights are from.
+        weights (dict): The weights, with the keys of the other library. They
+            share memory with ``network.plain``, whose statistics may be loaded
+            later.
+        build (callable): A function that builds the network of that library.
+        usage (str): Python code that builds it and names it ``network``.
     """
 
     def write():
@@ -42,16 +43,16 @@ features = network.eval()(images)  # (N, {network.map_channels[-1]})
 def weights_for(network: SlicedNetwork, weights: Dict[str, Tensor],
                 module: str, name: str, arguments: dict,
                 head: Optional[str] = None, remark: str = '') -> Artifact:
-    """:func:`bare_weights` for what ``module.name(**arguments)`` returns.
+    """:func:`bare_weights` for the network ``module.name(**arguments)``.
 
     Args:
-        network, weights: As of :func:`bare_weights`.
-        module (str): To be imported.
-        name (str): Of a class or function in it.
-        arguments (dict): Keyword arguments of plain values.
-        head (str, optional): The name of its classifier, which is left out.
-            Defaults to None: it has none.
-        remark (str): A comment for the usage. Defaults to none.
+        network, weights: The arguments of :func:`bare_weights`.
+        module (str): The module to import.
+        name (str): The name of a class or function in it.
+        arguments (dict): Its keyword arguments, of plain values.
+        head (str, optional): The attribute that is the classifier, which is
+            removed. Defaults to None: there is no classifier.
+        remark (str): A comment above the usage. Defaults to ''.
     """
 
     def build():
@@ -71,6 +72,6 @@ def weights_for(network: SlicedNetwork, weights: Dict[str, Tensor],
 
 def cannot_hold(library: str, reason: str,
                 formats: str = 'mmpretrain, mmdet or onnx') -> ValueError:
-    """The error for a network that no class of ``library`` can express."""
+    """The error for a network that ``library`` has no class for."""
     return ValueError(f'{library} cannot hold this network: {reason}. Use '
                       f'--format {formats}.')

@@ -1,7 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Weights for the MobileNetV2 of torchvision, and for timm's EfficientNet.
 
-Both take a multiplier of channels, which rounds as MMPretrain's does. timm
+Both have a width multiplier that rounds channels as MMPretrain does. timm
 builds its ``mobilenetv2_*`` models from the class and the blocks used here.
 """
 from functools import partial
@@ -19,10 +19,10 @@ TIMM_BLOCKS = ('ds_r1_k3_s1_c16', 'ir_r2_k3_s2_e6_c24', 'ir_r3_k3_s2_e6_c32',
 
 
 def torchvision_mobilenet_v2(network: SlicedNetwork) -> Artifact:
-    """Under the keys of ``torchvision.models.mobilenet_v2``.
+    """Weights with the keys of ``torchvision.models.mobilenet_v2``.
 
     Raises:
-        ValueError: for what torchvision's class cannot express.
+        ValueError: If torchvision's class cannot have these layers.
     """
     factor = multiplier(network, 'torchvision')
     stock = torchvision.models.mobilenet_v2(width_mult=factor)
@@ -38,10 +38,10 @@ def torchvision_mobilenet_v2(network: SlicedNetwork) -> Artifact:
 
 
 def timm_mobilenet_v2(network: SlicedNetwork) -> Artifact:
-    """Under timm's keys.
+    """Weights with timm's keys.
 
     Raises:
-        ValueError: for what timm's class cannot express.
+        ValueError: If timm's class cannot have these layers.
     """
     factor = multiplier(network, 'timm')
     features = network.map_channels[-1]
@@ -70,31 +70,31 @@ network = EfficientNet(decode_arch_def([
 
 
 def multiplier(network: SlicedNetwork, library: str) -> float:
-    """The multiplier of channels that ``network`` has in ``library``.
+    """The width multiplier with which ``library`` builds ``network``.
 
     Raises:
-        ValueError: if there is none, or if it is unusual in another way.
+        ValueError: If there is none, or if other arguments are needed.
     """
     arguments = network.family.plain_arguments(network.backbone, network.width)
     if arguments is None:
         reason = (
             'it has the strides of SlimmableMobileNetV2_CIFAR'
             if 'CIFAR' in type(network.backbone).__name__ else
-            'no multiplier gives the channels and shortcuts of width '
-            f'{network.width:g} (where stem and first stage have equally '
-            'many channels, as below 0.28, a stock network adds them)')
+            'no width multiplier gives the channels and shortcuts of width '
+            f'{network.width:g} (below width 0.28, stem and first stage have '
+            'equally many channels, and a stock network adds a shortcut)')
     else:
         unusual = [name for name in arguments if name != 'widen_factor']
         if not unusual:
             return arguments.get('widen_factor', 1.0)
-        reason = f'its MobileNetV2 knows no {", ".join(unusual)}'
+        reason = f'its MobileNetV2 has no argument {", ".join(unusual)}'
     raise cannot_hold(library, reason)
 
 
 def _renamed(plain: nn.Module, stock: nn.Module) -> Dict[str, Tensor]:
-    """The state dict of ``plain`` under the keys of ``stock``.
+    """The state dict of ``plain`` with the keys of ``stock``.
 
-    All three libraries list the same layers in the same order.
+    All three libraries have the same layers in the same order.
     """
     return dict(
         zip(stock.state_dict(),

@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""An ONNX model of the plain network, run with onnxruntime to check it."""
+"""ONNX models, checked with onnxruntime."""
 import io
 import json
 import warnings
@@ -15,7 +15,7 @@ OPSET = 17
 
 
 class _WithFeatures(nn.Module):
-    """The maps of a backbone, and the pooled features of the last one."""
+    """The feature maps of a backbone, and the last of them pooled."""
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
@@ -27,13 +27,13 @@ class _WithFeatures(nn.Module):
 
 
 def onnx_model(network: SlicedNetwork) -> Artifact:
-    """A model from ``images`` to a map per output, and ``features`` (N, c).
+    """A model from ``images`` to feature maps and ``features`` (N, c).
 
-    The number of images is free, their size is ``input_size``. Norms are
-    folded into convolutions, so outputs agree but for rounding.
+    It takes any number of images of ``input_size``. Norms are folded into
+    convolutions, which changes the rounding of the outputs.
 
     Raises:
-        ImportError: without onnx or onnxruntime.
+        ImportError: If onnx or onnxruntime is missing.
     """
     missing = [
         name for name in ('onnx', 'onnxruntime') if find_spec(name) is None]
@@ -68,10 +68,10 @@ def _export(network: SlicedNetwork) -> bytes:
                          network.input_size)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # The exporter that PyTorch would rather be used needs onnxscript.
+        # The exporter that PyTorch recommends needs onnxscript.
         warnings.simplefilter('ignore', DeprecationWarning)
-        # That the size of the images is fixed, which it is meant to be; and
-        # that the amount of a padding is not folded.
+        # The warnings say that the size of the images is fixed, which is
+        # intended, and that the amount of padding is not a constant.
         warnings.simplefilter('ignore', torch.jit.TracerWarning)
         warnings.filterwarnings('ignore', 'Constant folding')
         torch.onnx.export(

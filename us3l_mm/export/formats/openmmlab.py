@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Checkpoints for MMPretrain and MMDetection: one file, two usages.
+"""Checkpoints for MMPretrain and MMDetection, which read the same file.
 
 Keys begin with ``backbone.``, as in every checkpoint of these libraries, so
 that ``init_cfg=dict(type='Pretrained', ..., prefix='backbone.')`` works.
@@ -15,7 +15,7 @@ DIVISOR, WIDTH_RANGE = 8, (0.25, 1.0)
 
 
 def mmpretrain(network: SlicedNetwork) -> Artifact:
-    """For a classifier or any other model of MMPretrain."""
+    """A checkpoint for a classifier or another model of MMPretrain."""
     backbone, is_stock = consumer_arguments(network)
     config = dict(backbone=backbone,
                   head=dict(in_channels=network.map_channels[-1]))
@@ -23,7 +23,7 @@ def mmpretrain(network: SlicedNetwork) -> Artifact:
 
 
 def mmdet(network: SlicedNetwork) -> Artifact:
-    """For a detector of MMDetection, with its feature pyramid."""
+    """A checkpoint for a detector of MMDetection with a feature pyramid."""
     backbone, is_stock = consumer_arguments(network)
     family = network.family
     if is_stock and backbone['type'] not in family.mmdet_names:
@@ -35,11 +35,11 @@ def mmdet(network: SlicedNetwork) -> Artifact:
 
 
 def consumer_arguments(network: SlicedNetwork) -> Tuple[dict, bool]:
-    """The config of the backbone that takes the weights.
+    """The config of the backbone that loads the weights.
 
     Returns:
-        tuple: The config, and whether it is a stock class, which is so
-        wherever there is a stock network of these channels.
+        tuple: The config, and whether it is of a stock class. It is wherever
+        a stock class can have these channels.
     """
     slimmable, width, family = network.backbone, network.width, network.family
     arguments = family.plain_arguments(slimmable, width)
@@ -93,7 +93,7 @@ def _artifact(network: SlicedNetwork, library: str, config: dict,
 
 
 def _expression(value: Any, indent: str = '') -> str:
-    """Python for ``value`` as a config would write it."""
+    """The Python code of ``value``, formatted as in a config."""
     if not isinstance(value, dict):
         return repr(value)
     inner = indent + '    '

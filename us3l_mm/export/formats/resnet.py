@@ -1,9 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Weights for the ResNets of torchvision and timm, and for timm's ByobNet.
 
-``timm.models.resnet.ResNet`` takes ``channels`` for its stages, but its plain
-stem always has 64. ``ByobNet``, timm's "bring your own blocks", takes every
-number of channels, in blocks that are those of a ResNet.
+``timm.models.resnet.ResNet`` has an argument for the channels of its stages,
+but its plain stem always has 64. ``ByobNet`` ("bring your own blocks") has the
+blocks of a ResNet with any number of channels.
 """
 import re
 from typing import Dict
@@ -23,10 +23,10 @@ ROUNDING = 8
 
 
 def torchvision_resnet(network: SlicedNetwork) -> Artifact:
-    """The full width, under the keys of ``torchvision.models.resnet*``.
+    """Weights of the full width with the keys of torchvision's ResNets.
 
     Raises:
-        ValueError: for all that torchvision's class cannot express.
+        ValueError: If torchvision's class cannot have these layers.
     """
     arguments = _usual_arguments(network, 'torchvision', 'ResNet')
     if not FULL.items() <= arguments.items():
@@ -43,10 +43,10 @@ def torchvision_resnet(network: SlicedNetwork) -> Artifact:
 
 
 def timm_resnet(network: SlicedNetwork) -> Artifact:
-    """Weights under timm's keys.
+    """Weights with timm's keys.
 
     Raises:
-        ValueError: for another stem or other strides than a ResNet's.
+        ValueError: If stem or strides are not those of an ordinary ResNet.
     """
     arguments = _usual_arguments(network, 'timm', 'ResNet and ByobNet')
     if not FULL.items() <= arguments.items():
@@ -58,10 +58,10 @@ def timm_resnet(network: SlicedNetwork) -> Artifact:
 
 def _usual_arguments(network: SlicedNetwork, library: str,
                      classes: str) -> dict:
-    """The plain arguments, where only channels differ from a usual ResNet.
+    """The arguments of MMPretrain's ResNet, if only channels are unusual.
 
     Raises:
-        ValueError: if anything else does.
+        ValueError: If other arguments are needed.
     """
     arguments = network.family.plain_arguments(network.backbone,
                                                network.width) or {}
@@ -70,7 +70,7 @@ def _usual_arguments(network: SlicedNetwork, library: str,
         unusual.append('the 3x3 stem of ResNet_CIFAR')
     if unusual:
         raise cannot_hold(library,
-                          f'its {classes} knows no {", ".join(unusual)}')
+                          f'its {classes} cannot have {", ".join(unusual)}')
     return arguments
 
 
@@ -113,7 +113,7 @@ def _arguments(arguments: dict) -> str:
 
 
 def byobnet_keys(plain: nn.Module) -> Dict[str, Tensor]:
-    """The state dict of a plain ResNet under ByobNet's keys."""
+    """The state dict of a plain ResNet with ByobNet's keys."""
     _, convolutions = BLOCKS[plain.block.__name__]
 
     def rename(key: str) -> str:

@@ -1,9 +1,10 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Weights for timm's VisionTransformer.
 
-With ``slicing='embed'`` a width is a network of fewer features. With
-``slicing='input'`` it is the whole network, with zeros for the weights of
-features that are not read: the same outputs, at the full cost.
+With ``slicing='embed'``, a width is a network with fewer features. With
+``slicing='input'``, it is written as the full network with zeros for the
+weights of features that are not read: the outputs are the same, and so is the
+cost of the full network.
 """
 import re
 from typing import Dict
@@ -20,34 +21,34 @@ NAMES = (('patch_embed.projection', 'patch_embed.proj'),
 
 
 def timm_vit(network: SlicedNetwork) -> Artifact:
-    """Weights under timm's keys.
+    """Weights with timm's keys.
 
     Raises:
-        ValueError: for what timm's class cannot express.
+        ValueError: If timm's class cannot compute the same.
     """
     arguments = timm_arguments(network)
     weights, remark = network.plain.state_dict(), ''
     if not network.family.plain_arguments(network.backbone, network.width):
         weights = zero_filled(network.backbone, network.width)
-        remark = '# The whole network, with zeros for what is not read.\n'
+        remark = '# The full network, with zeros for what is not read.\n'
     return weights_for(network, timm_keys(weights),
                        'timm.models.vision_transformer', 'VisionTransformer',
                        arguments, remark=remark)
 
 
 def timm_arguments(network: SlicedNetwork) -> dict:
-    """Of timm's VisionTransformer."""
+    """The arguments of timm's VisionTransformer."""
     backbone, plain = network.backbone, network.plain
     size, patch = backbone.img_size, backbone.patch_embed.projection
     if network.input_size != size[0] or size[0] != size[1]:
         raise ValueError(
-            'timm cannot hold this network: its positions are those of images '
-            f'of {size[0]} x {size[1]} pixels, got an input size of '
-            f'{network.input_size}. Leave --input-size out, or use --format '
+            'timm cannot hold this network: its position embeddings are for '
+            f'{size[0]} x {size[1]} pixels, got an input size of '
+            f'{network.input_size}. Leave out --input-size, or use --format '
             'mmpretrain or onnx.')
     if backbone.out_type == 'avg_featmap' or not backbone.final_norm:
         raise cannot_hold(
-            'timm', f'its class knows no out_type={backbone.out_type!r} with '
+            'timm', f'its class has no out_type={backbone.out_type!r} with '
             f'final_norm={backbone.final_norm}', 'mmpretrain or onnx')
     shape = network.family.arguments(backbone)['arch']
     pooling = (dict() if backbone.out_type == 'cls_token' else dict(
@@ -63,7 +64,7 @@ def timm_arguments(network: SlicedNetwork) -> dict:
 
 
 def timm_keys(weights: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """A state dict of MMPretrain's VisionTransformer under timm's keys."""
+    """A state dict of MMPretrain's VisionTransformer with timm's keys."""
 
     def rename(key: str) -> str:
         for ours, theirs in NAMES:
@@ -75,10 +76,10 @@ def timm_keys(weights: Dict[str, Tensor]) -> Dict[str, Tensor]:
 
 
 def zero_filled(backbone: nn.Module, width: float) -> Dict[str, Tensor]:
-    """The whole state dict of an input-sliced ``backbone`` at ``width``.
+    """The full state dict of an input-sliced ``backbone`` for ``width``.
 
-    Columns of features that are not read are zero, so that the stock class,
-    which reads all, computes the same.
+    Weights of features that are not read are zero. With them the stock class,
+    which reads all features, computes the same.
     """
     weights = {
         key: value.clone() for key, value in backbone.state_dict().items()}
