@@ -72,7 +72,7 @@ def test_what_is_no_resnet_is_refused(tmp_path):
             torch.zeros(2)}, 'There is no ResNet in the '),
         ({
             f'{p}.{k}': v for k, v in keys.items() for p in 'ab'},
-         r"several ResNets .* prefixes \['a.', 'b.'\]. .*--prefix"),
+         r"several ResNets, .* prefixes \['a.', 'b.'\]. .*--prefix"),
         ({
             k: v for k, v in keys.items() if 'layer4.1' not in k},
          r'No ResNet has \[2, 2, 2, 1\] blocks without bottleneck'),
