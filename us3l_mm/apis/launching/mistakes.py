@@ -327,15 +327,17 @@ def check_loaders(content: dict) -> None:
 
 
 def check_folder(item: Item) -> None:
-    """Refuse a ``data_root`` that is not there, unless it is downloaded."""
+    """Refuse a ``data_root`` that is not there, unless it will be made."""
     root = item.cfg.get('data_root')
     if item.registry is not roots.DATASETS or not root or '://' in str(root):
         return
     if not isinstance(root, (str, os.PathLike)):
         raise ValueError(f'{item.key}.data_root={root!r} has to be a path; a '
                          'path with a comma needs quotation marks of its own.')
-    if osp.isdir(root) or (item.cfg.get('download', True)
-                           and 'download' in arguments(item.kind)[0]):
+    names = arguments(item.kind)[0]
+    if osp.isdir(root) or names & {'scenes', 'rendering'}:  # made if missing
+        return
+    if 'download' in names and item.cfg.get('download', True):
         return
     what = 'is a file' if osp.exists(root) else 'is not there'
     parent = next(p for p in Path(root).absolute().parents if p.is_dir())
