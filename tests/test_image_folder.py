@@ -1,21 +1,26 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Folders with files that are not images, or turn out to be damaged."""
 import os
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import default_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 from small_run import small_cfg
+from torch.utils.data import DataLoader
 
 from us3l_mm.datasets import (ImageFolder, LoadImage, UnreadableImageError,
                               image_scan)
 from us3l_mm.datasets.image_scan import find_defect, find_defects
 from us3l_mm.engine import UnreadableImagesHook
+from us3l_mm.evaluation.data import labelled_batches
+from us3l_mm.registry import MODELS
 
 FORMATS = ['jpg', 'png', 'webp', 'gif', 'avif', 'tif', 'bmp', 'ppm', 'jp2']
 PIPELINE = [
@@ -38,9 +43,13 @@ def write_image(path: Path, seed: int = 0) -> Path:
 
 
 def damage(path: Path) -> None:
-    """Cut the middle out of a file, whose beginning and end stay."""
-    content = path.read_bytes()
-    path.write_bytes(content[:200] + content[-200:])
+    """Spoil the pixels of a PNG file, so that only decoding it shows that."""
+    content = bytearray(path.read_bytes())
+    start = content.index(b'IDAT')
+    end = start + 4 + int.from_bytes(content[start - 4:start], 'big')
+    content[start + 4:end] = bytes(end - start - 4)
+    content[end:end + 4] = zlib.crc32(content[start:end]).to_bytes(4, 'big')
+    path.write_bytes(content)
 
 
 @pytest.fixture
@@ -188,6 +197,27 @@ def test_a_folder_without_a_single_image_says_what_there_is(tmp_path):
             ValueError, match=r'skipped: 1 \(1 of no .*txt'
             r'.*Set data_root to a folder of images\.$'):
         dataset(tmp_path / 'x', with_label=False)
+
+
+def test_checksums_of_a_png_are_compared(tmp_path):
+    path = write_image(tmp_path / 'x.png')
+    damage(path)
+    assert find_defect(str(path)) is None
+    content = path.read_bytes()
+    path.write_bytes(content[:300] + b'?' + content[301:])
+    assert find_defect(str(path)) == 'damaged or cut off'
+
+
+def test_an_evaluation_goes_on_without_a_damaged_image(folder, capsys):
+    loader = DataLoader(dataset(folder), batch_size=10,
+                        collate_fn=default_collate)
+    damage(folder / 'a/0.png')
+    preprocessor = MODELS.build(dict(type='SelfSupDataPreprocessor'))
+    [(images, labels, identities)] = labelled_batches(loader, preprocessor)
+    assert '1 images could not be read; others' in capsys.readouterr().out
+    [same] = [
+        i for i in range(1, 10) if (identities[i] == identities[0]).all()]
+    assert labels[same] == labels[0] and torch.equal(images[same], images[0])
 
 
 def test_splits_share_no_image_and_stay_as_images_are_added(tmp_path):

@@ -97,7 +97,6 @@ knn_bank_dataloader = dict(
         data_root=data_root,
         split='train',
         with_label=False,
-        test_mode=True,
         pipeline=test_pipeline))
 knn_query_dataloader = dict(
     knn_bank_dataloader,

@@ -81,7 +81,6 @@ knn_bank_dataloader = dict(
     dataset=dict(
         type='us3l_mm.ImageFolder',
         data_root='data/cifar10_folder/train',
-        test_mode=True,
         pipeline=test_pipeline))
 knn_query_dataloader = dict(
     batch_size=512,
@@ -91,7 +90,6 @@ knn_query_dataloader = dict(
     dataset=dict(
         type='us3l_mm.ImageFolder',
         data_root='data/cifar10_folder/test',
-        test_mode=True,
         pipeline=test_pipeline))
 
 # The share of images that may turn out to be damaged during training.

@@ -42,10 +42,11 @@ class LoadImage(LoadImageFromFile):
         try:
             return super().transform(results)
         except (AssertionError, OSError, cv2.error) as error:
+            reason = (error.strerror if isinstance(error, OSError) else
+                      'OpenCV cannot decode it')
             raise UnreadableImageError(
-                f'The image {results["img_path"]} cannot be read '
-                f'({type(error).__name__}: {error}). Replace or remove '
-                'it.') from error
+                f'The image {results["img_path"]} cannot be read ({reason}). '
+                'Replace or remove it.') from error
 
 
 @DATASETS.register_module()
@@ -58,10 +59,11 @@ class ImageFolder(CustomDataset):
     them. Every format that OpenCV reads is used, whatever the name of the
     file. Files and folders whose names begin with a dot are ignored.
 
-    If a file turns out to be damaged in training, another image of the data
-    set takes its place, which depends on the seed of the sample alone;
-    :class:`~us3l_mm.engine.UnreadableImagesHook` counts such images. With
-    ``test_mode=True`` this is an error.
+    If a file turns out to be damaged when it is read, another image of the
+    data set takes its place, with its label. Which one depends on the sample
+    and its seed alone. :class:`~us3l_mm.engine.UnreadableImagesHook` counts
+    such images in training, and an evaluation logs them. With
+    ``test_mode=True`` such an image is an error.
 
     Args:
         split (str, optional): 'train' or 'val' for a part of the images of

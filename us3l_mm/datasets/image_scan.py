@@ -35,9 +35,9 @@ EDGES = ((b'\xff\xd8\xff', b'\xff\xd9'), (b'\x89PNG\r\n\x1a\n',
 def find_defects(root: str, names: Sequence[str]) -> Dict[str, str]:
     """The files that cannot be used as images, and why.
 
-    Beginning, header and end of each file are read. It is decoded only if
-    these do not show that a JPEG or PNG file is complete. Many files are
-    read in several processes, with a progress bar.
+    Header and end of each file are read, and the checksums of a PNG file. It
+    is decoded only if these do not show that a JPEG, PNG or WebP file is
+    complete. Many files are read in several processes, with a progress bar.
 
     Args:
         root (str): The folder.
@@ -100,7 +100,8 @@ def _looks_complete(path: str, head: bytes, tail: bytes, size: int) -> bool:
     try:
         with warnings.catch_warnings():  # of a large image
             warnings.simplefilter('ignore')
-            Image.open(path).close()
+            with Image.open(path) as image:
+                image.verify()  # the checksums of a PNG file
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
     return True

@@ -1,5 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Batches for a backbone, from the dataloaders of a config."""
+import logging
 from copy import copy
 from typing import Iterator, List, Optional, Tuple
 
@@ -8,10 +9,12 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import get_rank, get_world_size
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
+from us3l_mm.datasets.image_folder import UNREADABLE
 from .overlap import identify
 
 BANK, QUERY, TRAIN = ('knn_bank_dataloader', 'knn_query_dataloader',
@@ -150,6 +153,12 @@ def labelled_batches(loader: DataLoader, preprocessor: nn.Module
                 'kNN and linear probe need images with a gt_label, which '
                 f'{type(loader.dataset).__name__} does not give.')
         labels = torch.stack([s.gt_label.reshape(()) for s in samples])
+        replaced = [s.get(UNREADABLE) for s in samples if UNREADABLE in s]
+        if replaced:
+            print_log(
+                f'{len(replaced)} images could not be read; others of the same'
+                f' data set count twice instead. The first one: {replaced[0]}',
+                'current', logging.WARNING)
         images = _images(batch, preprocessor)
         paths = [sample.get('img_path') for sample in samples]
         yield images, labels, identify(images, paths)
