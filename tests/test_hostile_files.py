@@ -146,6 +146,7 @@ def test_no_run_executes_a_file(files, tmp_path, capsys, changes, by_tool):
         ROOT / 'configs/us3l/benchmarks/'
         'linear_resnet18_4xb128-steplr-100e_cifar10.py', 'CKPT']),
     ('model_converters/plain_to_ours', ['CKPT', 'out.pth']),
+    ('model_converters/slimclr_to_ours', ['CKPT', 'out.pth']),
     ('model_converters/us3l_to_ours', ['CKPT', 'out.pth']),
     ('model_converters/us3l_to_ours', [
         'GOOD', 'out.pth', '--statistics', '0.5=CKPT'])])

@@ -36,10 +36,19 @@ US3L = [
     [['<good.pth>', '<good.pth>'], 'is the checkpoint that is read',
      'another file'], ]
 
+SLIMCLR = [
+    *([[f'<{name}>', 'out.pth'], name, says]
+      for name, says in DAMAGED.items()),
+    [['<good.pth>', '<good.pth>'], 'is the checkpoint that is read',
+     'another file'],
+    [['<headless.pth>', 'out.pth'], 'plain_to_ours.py'], ]
+
 
 @pytest.mark.parametrize('tool, argv, needles', [
     *(('plain_to_ours', c[0], c[1:])
-      for c in PLAIN), *(('us3l_to_ours', c[0], c[1:]) for c in US3L)])
+      for c in PLAIN), *(('us3l_to_ours', c[0], c[1:])
+                         for c in US3L), *(('slimclr_to_ours', c[0], c[1:])
+                                           for c in SLIMCLR)])
 def test_bad_input(files, tmp_path, capsys, tool, argv, needles):
     main = main_of(f'model_converters/{tool}')
     check(run(main, fill(argv, files), tmp_path, capsys), *needles)
