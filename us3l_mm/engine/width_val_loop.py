@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from us3l_mm.engine.hooks import CalibrationHook
 from us3l_mm.engine.hooks.compile_hook import uncompiled
 from us3l_mm.engine.mmengine_internals import built_loop
-from us3l_mm.models.layers import Subnet, SubnetLike, at, check_subnets
+from us3l_mm.models.layers import (Subnet, SubnetLike, at, check_subnets,
+                                   slimmable_layers)
 from us3l_mm.registry import LOOPS
 
 
@@ -87,8 +88,11 @@ class WidthValLoop(ValLoop):
                         f'in one of {list(endings)}, such as '
                         f'accuracy/top1{endings[0]}; got '
                         f'save_best={name!r}.')
-        if (built_loop(self.runner, 'train')
-                and hasattr(get_ori_model(self.runner.model), 'run_norms')
+        model = get_ori_model(self.runner.model)
+        measures = hasattr(model, 'run_norms') and any(
+            layer.measured_subnets() is not None
+            for layer in slimmable_layers(model))
+        if (measures and built_loop(self.runner, 'train')
                 and not any(isinstance(h, CalibrationHook) for h in hooks)):
             raise ValueError(
                 'Training tracks no batch-norm statistics, so there would be '
