@@ -3,11 +3,13 @@
 import os
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from lives import finish, start
 from mmengine.dataset import default_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -320,6 +322,36 @@ def test_a_resumed_run_replaces_the_same_images(folder, tmp_path):
     weights = again.model.state_dict()
     for name, value in whole.model.state_dict().items():
         assert torch.equal(weights[name], value), name
+
+
+def build_in_a_process(folder, rank):
+    """The data set of one of two processes, and what it would report."""
+    torch.distributed.init_process_group('gloo', f'file://{folder}/store',
+                                         rank=rank, world_size=2)
+    init_default_scope('mmpretrain')
+    if rank:
+        image_scan.find_defect = None  # the first process scans
+    data = dataset(f'{folder}/images')
+    hook, runner = UnreadableImagesHook(0.5), mock.Mock()
+    runner.train_dataloader.dataset = data
+    hook.reasons = [f'of process {rank}'] * 3
+    try:
+        hook._check(runner)
+    except UnreadableImageError as error:
+        torch.save((names(data), data.skipped, str(error)),
+                   f'{folder}/{rank}.pth')
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.ddp
+def test_one_process_scans_and_all_count_together(folder, tmp_path):
+    logs = [tmp_path / f'{rank}.log' for rank in range(2)]
+    assert finish(*(start(log, build_in_a_process, str(tmp_path), rank)
+                    for rank, log in enumerate(logs))) == [0, 0], ([
+                        log.read_text() for log in logs])
+    first, second = (torch.load(log.with_suffix('.pth')) for log in logs)
+    assert first == second and len(first[0]) == 10 and len(first[1]) == 6
+    assert '6 of the 10 images' in first[2]
 
 
 @pytest.mark.parametrize('max_share', [-0.1, 1.5, None])
