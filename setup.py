@@ -17,6 +17,7 @@ INSTALL_REQUIRES = [
     'matplotlib>=3.6',
     'numpy>=1.26',
     'pillow>=9',
+    'pyyaml>=6',
     'rich>=13',
     'scikit-learn>=1.2',
     'torch>=2.6',

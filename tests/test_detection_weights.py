@@ -243,7 +243,7 @@ def test_files_of_a_model_zoo_are_compared_too(slices, monkeypatch):
         key.removeprefix('backbone.'): value
         for key, value in content['state_dict'].items()}
     monkeypatch.setattr(CheckpointLoader, 'load_checkpoint',
-                        lambda path, map_location: {'zoo://a': bare}[path])
+                        lambda path, **kwargs: {'zoo://a': bare}[path])
     backbone = built(0.25)
     with pytest.raises(ValueError, match='of the 318 tensors'):
         check_weights(backbone, 'zoo://a', None)

@@ -28,7 +28,8 @@ DISTRIBUTIONS = {
     'mmengine': 'onedl-mmengine',
     'mmpretrain': 'onedl-mmpretrain',
     'PIL': 'pillow',
-    'sklearn': 'scikit-learn', }
+    'sklearn': 'scikit-learn',
+    'yaml': 'pyyaml', }
 # A tool may use the one beside it.
 TOOLS = {path.stem for path in (ROOT / 'tools').rglob('*.py')}
 needs_make = pytest.mark.skipif(

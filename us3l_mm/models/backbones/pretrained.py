@@ -64,7 +64,7 @@ def check_weights(backbone: nn.Module, path: str,
             tensors and what to do.
     """
     content = CheckpointLoader.load_checkpoint(path, logger='silent')
-    state = content['state_dict']
+    state = content.get('state_dict', content)  # of a scheme of the user's
     prefix = f'{prefix.rstrip(".")}.' if prefix else ''
     weights = {  # named as MMEngine names them
         key.removeprefix(prefix or 'module.'): value
