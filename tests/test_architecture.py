@@ -14,8 +14,9 @@ FLOORS = [
     ['models/layers'],
     ['models/necks', 'models/losses', 'models/backbones'],
     ['models/heads'],
-    ['models/selfsup', 'models/classifiers'],
-    ['models/detectors'],  # some train by the loop of selfsup
+    ['models/selfsup'],
+    # Some train by the loop of selfsup.
+    ['models/classifiers', 'models/detectors'],
     ['models'],
     ['datasets'],
     ['export'],

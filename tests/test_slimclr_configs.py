@@ -16,6 +16,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
+from mmpretrain.structures import DataSample
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -28,8 +29,8 @@ from us3l_mm.registry import HOOKS, MODELS
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / 'configs/slimclr'
 ABLATIONS = sorted((FOLDER / 'ablations').glob('*.py'))
-RECIPES = sorted(path for path in FOLDER.glob('*.py')
-                 if 'demo' not in path.stem)
+RECIPES = sorted(FOLDER.glob('slimclr-*.py'))
+SUPERVISED = sorted(FOLDER.glob('supervised*.py'))
 CONFIGS = [*RECIPES, *ABLATIONS]
 FOUR = [1.0, 0.75, 0.5, 0.25]
 
@@ -103,7 +104,7 @@ def test_config_builds(path):
                 ] == cfg.model.backbone.norm_cfg.subnets
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=name_of)
+@pytest.mark.parametrize('path', [*CONFIGS, *SUPERVISED], ids=name_of)
 def test_config_is_what_its_name_says(path):
     cfg = config_of(path)
     gpus, per_gpu = map(int, re.search(r'_(\d+)xb(\d+)', path.stem).groups())
@@ -123,6 +124,9 @@ def test_config_is_what_its_name_says(path):
     assert cfg.train_dataloader.dataset.type == ('CIFAR10'
                                                  if cifar else 'ImageNet')
     assert backbone.type.endswith('_CIFAR') is cifar
+    if path in SUPERVISED:
+        assert cfg.model.type == 'us3l_mm.SlimmableClassifier'
+        return
     method = re.match('slimclr-([a-z0-9]+)', path.stem)
     assert cfg.model.head.type == (
         f'us3l_mm.{HEADS[method[1] if method else "mocov2"]}')
@@ -331,6 +335,16 @@ def test_rates_follow_the_formula(path, base, late, tmp_path):
                 expected, rel=1e-6, abs=1e-8), (epoch, i)
 
 
+def test_the_supervised_control_warms_up_in_five_epochs(tmp_path):
+    [path] = [p for p in SUPERVISED if p.stem.endswith('in1k')]
+    rates = rates_of(path, tmp_path, 4)
+    assert len(rates) == 400 and rates[20] == pytest.approx(0.2)
+    assert rates[10] == pytest.approx(0.2 * 10 / 19)
+    for e in (30, 60, 99):
+        assert rates[4 * e] == pytest.approx(
+            0.1 * (1 + math.cos(math.pi * (e - 5) / 95)))
+
+
 def test_more_epochs_have_the_same_warm_up(tmp_path):
     rates = rates_of(recipe('slimclr-mocov2_resnet50_4xb256-coslr-800e'),
                      tmp_path, 2)
@@ -463,6 +477,39 @@ def test_a_small_copy_trains_all_its_widths(path):
         assert (last in moved) is not (full_only and not subnet.is_full)
     if model.teacher is not None and model.head.num_queries == 1:
         assert int(model.head.queue_ptr) == 4
+
+
+@pytest.mark.parametrize('path', SUPERVISED, ids=name_of)
+def test_a_small_supervised_copy_trains_what_it_says(path):
+    cfg = config_of(path)
+    widths = cfg.model.backbone.norm_cfg.subnets
+    assert widths == cfg.model.head.widths == cfg.default_hooks.sampler.widths
+    deep = cfg.model.backbone.depth == 50
+    base, size = (32, 64) if deep else (16, 16)
+    cfg.model.backbone.update(base_channels=base, stem_channels=base)
+    cfg.optim_wrapper.type = 'us3l_mm.MultiPassOptimWrapper'
+    model = MODELS.build(
+        dict(cfg.model, data_preprocessor=cfg.data_preprocessor)).train()
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    samples = [DataSample().set_gt_label(i) for i in range(4)]
+    images = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    plan = sampler_of(cfg).plan(0, 100, (0.25, 1.0))  # no slow start
+    log = model.train_step(
+        dict(inputs=[*images], data_samples=samples, plan=plan), wrapper)
+    assert {f'loss_{Subnet.of(width)}' for width in widths} <= log.keys()
+    moved = [
+        name for name, p in model.named_parameters()
+        if not torch.equal(p, before[name])]
+    for subnet in map(Subnet.of, widths):
+        assert model.backbone.bn1.of(subnet).running_mean.any()
+        key = f'.{subnet.key}' if subnet.key else ''
+        last = f'backbone.layer3.1.bn{3 if deep else 2}{key}.bias'
+        assert (last in moved) is not ('full-only' in path.stem
+                                       and not subnet.is_full)
+    assert model.head.owners == [Subnet.of(1.0)]  # one shared classifier
+    assert model.update_mode == ('sequential'
+                                 if 'joint' in path.stem else 'accumulate')
 
 
 def test_sharp_distillation_has_a_larger_gradient():

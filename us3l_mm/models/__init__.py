@@ -1,7 +1,8 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from .backbones import (SlimmableMobileNetV2, SlimmableMobileNetV2_CIFAR,
                         SlimmableResNet, SlimmableResNet_CIFAR, SlimmableViT)
-from .classifiers import AllWidthsClassifier, SubnetClassifier
+from .classifiers import (AllWidthsClassifier, SlimmableClassifier,
+                          SubnetClassifier)
 from .detectors import all_widths_detector, subnet_detector
 from .heads import (FeatureDistiller, MoCoV2Contrast, MoCoV3Contrast,
                     PredictionHead, SimCLRContrast, SwitchableLinearHead)
@@ -19,10 +20,10 @@ __all__ = [
     'MoCoV2Contrast', 'MoCoV3Contrast', 'MoCoV3Loss', 'MultiPassSSL', 'Pass',
     'Plan', 'PredictionHead', 'Predictor', 'SimCLRContrast',
     'SimilarityDistillation', 'SlimCLR', 'SlimmableBatchNorm1d',
-    'SlimmableBatchNorm2d', 'SlimmableConv2d', 'SlimmableLinear',
-    'SlimmableMobileNetV2', 'SlimmableMobileNetV2_CIFAR', 'SlimmableProjector',
-    'SlimmableResNet', 'SlimmableResNet_CIFAR', 'SlimmableViT', 'Subnet',
-    'SubnetClassifier', 'SwitchableBatchNorm1d', 'SwitchableBatchNorm2d',
-    'SwitchableLinearHead', 'US3LAlgorithm', 'all_widths_detector', 'at',
-    'at_width', 'make_divisible', 'set_subnet', 'subnet_detector',
-    'subnets_of']
+    'SlimmableBatchNorm2d', 'SlimmableClassifier', 'SlimmableConv2d',
+    'SlimmableLinear', 'SlimmableMobileNetV2', 'SlimmableMobileNetV2_CIFAR',
+    'SlimmableProjector', 'SlimmableResNet', 'SlimmableResNet_CIFAR',
+    'SlimmableViT', 'Subnet', 'SubnetClassifier', 'SwitchableBatchNorm1d',
+    'SwitchableBatchNorm2d', 'SwitchableLinearHead', 'US3LAlgorithm',
+    'all_widths_detector', 'at', 'at_width', 'make_divisible', 'set_subnet',
+    'subnet_detector', 'subnets_of']

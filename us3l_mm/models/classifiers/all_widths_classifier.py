@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Dict, List, Union
+from typing import Dict, List, Tuple, Union
 
 import torch
 from mmpretrain.models import ImageClassifier
@@ -33,14 +33,9 @@ class AllWidthsClassifier(ImageClassifier):
 
     def __init__(self, backbone: Union[dict, nn.Module],
                  neck: Union[dict, nn.Module], head: dict, **kwargs):
-        if not isinstance(backbone, nn.Module):
-            backbone = MODELS.build(backbone)
-        head = dict(
-            head, in_channels=[
-                backbone.feature_channels(subnet.width)[-1]
-                for subnet in map(Subnet.of, head.get('widths', ()))])
+        backbone, head = backbone_and_head(backbone, head)
         super().__init__(backbone, neck, head, **kwargs)
-        check_subnets(backbone, self.head.subnets)
+        check_subnets(self.backbone, self.head.subnets)
         self.backbone.requires_grad_(False)
 
     def train(self, mode: bool = True) -> nn.Module:
@@ -64,3 +59,14 @@ class AllWidthsClassifier(ImageClassifier):
                 with at(self, subnet):
                     feats[subnet] = self.extract_feat(inputs)
         return self.head.loss_of_subnets(feats, data_samples)
+
+
+def backbone_and_head(backbone: Union[dict, nn.Module],
+                      head: dict) -> Tuple[nn.Module, dict]:
+    """The backbone, and the arguments of a head of its sub-networks."""
+    if not isinstance(backbone, nn.Module):
+        backbone = MODELS.build(backbone)
+    return backbone, dict(
+        head, in_channels=[
+            backbone.feature_channels(subnet.width)[-1]
+            for subnet in map(Subnet.of, head.get('widths', ()))])
