@@ -96,6 +96,13 @@ def test_mmengine_alone_would_execute_it(files):
     assert trace.exists()
 
 
+def test_a_process_that_trusts_files_reads_it(files):
+    file, trace = files
+    trust_pickle()
+    weights = CheckpointLoader.load_checkpoint(str(file), logger='silent')
+    assert trace.exists() and 'backbone.conv1.weight' in weights['state_dict']
+
+
 def init_cfg(file) -> dict:
     return dict(type='Pretrained', checkpoint=str(file))
 

@@ -178,8 +178,8 @@ def test_what_a_library_cannot_hold_is_refused(saved, tmp_path):
         slice_checkpoint(checkpoint, str(tmp_path / 'x'), 0.5, 'torchvision')
     pytest.importorskip('timm', reason='--format timm needs timm')
     with pytest.raises(
-            ValueError, match='images of 32 x 32 pixels.*Leave '
-            '--input-size out'):
+            ValueError, match='are for 32 x 32 pixels.*Leave out '
+            '--input-size'):
         slice_checkpoint(checkpoint, str(tmp_path / 'x'), 0.5, 'timm',
                          input_size=48)
 
