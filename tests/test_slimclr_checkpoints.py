@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from slimclr_files import WIDTHS, Norms, Probe, Theirs, run_mlp
 from torch import nn
 
 from us3l_mm.apis import load_backbone
 from us3l_mm.export.architecture import stored_model
-from us3l_mm.export.slimclr_checkpoints import from_slimclr
+from us3l_mm.export.slimclr_checkpoints import (AUTHORS, ConvertedSlimCLR,
+                                                from_slimclr)
 from us3l_mm.models import Subnet, at
 from us3l_mm.registry import MODELS
 
@@ -70,17 +72,26 @@ def test_the_network_of_these_tests_has_their_keys(method):
     rest = re.compile(r'(encoder_k|momentum_encoder)\.|features\.([1-9])|'
                       r'bn\.[1-3]\.|.*num_batches_tracked')
     assert not [key for key in own.keys() - listed if not rest.search(key)]
-    # A converted file is of the network of our configs.
+    # Our config is of the same algorithm, of which it fits every tensor.
+    converted = from_slimclr(network.file())
+    cfg = Config.fromfile(ROOT / 'configs/slimclr' / converted.config)
+    init_default_scope('mmpretrain')
+    cfg.model.head.queue_length = 256  # that of the list
+    if method != 'mocov2':
+        del cfg.model.head.queue_length
+    algorithm = MODELS.build(cfg.model)
+    assert {
+        key: value.shape for key, value in converted.weights.items()} == {
+            key: value.shape for key, value in algorithm.state_dict().items()}
+    assert f'Config: configs/slimclr/{converted.config}.' in (
+        converted.summary())
     [
         path
     ] = (ROOT /
          'configs/slimclr/benchmarks').glob(f'linear-all-widths-{method}_*.py')
     backbone = MODELS.build(Config.fromfile(path).model.backbone)
-    weights = from_slimclr(network.file()).weights
-    assert {
-        key.removeprefix('backbone.'): value.shape
-        for key, value in weights.items() if key.startswith('backbone.')} == {
-            key: value.shape for key, value in backbone.state_dict().items()}
+    assert backbone.state_dict().keys() == (
+        algorithm.backbone.state_dict().keys())
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -126,6 +137,17 @@ def test_all_parts_compute_the_same(method, options, training, in_double):
             'the narrower norms of momentum_encoder'], simclr=[])[method]
 
 
+@pytest.mark.parametrize('shared, kind', [(False, 'all-widths'),
+                                          (True, 'shared')])
+def test_probes_name_the_config_of_their_kind(shared, kind):
+    model = dict(backbone=AUTHORS, head=dict(shared=shared))
+    converted = ConvertedSlimCLR(model, {}, 'probe', [], [])
+    assert f'linear-{kind}-mocov2' in converted.config
+    assert (ROOT / 'configs/slimclr' / converted.config).exists()
+    other = ConvertedSlimCLR(dict(backbone={}), {}, 'mocov2', [], [])
+    assert other.config is None
+
+
 @pytest.mark.parametrize('shared', [False, True])
 def test_linear_probes_have_the_same_scores(shared, in_double):
     theirs = Probe(shared).eval()
@@ -149,7 +171,8 @@ def test_the_tool_writes_a_checkpoint_that_other_tools_read(tmp_path, capsys):
                tmp_path / 'theirs.pth')
     tool([tmp_path / 'theirs.pth', tmp_path / 'ours.pth'])
     said = capsys.readouterr().out
-    for words in ('MoCo v2.', "'depth': 50", 'Widths: w1.00, w0.50.',
+    for words in ('MoCo v2.', 'Config: none of ours', "'depth': 50",
+                  'Widths: w1.00, w0.50.',
                   'Left out: the narrower norms of encoder_k'):
         assert words in said
     network, x = load_backbone(str(tmp_path / 'ours.pth')).eval(), images()

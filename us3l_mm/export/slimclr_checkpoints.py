@@ -25,6 +25,20 @@ METHODS: Dict[str, Tuple[str, dict]] = {
                                                   final_momentum=0.0))),
     'simclr': ('SimCLR', dict(sync_norms=True)),
     'probe': ('Linear evaluation', {})}
+# Configs of the network that the authors train.
+AUTHORS = dict(
+    type='us3l_mm.SlimmableResNet', depth=50, norm_cfg=dict(
+        type='SwitchableBN', subnets=[1.0, 0.75, 0.5, 0.25]))
+CONFIGS = {
+    'mocov2':
+    'slimclr-mocov2_resnet50_4xb256-coslr-200e_in1k.py',
+    'mocov3':
+    'slimclr-mocov3_resnet50_8xb128-coslr-300e_in1k.py',
+    'simclr':
+    'slimclr-simclr_resnet50_8xb128-coslr-100e_in1k.py',
+    'probe':
+    'benchmarks/'
+    'linear-all-widths-mocov2_resnet50_4xb256-steplr-100e_in1k.py'}
 
 
 @dataclass(frozen=True)
@@ -56,11 +70,24 @@ class ConvertedSlimCLR:
         """
         return stored(self.model, self.weights, source)
 
+    @property
+    def config(self) -> Optional[str]:
+        """The name of our config of this network and method, if there is."""
+        if self.method is None or self.model['backbone'] != AUTHORS:
+            return None
+        shared = self.model['head'].get('shared', False)
+        kind = 'shared' if shared else 'all-widths'
+        return CONFIGS[self.method].replace('all-widths', kind)
+
     def summary(self) -> str:
         """What was converted, for the person who converts it."""
+        lines = ['The backbone alone.']
+        if self.method is not None:
+            path = f'configs/slimclr/{self.config}' if self.config else (
+                'none of ours is of this network; the one in the file is')
+            lines = [f'{METHODS[self.method][0]}.', f'Config: {path}.']
         return '\n'.join([
-            f'{METHODS[self.method][0]}.' if self.method else
-            'The backbone alone.', f'Backbone: {self.model["backbone"]}.',
+            *lines, f'Backbone: {self.model["backbone"]}.',
             f'Widths: {", ".join(map(str, self.subnets))}.',
             'Left out: ' + (', '.join(self.left_out) or 'nothing')])
 
