@@ -236,7 +236,7 @@ def test_a_default_hook_that_is_none_is_left_out(tool):
 def test_auto_scale_lr_needs_the_batch_size_of_the_config(tool, tmp_path):
     assert merged(tool, CONFIG, '--auto-scale-lr').auto_scale_lr.enable is True
     bare = tmp_path / 'bare.py'
-    bare.write_text('optim_wrapper = dict(optimizer=dict(lr=1))')
+    bare.write_text(f'_base_ = {str(CONFIG)!r}\nauto_scale_lr = None')
     with pytest.raises(SystemExit, match=r'base_batch_size=<GPUs x batch'):
         merged(tool, bare, '--auto-scale-lr')
 
@@ -309,19 +309,3 @@ def test_a_useless_data_folder_is_refused_before_training(
     with pytest.raises(error, match=says):
         tool.main()
     assert not [*tmp_path.glob('out/*.pth')]
-
-
-def test_code_in_a_checkpoint_is_refused_and_not_executed(
-        tool, tmp_path, monkeypatch):
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
-
-    class Code:
-
-        def __reduce__(self):
-            return open, (str(tmp_path / 'executed'), 'w')
-
-    torch.save(dict(state_dict=dict(weight=torch.ones(1)), more=Code()),
-               tmp_path / 'a.pth')
-    with pytest.raises(SystemExit, match='would execute code'):
-        merged(tool, CONFIG, '--resume', tmp_path / 'a.pth')
-    assert not (tmp_path / 'executed').exists()
