@@ -49,8 +49,7 @@ def test_weights_are_found(tmp_path, content, zipped):
     assert found['state_dict'].keys() == WEIGHTS.keys()
     for name, value in WEIGHTS.items():
         assert torch.equal(found['state_dict'][name], value)
-    if 'meta' in content:
-        assert found['meta'] == dict(epoch=3)
+    assert found['meta'] == (dict(epoch=3) if 'meta' in content else {})
 
 
 def test_a_checkpoint_of_a_run_is_read(tmp_path):
@@ -174,6 +173,12 @@ def test_what_may_be_infinite_or_an_integer_is_read(tmp_path):
         'half.bias': torch.ones(2).bfloat16()}
     torch.save(dict(state_dict=weights), file)
     assert load_weights(file)['state_dict'].keys() == weights.keys()
+
+
+def test_a_description_of_another_kind_is_left_out(tmp_path):
+    file = str(tmp_path / 'weights.pth')
+    torch.save(dict(state_dict=WEIGHTS, meta=['text']), file)
+    assert load_weights(file)['meta'] == {}
 
 
 def test_versions_of_layers_are_kept(tmp_path):

@@ -12,7 +12,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import VISUALIZERS
 from torch import nn
 
-from us3l_mm.evaluation.loading import set_scope
+from us3l_mm.evaluation.loading import saved_config, set_scope
 from us3l_mm.fileio import check_fit, load_weights
 from us3l_mm.models.backbones.weights import adapt_weights
 from us3l_mm.models.layers import (Subnet, SubnetLike, at, check_subnets,
@@ -45,8 +45,11 @@ def load_detector(config: Union[str,
     if isinstance(config, str):
         config = Config.fromfile(config)
     content = load_weights(checkpoint, trust_pickle)
-    meta = content.get('meta') or {}
-    if 'classes' not in {key.lower() for key in meta.get('dataset_meta', {})}:
+    given = (content.get('meta') or {}).get('dataset_meta')
+    names = {
+        str(key).lower(): value
+        for key, value in (given if isinstance(given, dict) else {}).items()}
+    if not isinstance(names.get('classes'), (list, tuple)):
         raise ValueError(
             f'{checkpoint} does not name the classes that it detects '
             "(meta.dataset_meta), so it is no checkpoint of a detector's "
@@ -56,11 +59,11 @@ def load_detector(config: Union[str,
     weights = adapt_weights(detector, content['state_dict'])
     check_fit(
         detector.state_dict(), weights, 'detector of the config',
-        'Give the config of its training, with the same --cfg-options: the '
-        'work dir has it.', checkpoint)
+        'Give the config of its training, with the same --cfg-options; the '
+        f'run saved it as {saved_config(checkpoint) or "a file"} in its work '
+        'dir.', checkpoint)
     detector.load_state_dict(weights, strict=False)
-    detector.dataset_meta = {
-        key.lower(): value for key, value in meta['dataset_meta'].items()}
+    detector.dataset_meta = names
     # MMDetection takes the test pipeline from it, and changes it.
     detector.cfg = deepcopy(config)
     return detector.to(device).eval()

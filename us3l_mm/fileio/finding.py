@@ -114,8 +114,7 @@ def check_resumable(path: str, content: dict) -> None:
         ValueError: If the file does not say at which iteration it was
             written, or if the state of its optimizer is not finite.
     """
-    meta = content.get('meta')
-    if not isinstance(meta, dict) or 'iter' not in meta:
+    if 'iter' not in content['meta']:
         raise ValueError(
             f'{path} has weights but does not say at which iteration they '
             'were saved, so training cannot go on from it. Start from its '

@@ -69,7 +69,7 @@ def load_weights(path: str, trust_pickle: bool = False) -> dict:
 
     Returns:
         dict: The checkpoint, with a ``state_dict`` of tensors, also if the
-        file names it 'model' or is a state dict itself.
+        file names it 'model' or is a state dict itself, and a dict ``meta``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -166,7 +166,10 @@ def _with_state_dict(content: Any) -> dict:
     versions = getattr(given, '_metadata', None)
     if isinstance(versions, dict):  # of layers, by which PyTorch adapts files
         weights._metadata = versions  # type: ignore[attr-defined]
-    return {**checkpoint, 'state_dict': weights}
+    meta = checkpoint.get('meta')
+    return {
+        **checkpoint, 'state_dict': weights,
+        'meta': meta if isinstance(meta, dict) else {}}
 
 
 def _check_weights(weights: Dict[str, Tensor], file_size: int) -> None:
