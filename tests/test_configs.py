@@ -72,6 +72,7 @@ HOOK_NAMES = {
     'check_pretrained': 'CheckPretrainedHook',
     'check_annotations': 'CheckAnnotationsHook',
     'images': 'UnreadableImagesHook',
+    'logger': 'ProgressHook',  # by which tools/train.py replaces MMEngine's
     'diagnosis': 'GradientDiagnosisHook',
     'frozen': 'CheckFrozenHook', }
 EVERY = sorted((ROOT / 'configs').rglob('*.py'))
