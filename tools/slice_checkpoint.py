@@ -91,9 +91,12 @@ def main(argv=None):
               (f'; {choice.next_subnet} would take '
                f'{show(choice.next_cost)}.' if choice.next_subnet else '.'))
     print(f'{describe_size(report.size)}.')
+    statistics = report.meta['statistics']
+    if not statistics.startswith('measured'):
+        statistics = f'from {statistics}'
     print(f'{report.out}: {report.subnet} for {args.format}, features '
-          f'{report.meta["feature_channels"][-1]}, statistics from '
-          f'{report.meta["statistics"]}; largest difference from the '
+          f'{report.meta["feature_channels"][-1]}, statistics '
+          f'{statistics}; largest difference from the '
           f'slimmable network {report.gap:.1e}.\n\n{report.usage}')
 
 
