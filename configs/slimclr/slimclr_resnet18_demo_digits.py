@@ -18,8 +18,7 @@ model = dict(
         strides=(1, 2, 2),
         dilations=(1, 1, 1),
         out_indices=(2, ),
-        norm_cfg=dict(
-            type='us3l_mm.SwitchableBatchNorm2d', subnets=widths)),
+        norm_cfg=dict(type='us3l_mm.SwitchableBatchNorm2d', subnets=widths)),
     # demo: an eighth of the size on ImageNet
     neck=dict(
         type='us3l_mm.SlimmableProjector',
@@ -29,13 +28,10 @@ model = dict(
         num_layers=2,  # reference
         slice_hidden=True,  # reference
         with_bias=True,  # reference: of SimCLR
-        norm_cfg=dict(
-            type='us3l_mm.SwitchableBatchNorm1d', subnets=widths)),
-    head=dict(type='us3l_mm.SimCLRContrast',
-              temperature=0.15),  # demo
-    distill=dict(
-        type='us3l_mm.SimilarityDistillation',
-        temperature=5.0),  # reference
+        norm_cfg=dict(type='us3l_mm.SwitchableBatchNorm1d', subnets=widths)),
+    head=dict(type='us3l_mm.SimCLRContrast', temperature=0.15),  # demo
+    distill=dict(type='us3l_mm.SimilarityDistillation',
+                 temperature=5.0),  # reference
     distill_weight=0.5,  # reference
     channels_last=True)  # demo: faster on CPUs
 
