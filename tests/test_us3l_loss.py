@@ -56,11 +56,11 @@ def test_info_nce_in_half_precision_is_that_of_single_precision():
         rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('loss, name', [(InfoNCELoss, 'InfoNCE'),
-                                        (MoCoV3Loss, 'MoCoV3')])
+@pytest.mark.parametrize('loss', [InfoNCELoss, MoCoV3Loss])
 @pytest.mark.parametrize('temperature', [0, -1.0, float('nan')])
-def test_a_temperature_that_cannot_work_is_refused(loss, name, temperature):
-    with pytest.raises(ValueError, match=f'temperature of {name}Loss is above 0'):
+def test_a_temperature_that_cannot_work_is_refused(loss, temperature):
+    with pytest.raises(ValueError,
+                       match=f'temperature of {loss.__name__} is above 0'):
         loss(temperature)
 
 
