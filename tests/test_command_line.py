@@ -65,12 +65,12 @@ def test_what_nobody_foresees_keeps_its_traceback():
     assert 'To report it' in error.value.__notes__[0]
     # In training, mistakes are what this package refuses.
     with pytest.raises(ValueError):
-        leave(ValueError('of another library'), training=True)
+        leave(ValueError('of another library'), is_training=lambda: True)
     with pytest.raises(SystemExit, match='at least 1 step'):
-        with errors_as_sentences('tool.py', training=True):
+        with errors_as_sentences('tool.py', is_training=lambda: True):
             NonFiniteHook(max_consecutive=0)
     with pytest.raises(SystemExit, match='No space left'):
-        leave(OSError('No space left'), training=True)
+        leave(OSError('No space left'), is_training=lambda: True)
 
 
 def test_the_other_processes_wait_before_they_repeat_it(monkeypatch):

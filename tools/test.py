@@ -122,14 +122,13 @@ def main(argv=None) -> None:
         launching.check_config(cfg, ('test', ))
         launching.check_checkpoint(cfg)
         launching.check_annotation_files(cfg, stages=('test', ))
-    with launching.nothing_left_behind(cfg) as begun:
-        with errors_as_sentences('test.py', args.debug):
-            launching.join_processes(cfg)
-            runner = launching.build_runner(cfg)
-            runner.register_hook(begun)
-            launching.check_all_loaded(runner, args.checkpoint)
-        with errors_as_sentences('test.py', args.debug, training=True):
-            test(runner, args)
+    with launching.nothing_left_behind(cfg) as begun, errors_as_sentences(
+            'test.py', args.debug, lambda: begun.begun):
+        launching.join_processes(cfg)
+        runner = launching.build_runner(cfg)
+        runner.register_hook(begun)
+        launching.check_all_loaded(runner, args.checkpoint)
+        test(runner, args)
     launching.leave_processes()
 
 

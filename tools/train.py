@@ -101,14 +101,13 @@ def main(argv=None) -> None:
         launching.check_pretrained_file(cfg)
         launching.check_checkpoint(cfg)
         launching.check_annotation_files(cfg)
-    with launching.nothing_left_behind(cfg) as begun:
-        with errors_as_sentences('train.py', args.debug):
-            launching.join_processes(cfg)
-            runner = launching.build_runner(cfg)
-            runner.register_hook(begun)
-            launching.check_batches(runner)
-        with errors_as_sentences('train.py', args.debug, training=True):
-            runner.train()
+    with launching.nothing_left_behind(cfg) as begun, errors_as_sentences(
+            'train.py', args.debug, lambda: begun.begun):
+        launching.join_processes(cfg)
+        runner = launching.build_runner(cfg)
+        runner.register_hook(begun)
+        launching.check_batches(runner)
+        runner.train()
     launching.leave_processes()
 
 

@@ -4,11 +4,14 @@ import dis
 import os.path as osp
 import re
 import sys
+import traceback
 from argparse import ArgumentParser, ArgumentTypeError
 from contextlib import AbstractContextManager
 from time import sleep
+from typing import Callable
 
 from mmengine.config import DictAction
+from torch import OutOfMemoryError
 
 from us3l_mm.models.layers import Subnet
 from .launching.config import map_texts
@@ -81,9 +84,9 @@ class errors_as_sentences(AbstractContextManager):
     """End the program with one sentence if the block meets a mistake.
 
     A mistake is an error of a type in ``MISTAKES``, or any error that code
-    raises with a message of its own. During ``training`` only errors that this
-    package raises are, and those of files. Everything else keeps its
-    traceback, followed by how to report it.
+    raises on purpose. During training only errors that this package raises
+    are, and those of files and memory. Everything else keeps its traceback,
+    followed by how to report it.
 
     Of several processes the first one reports. The others end a little later,
     so that the same error is not printed by each of them.
@@ -92,11 +95,13 @@ class errors_as_sentences(AbstractContextManager):
         tool (str): The name that precedes the sentence.
         debug (bool): Whether to raise the error instead, so that Python shows
             its traceback. Defaults to False.
-        training (bool): Whether the block trains. Defaults to False.
+        is_training (callable): Whether training has begun. Defaults to a
+            function that says False.
     """
 
-    def __init__(self, tool: str, debug: bool = False, training: bool = False):
-        self.tool, self.debug, self.training = tool, debug, training
+    def __init__(self, tool: str, debug: bool = False,
+                 is_training: Callable[[], bool] = lambda: False):
+        self.tool, self.debug, self.is_training = tool, debug, is_training
 
     def __exit__(self, kind, error, trace):
         if not isinstance(error, Exception):
@@ -114,14 +119,17 @@ class errors_as_sentences(AbstractContextManager):
         sys.exit(f'{tool}: {sentence(error)}')
 
     def _is_mistake(self, error: Exception) -> bool:
-        if not self.training and isinstance(error, MISTAKES):
+        if isinstance(error,
+                      (OSError, MemoryError,
+                       OutOfMemoryError)) or ('allocate memory' in str(error)):
             return True
-        return isinstance(error, OSError) or raised_on_purpose(
-            error, PACKAGE if self.training else '')
+        if self.is_training():
+            return raised_on_purpose(error, PACKAGE)
+        return isinstance(error, MISTAKES) or raised_on_purpose(error)
 
 
 def raised_on_purpose(error: Exception, folder: str = '') -> bool:
-    """Whether a ``raise`` or ``assert`` with a message made ``error``.
+    """Whether a ``raise`` or ``assert`` made ``error``.
 
     Others come from an operation that failed, such as a look-up.
 
@@ -136,7 +144,7 @@ def raised_on_purpose(error: Exception, folder: str = '') -> bool:
     while trace.tb_next is not None:
         trace = trace.tb_next
     code = trace.tb_frame.f_code
-    return (bool(str(error)) and code.co_filename.startswith(folder)
+    return (code.co_filename.startswith(folder)
             and dis.opname[code.co_code[trace.tb_lasti]] == 'RAISE_VARARGS')
 
 
@@ -144,7 +152,9 @@ def sentence(error: Exception) -> str:
     """The message of ``error`` for a user."""
     if isinstance(error, KeyError) and error.args:  # Python quotes its text
         return str(error.args[0])
-    text = str(error) or type(error).__name__
+    # An assertion may have nothing but its condition.
+    text = str(error) or (f'{type(error).__name__}: ' + str(
+        traceback.extract_tb(error.__traceback__)[-1].line))
     if text.startswith('Caught ') and 'Original Traceback' in text:
         return text.strip().splitlines()[-1]  # of a worker that loads data
     return text

@@ -153,7 +153,7 @@ def check_keys(cfg: Config, path: str, options: dict,
                              f'mean {close[0]}?')
     for option in options:
         key = option.split('.')[0]
-        if key in read:
+        if key in read and key not in ('custom_imports', 'launcher'):
             continue
         if key in cfg and key not in READ:
             raise ValueError(

@@ -11,15 +11,15 @@ from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import (Any, Callable, Collection, FrozenSet, Iterator, List,
-                    NamedTuple, Optional, Tuple)
+                    NamedTuple, Optional, Tuple, Union, get_args, get_origin)
 
 import torch
 from mmengine import registry as roots
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope, Registry
-from mmengine.runner import (EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop,
-                             ValLoop)
+from mmengine.runner import (EpochBasedTrainLoop, IterBasedTrainLoop, Runner,
+                             TestLoop, ValLoop)
 from mmpretrain.registry import BATCH_AUGMENTS
 from torch import nn
 from torch.utils.data import DataLoader
@@ -62,6 +62,9 @@ TAKEN_OUT = {
     roots.MODELS: {'requires_grad'}, }
 # Dicts whose types are not registered, or whose keys something takes out.
 UNCHECKED = re.compile(r'\.(dcn|nms|policies|roi_layer|targets)\b')
+# Annotations that are compared with the type of a value
+PLAIN = (bool, dict, float, int, str, type(None), nn.Module)
+LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
 LOADER = {*inspect.signature(DataLoader).parameters, 'num_batch_per_epoch'}
 
 
@@ -91,9 +94,12 @@ LIMITS = [
            'a number of batches'),
     Limits(r'clip_grad\.max_norm$', 0, 1e12, 'a norm', float),
     Limits(r'auto_scale_lr\.base_batch_size$', 1, 1e9, 'a number of images'),
+    Limits(r'^param_scheduler\b.*\.T_max$', 1, 1e12,
+           'a number of epochs or iterations'),
+    Limits(r'^log_processor\.window_size$', 1, 1e9, 'a number of iterations'),
     Limits(r'^randomness\.seed$', 0, 2**32 - 1, 'a seed'),
     Limits(
-        r'^model\..*\b((in|out|hid|base|stem|feat)_channels|embed_dims|'
+        r'^model\..*\b((in|out|hid|base|stem|feat)_channels|embed_dims|num_layers|'
         r'num_classes|patch_size|img_size)$', 1, 1 << 20, 'a count'),
     Limits(r'^model\..*backbone\.(depth|num_stages)$', 1, 1e4, 'a count'),
     Limits(r'\.(pipeline|transforms)\b.*\.(scale|crop_size)$', 1, 1 << 16,
@@ -134,6 +140,10 @@ def check_config(cfg: Config, stages: Collection[str]) -> None:
     items = [*find_items(content, cfg.get('default_scope') or 'mmengine')]
     for item in items:
         check_arguments(item)
+        if item.kind.__module__.split('.')[0] in ('us3l_mm', 'mmengine'):
+            check_kinds(item.key, item.kind, item.cfg)
+    check_kinds('', Runner, content)
+    check_randomness(content)
     check_loaders(content)
     for item in items:
         unused = re.match('(train|val|test)_dataloader', item.key)
@@ -162,6 +172,8 @@ def check_number(key: str, value: Any) -> None:
         if not key.endswith(('magnitude_std', 'norm_type')):
             raise ValueError(f'{key}={value} is not a finite number. Give one '
                              'in the config or by --cfg-options.')
+    if key.endswith('by_epoch') and value not in (True, False):
+        raise ValueError(f'{key}={value!r} has to be True or False.')
     for limits in LIMITS:
         if re.search(limits.pattern, key):
             break
@@ -298,6 +310,30 @@ def check_arguments(item: Item) -> None:
                 getattr(item.kind, '__name__', str(item.kind)))
 
 
+def check_kinds(key: str, kind: Callable, cfg: dict) -> None:
+    """Refuse values of other types than the annotations of arguments."""
+    owners = [
+        vars(owner)['__init__'] for owner in getattr(kind, '__mro__', ())
+        if '__init__' in vars(owner) and owner not in (nn.Module, object)]
+    parameters: dict = {}
+    for owner in owners or [kind]:
+        parameters = {**inspect.signature(owner).parameters, **parameters}
+    for name, parameter in parameters.items():
+        note = parameter.annotation
+        allowed = [*get_args(note)] if get_origin(note) is Union else [note]
+        value = cfg.get(name)
+        if value is None or not all(each in PLAIN for each in allowed):
+            continue
+        if float in allowed:
+            allowed.append(int)
+        is_flag = isinstance(value, bool) and bool not in allowed
+        if is_flag or not isinstance(value, tuple(allowed)):
+            names = ' or '.join(each.__name__ for each in allowed
+                                if each not in (type(None), nn.Module))
+            raise ValueError(
+                f'{key}.{name}={value!r} has to be {names}.'.lstrip('.'))
+
+
 def check_names(key: str, given: Collection[str], allowed: Collection[str],
                 shown: Collection[str], owner: str) -> None:
     """Refuse names that are not allowed, with similar ones."""
@@ -310,13 +346,29 @@ def check_names(key: str, given: Collection[str], allowed: Collection[str],
                              f'{hint}')
 
 
+def check_randomness(content: dict) -> None:
+    """Refuse what MMEngine does not read of ``randomness``, or cannot log."""
+    names = {*inspect.signature(Runner.set_randomness).parameters} - {'self'}
+    check_names('randomness',
+                content.get('randomness') or {}, names, names,
+                'the seed of a run')
+    level = content.get('log_level') or 'INFO'
+    if level not in LEVELS:
+        raise ValueError(f'log_level={level!r} has to be one of {LEVELS}.')
+
+
 def check_loaders(content: dict) -> None:
     """Refuse what PyTorch's loader does not take, and too small batches."""
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = content.get(key)
         if isinstance(loader, dict):
             check_names(key, loader, LOADER, LOADER, 'a data loader')
-    kind = str((content.get('optim_wrapper') or {}).get('type'))
+    wrapper = content.get('optim_wrapper') or {}
+    if not isinstance(wrapper.get('optimizer', {}), dict):
+        raise ValueError(
+            f'optim_wrapper.optimizer={wrapper["optimizer"]!r} has to be a '
+            "dict, such as dict(type='SGD', lr=0.1).")
+    kind = str(wrapper.get('type'))
     is_ssl = kind.startswith('us3l_mm.MultiPass') and content.get(
         'default_scope') != 'mmdet'
     if is_ssl and content['train_dataloader'].get('batch_size') == 1:
