@@ -135,7 +135,7 @@ def check_config(cfg: Config, stages: Collection[str]) -> None:
     content = {key: cfg[key] for key in cfg if key in READ}
     for key, value in leaves(content):
         check_number(key, value)
-    if cfg.get('work_dir'):
+    if cfg.get('work_dir') is not None:
         check_work_dir(cfg.work_dir)
     items = [*find_items(content, cfg.get('default_scope') or 'mmengine')]
     for item in items:
