@@ -20,6 +20,7 @@ def options_of(*words):
     ('a  b', 'a  b'),
     (' a b ', 'a b'),
     ("'a b'", 'a b'),
+    ('"a, b"', 'a, b'),
     ('[1, 2 ,3]', [1, 2, 3]),
     ('[my images, b c]', ['my images', 'b c']),
     ('( 1 , [2, a b] )', (1, [2, 'a b'])),

@@ -46,7 +46,9 @@ class OptionsAction(DictAction):
     """MMEngine's ``DictAction``, which keeps the blanks in a value.
 
     Blanks beside commas and brackets separate the elements of a list and are
-    left out, as before. A word without ``=`` ends the program.
+    left out, as before. A text in quotation marks of its own, which the shell
+    has to leave there, is not divided at commas. A word without ``=`` ends the
+    program.
     """
 
     def __call__(self, parser, namespace, values, option_string=None):
@@ -65,6 +67,9 @@ class OptionsAction(DictAction):
         kept = [re.sub(r'(?<![\[(,=]) (?![\]),])', BLANK, v) for v in values]
         super().__call__(parser, namespace, kept, option_string)
         options = getattr(namespace, self.dest)
+        for key, _, text in (value.partition('=') for value in values):
+            if len(text) > 1 and text[0] == text[-1] and text[0] in '\'"':
+                options[key] = text[1:-1]  # a text as it is
         setattr(
             namespace, self.dest,
             map_texts(options, lambda text: text.replace(BLANK, ' ').strip()))

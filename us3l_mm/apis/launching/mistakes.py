@@ -328,10 +328,12 @@ def check_kinds(key: str, kind: Callable, cfg: dict) -> None:
             allowed.append(int)
         is_flag = isinstance(value, bool) and bool not in allowed
         if is_flag or not isinstance(value, tuple(allowed)):
+            hint = (' A comma makes a list: put a text with commas into '
+                    'quotation marks of its own.') * isinstance(value, list)
             names = ' or '.join(each.__name__ for each in allowed
                                 if each not in (type(None), nn.Module))
             raise ValueError(
-                f'{key}.{name}={value!r} has to be {names}.'.lstrip('.'))
+                f'{key}.{name}={value!r} has to be {names}.{hint}'.lstrip('.'))
 
 
 def check_names(key: str, given: Collection[str], allowed: Collection[str],
