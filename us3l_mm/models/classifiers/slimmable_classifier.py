@@ -1,11 +1,11 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Dict, Optional, Union
+from typing import Dict, Union
 
 from mmpretrain.models import ImageClassifier
-from torch import Tensor, nn
+from torch import nn
 
 from us3l_mm.models.layers import check_subnets, set_sync
-from us3l_mm.models.selfsup import Batch, Pass, Plan, check_pass, run_passes
+from us3l_mm.models.selfsup import Batch, MultiPassModel, Pass, Plan
 from us3l_mm.models.selfsup.checkpointing import use_plain_checkpoints
 from us3l_mm.models.selfsup.passes import UPDATE_MODES
 from us3l_mm.registry import MODELS
@@ -13,7 +13,7 @@ from .all_widths_classifier import backbone_and_head
 
 
 @MODELS.register_module()
-class SlimmableClassifier(ImageClassifier):
+class SlimmableClassifier(MultiPassModel, ImageClassifier):
     """A network that labels train at several widths: the supervised control.
 
     A training step runs the sub-networks of the plan one after the other,
@@ -56,34 +56,7 @@ class SlimmableClassifier(ImageClassifier):
         self.update_mode = update_mode
         self.default_plan = Plan.fixed(self.head.subnets)
 
-    def train_step(self, data: dict, optim_wrapper) -> Dict[str, Tensor]:
-        """Train on one batch; see :func:`~us3l_mm.models.run_passes`."""
-        return run_passes(self, self, data, optim_wrapper)
-
-    def views(self, data: dict) -> dict:
-        """The preprocessed ``inputs`` (N, 3, H, W) and ``data_samples``."""
-        return self.data_preprocessor(data, training=True)
-
-    def begin(self, batch: Batch) -> None:
-        """Do nothing, since all widths learn from the labels alone."""
-
-    def end(self, batch: Batch) -> None:
-        """Do nothing."""
-
-    def forward(self, inputs: Union[Tensor, Batch], data_samples=None,
-                mode: str = 'tensor', pass_: Optional[Pass] = None):
-        """MMPretrain's modes, where ``loss`` is one pass over a batch.
-
-        Args:
-            inputs (Tensor or Batch): Images (N, 3, H, W); in mode 'loss' the
-                batch.
-            data_samples (list, optional): The samples of the images.
-            mode (str): 'tensor', 'predict' or 'loss'. Defaults to 'tensor'.
-            pass_ (Pass, optional): The pass to compute the loss of.
-        """
-        if mode != 'loss':
-            return super().forward(inputs, data_samples, mode)
-        name = check_pass(self, pass_).name
-        losses = self.loss(inputs.views['inputs'],
-                           inputs.views['data_samples'])
-        return dict(losses={f'loss_{name}': losses['loss']})
+    def pass_loss(self, batch: Batch, pass_: Pass) -> Dict[str, dict]:
+        """The losses of one pass, at the width that the layers are set to."""
+        losses = self.loss(batch.views['inputs'], batch.views['data_samples'])
+        return dict(losses={f'loss_{pass_.name}': losses['loss']})

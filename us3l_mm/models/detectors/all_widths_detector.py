@@ -1,21 +1,20 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """One detector that runs, and is trained, at many widths."""
 from functools import lru_cache
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Dict, List, Sequence, Union
 
-from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from us3l_mm.models.layers import (Subnet, SubnetLike, check_subnets, set_sync,
                                    slimmable_layers, subnet_list)
-from us3l_mm.models.selfsup import Batch, Pass, Plan, check_pass, run_passes
+from us3l_mm.models.selfsup import Batch, MultiPassModel, Pass, Plan
 from us3l_mm.models.selfsup.checkpointing import use_plain_checkpoints
 from us3l_mm.registry import MODELS
 from .neck_inputs import measure_norms, slice_inputs
 
 
-class AllWidths(BaseModel):
+class AllWidths(MultiPassModel):
     """Mix-in for a detector of MMDetection over a backbone of any width.
 
     :func:`all_widths_detector` puts it before the class of the detector,
@@ -44,35 +43,6 @@ class AllWidths(BaseModel):
                 measure_norms(part)
         set_sync(self, sync_norms)
         self.subnets, self.default_plan = subnets, Plan.fixed(subnets)
-
-    def train_step(self, data: dict, optim_wrapper) -> Dict[str, Tensor]:
-        """Train on one batch; see :func:`~us3l_mm.models.run_passes`."""
-        return run_passes(self, self, data, optim_wrapper)
-
-    def views(self, data: dict) -> dict:
-        """The preprocessed ``inputs`` (N, 3, H, W) and ``data_samples``."""
-        return self.data_preprocessor(data, training=True)
-
-    def begin(self, batch: Batch) -> None:
-        """Do nothing, since all widths learn from the annotations alone."""
-
-    def end(self, batch: Batch) -> None:
-        """Do nothing."""
-
-    def forward(self, inputs: Union[Tensor, Batch], data_samples=None,
-                mode: str = 'tensor', pass_: Optional[Pass] = None):
-        """MMDetection's three modes, where ``loss`` is one pass over a batch.
-
-        Args:
-            inputs (Tensor or Batch): Images (N, 3, H, W); in mode 'loss' the
-                batch.
-            data_samples (list, optional): The samples of the images.
-            mode (str): 'tensor', 'predict' or 'loss'. Defaults to 'tensor'.
-            pass_ (Pass, optional): The pass to compute the loss of.
-        """
-        if mode != 'loss':
-            return super().forward(inputs, data_samples, mode)
-        return self.pass_loss(inputs, check_pass(self, pass_))
 
     def pass_loss(self, batch: Batch, pass_: Pass) -> Dict[str, dict]:
         """The losses of one pass, at the width that the layers are set to.

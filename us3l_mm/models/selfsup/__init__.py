@@ -1,5 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from .multi_pass import MultiPassSSL, check_pass, check_views, encode, spread
+from .multi_pass import MultiPassSSL, check_views, encode, spread
+from .multi_pass_model import MultiPassModel
 from .passes import Batch, run_passes
 from .plan import Pass, Plan, Sandwich
 from .slimclr import SlimCLR
@@ -7,6 +8,6 @@ from .teacher import Teacher
 from .us3l import US3LAlgorithm
 
 __all__ = [
-    'Batch', 'MultiPassSSL', 'Pass', 'Plan', 'Sandwich', 'SlimCLR', 'Teacher',
-    'US3LAlgorithm', 'check_pass', 'check_views', 'encode', 'run_passes',
-    'spread']
+    'Batch', 'MultiPassModel', 'MultiPassSSL', 'Pass', 'Plan', 'Sandwich',
+    'SlimCLR', 'Teacher', 'US3LAlgorithm', 'check_views', 'encode',
+    'run_passes', 'spread']

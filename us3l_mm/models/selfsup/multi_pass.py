@@ -11,11 +11,12 @@ from us3l_mm.models.heads.feature_distiller import inner_maps
 from us3l_mm.models.layers import set_sync
 from us3l_mm.registry import MODELS
 from .checkpointing import use_plain_checkpoints
-from .passes import UPDATE_MODES, Batch, run_passes
+from .multi_pass_model import MultiPassModel
+from .passes import UPDATE_MODES, Batch
 from .plan import Pass, Plan
 
 
-class MultiPassSSL(BaseSelfSupervisor):
+class MultiPassSSL(MultiPassModel, BaseSelfSupervisor):
     """Base class of an algorithm that trains several sub-networks.
 
     A training step is a list of passes over one batch, see
@@ -86,25 +87,6 @@ class MultiPassSSL(BaseSelfSupervisor):
             "train. Add default_hooks.sampler=dict(type='us3l_mm."
             "DynamicSamplerHook').")
 
-    def train_step(self, data: dict, optim_wrapper) -> Dict[str, Tensor]:
-        """Train on one batch; see :func:`run_passes`."""
-        return run_passes(self, self, data, optim_wrapper)
-
-    def forward(self, inputs, data_samples=None, mode: str = 'tensor',
-                pass_: Optional[Pass] = None):
-        """MMPretrain's modes, where ``loss`` is one pass over a batch.
-
-        Args:
-            inputs (Tensor or Batch): Images (N, 3, H, W); in mode 'loss' the
-                batch.
-            data_samples (list, optional): Not used.
-            mode (str): 'tensor' or 'loss'. Defaults to 'tensor'.
-            pass_ (Pass, optional): The pass to compute the loss of.
-        """
-        if mode != 'loss':
-            return super().forward(inputs, data_samples, mode)
-        return self.loss(inputs, check_pass(self, pass_))
-
     def views(self, data: dict) -> List[Tensor]:
         """The preprocessed views of a batch, each (N, 3, H, W)."""
         views = self.data_preprocessor(data, training=True)['inputs']
@@ -121,8 +103,8 @@ class MultiPassSSL(BaseSelfSupervisor):
         These are the images of all processes together.
         """
 
-    def begin(self, batch: Batch) -> None:
-        """Prepare a batch, once and without gradient; fills its targets."""
+    def pass_loss(self, batch: Batch, pass_: Pass) -> Dict[str, dict]:
+        return self.loss(batch, pass_)
 
     def loss(self, batch: Batch, pass_: Pass) -> Dict[str, dict]:
         """The losses of one pass, at the sub-network that the layers run.
@@ -132,9 +114,6 @@ class MultiPassSSL(BaseSelfSupervisor):
             (dict) and ``carried`` (dict), detached tensors for later passes.
         """
         raise NotImplementedError(f'{type(self).__name__} has no loss.')
-
-    def end(self, batch: Batch) -> None:
-        """Finish a batch after its last pass."""
 
 
 def encode(backbone: nn.Module, neck: nn.Module,
@@ -179,15 +158,3 @@ def check_views(views, num_views: int = 2) -> None:
             f'The algorithm compares {num_views} views of each image, got '
             f"{count}. Give the pipeline dict(type='MultiView', num_views=[2],"
             ' ...) or two transforms with num_views=[1, 1].')
-
-
-def check_pass(algorithm: nn.Module, pass_: Optional[Pass]) -> Pass:
-    """``pass_``, or an error if a stock wrapper asks for a loss without it.
-    """
-    if pass_ is None:
-        raise RuntimeError(
-            f'{type(algorithm).__name__} was asked for a loss without a pass, '
-            'as a stock wrapper does, which would train the full width alone. '
-            'Set model_wrapper_cfg=dict(type='
-            "'us3l_mm.MultiPassDistributedDataParallel').")
-    return pass_
