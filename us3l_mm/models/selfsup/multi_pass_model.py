@@ -5,7 +5,7 @@ from mmengine.model import BaseModel
 from torch import Tensor
 
 from .passes import Batch, run_passes
-from .plan import Pass, Plan
+from .plan import Pass
 
 
 class MultiPassModel(BaseModel):
@@ -13,11 +13,9 @@ class MultiPassModel(BaseModel):
 
     It stands before the class of an algorithm, a classifier or a detector,
     whose modules, keys and arguments stay. A subclass says what a pass
-    learns, in :meth:`pass_loss`, and where its plan comes from.
+    learns, in :meth:`pass_loss`, and has an ``update_mode`` and the
+    ``default_plan`` of batches that bring none.
     """
-
-    update_mode: str
-    default_plan: Plan  # of a batch that brings none
 
     def train_step(self, data: dict, optim_wrapper) -> Dict[str, Tensor]:
         """Train on one batch; see :func:`run_passes`."""
