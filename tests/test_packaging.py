@@ -189,15 +189,16 @@ def test_second_run_installs_nothing(verb, stamps, tmp_path):
 
 @needs_make
 @pytest.mark.parametrize('demo, config, folder', [
-    ('resnet18', 'us3l_resnet18_demo_digits.py', 'work_dirs/demo '),
-    ('vit', 'us3l_vit_demo_digits.py', 'work_dirs/demo-vit '),
+    ('resnet18', 'us3l/us3l_resnet18_demo_digits.py', 'work_dirs/demo '),
+    ('vit', 'us3l/us3l_vit_demo_digits.py', 'work_dirs/demo-vit '),
+    ('slimclr', 'slimclr/slimclr_resnet18_demo_digits.py',
+     'work_dirs/demo-slimclr '),
     ('us3l_resnet18_demo-collapse_digits',
-     'us3l_resnet18_demo-collapse_digits.py',
+     'us3l/us3l_resnet18_demo-collapse_digits.py',
      'work_dirs/demo-us3l_resnet18_demo-collapse_digits ')])
 def test_each_demo_has_a_folder_of_its_own(demo, config, folder):
     commands = run_make('demo', '--dry-run', f'DEMO={demo}')
-    assert (f'tools/train.py configs/us3l/{config} --work-dir {folder}'
-            in commands)
+    assert (f'tools/train.py configs/{config} --work-dir {folder}' in commands)
 
 
 @pytest.mark.parametrize('command', [

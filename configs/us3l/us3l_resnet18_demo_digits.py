@@ -106,7 +106,7 @@ optim_wrapper = dict(
     type='us3l_mm.MultiPassOptimWrapper',
     optimizer=dict(
         type='SGD',
-        lr=0.2,  # demo
+        lr=0.5,  # demo
         momentum=0.9,  # reference
         weight_decay=0.0))  # group regularisation decays instead
 # The curve is counted in iterations and ends where training ends.

@@ -85,6 +85,13 @@ OPTIONS = [
     ('train_cfg=5', 'train_cfg=5', 'train_cfg.NAME=VALUE'),
     ('train_cfg.max_epochs.x=5', 'train_cfg.max_epochs.x'),
     ('model=None', 'has no model'),
+    ('model.backbone=5', 'model.backbone', '5'),
+    ('model.neck=None', 'model.neck', 'None'),
+    ('model.head=None', 'model.head', 'None'),
+    ('env_cfg.cudnn_benchmrk=True', 'Did you mean cudnn_benchmark?'),
+    ('randomness.sed=1', 'Did you mean seed?'),
+    ('randomness.deterministic=abc', "deterministic='abc'", 'True or False'),
+    ('auto_scale_lr.enable=1', 'auto_scale_lr.enable=1', 'True or False'),
     ('custom_hooks=abc', "custom_hooks='abc'", 'list'),
     ('optim_wrapper=None', 'has no optim_wrapper'),
     # numbers

@@ -67,6 +67,14 @@ PLAIN = (bool, dict, float, int, str, type(None), nn.Module)
 LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
 LOADER = {*inspect.signature(DataLoader).parameters, 'num_batch_per_epoch'}
 
+# Sections from which nothing is built, and the keys that a Runner reads.
+SECTIONS = dict(
+    auto_scale_lr={'base_batch_size', 'enable'}, env_cfg={
+        'cudnn_benchmark', 'dist_cfg', 'mp_cfg', 'resource_limit'},
+    randomness={'deterministic', 'diff_rank_seed', 'seed'})
+SWITCHES = re.compile(r'^(auto_scale_lr\.enable|env_cfg\.cudnn_benchmark|'
+                      r'randomness\.(deterministic|diff_rank_seed)|resume)$')
+
 
 class Limits(NamedTuple):
     """The numbers that the keys matching a pattern may have."""
@@ -135,6 +143,10 @@ def check_config(cfg: Config, stages: Collection[str]) -> None:
     content = {key: cfg[key] for key in cfg if key in READ}
     for key, value in leaves(content):
         check_number(key, value)
+        if SWITCHES.search(key) and not isinstance(value, bool):
+            raise ValueError(f'{key}={value!r}: expected True or False.')
+    for section, names in SECTIONS.items():
+        check_names(section, content.get(section) or (), names, names, 'a run')
     if cfg.get('work_dir') is not None:
         check_work_dir(cfg.work_dir)
     items = [*find_items(content, cfg.get('default_scope') or 'mmengine')]

@@ -47,8 +47,8 @@ def _weight_files(value: Any) -> Iterator[str]:
 
 def is_pretrained(cfg: Config) -> bool:
     """Whether the backbone of ``cfg`` asks for weights of a file."""
-    backbone = (cfg.get('model') or {}).get('backbone') or {}
-    init_cfg = backbone.get('init_cfg')
+    backbone = (cfg.get('model') or {}).get('backbone')
+    init_cfg = isinstance(backbone, dict) and backbone.get('init_cfg')
     return isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained'
 
 

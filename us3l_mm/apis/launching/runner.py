@@ -49,12 +49,12 @@ def build_runner(cfg: Config) -> Runner:
 
 
 class Begun(Hook):
-    """Knows whether a first iteration is over."""
+    """Remembers that the first iteration is over."""
 
     begun = False
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
-        """Remember it."""
+        """Set ``begun``."""
         self.begun = True
 
     after_test_iter = after_train_iter

@@ -131,7 +131,7 @@ def set_up_loader(cfg: Config, stage: str, pin_memory: bool = True,
 
 
 def replace_hooks(cfg: Config) -> None:
-    """Let ``cfg`` write whole checkpoints, resume exactly, and log in time.
+    """Let ``cfg`` write whole checkpoints, resume exactly, and log often.
 
     Stock hooks, including those that MMEngine adds by itself, become
     :class:`~us3l_mm.engine.AtomicCheckpointHook` and

@@ -54,6 +54,12 @@ class MultiPassSSL(MultiPassModel, BaseSelfSupervisor):
         if update_mode not in UPDATE_MODES:
             raise ValueError(f'update_mode is one of {UPDATE_MODES}, got '
                              f'{update_mode!r}.')
+        for name, value, kinds in (('backbone', backbone, (dict, nn.Module)),
+                                   ('neck', neck, (dict, )),
+                                   ('head', head, (dict, nn.Module))):
+            if not isinstance(value, kinds):
+                raise TypeError(f'model.{name} is a config with a type, got '
+                                f'{value!r}.')
         if not isinstance(backbone, nn.Module):
             backbone = MODELS.build(backbone)
         use_plain_checkpoints(backbone)
