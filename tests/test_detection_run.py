@@ -336,6 +336,9 @@ def test_images_of_zero_size_are_refused_before_training(
 def test_missing_files_are_named_before_anything_is_read(
         coco, files, tmp_path, monkeypatch):
     gone = tmp_path / 'gone'
+    with pytest.raises(SystemExit, match="gone': this folder is not there"):
+        train(monkeypatch, MASK, gone, files[0.25], tmp_path)
+    gone.mkdir()
     with pytest.raises(
             SystemExit, match=r'(?s)not there:.*gone/annotations'
             r'.json, of train_dataloader.*val_evaluator'):
@@ -350,10 +353,10 @@ def test_missing_files_are_named_before_anything_is_read(
 
 def test_a_full_file_in_a_narrow_network_never_begins(coco, files, tmp_path,
                                                       monkeypatch):
-    with pytest.raises(ValueError, match='159 have another shape there'):
+    with pytest.raises(SystemExit, match='159 have another shape there'):
         train(monkeypatch, MASK, coco, files[1.0], tmp_path / 'a')
     with pytest.raises(
-            ValueError, match=r'neck.in_channels=\[64, 128, 256, '
+            SystemExit, match=r'neck.in_channels=\[64, 128, 256, '
             r'1024\], but .*gives \[64, 128, 256, 512\] channels'):
         train(monkeypatch, MASK, coco, files[0.25], tmp_path / 'b',
               'model.neck.in_channels=[64,128,256,1024]')
@@ -370,7 +373,7 @@ def test_weights_drawn_anew_after_loading_never_begin(coco, files, tmp_path,
 
     monkeypatch.setattr(DetResNet, 'init_weights', forgets)
     with pytest.raises(
-            ValueError, match='1 of the 318 tensors.*'
+            SystemExit, match='1 of the 318 tensors.*'
             'layer2.0.conv2.weight.*overwritten'):
         train(monkeypatch, MASK, coco, files[0.25], tmp_path)
     assert not scalars(tmp_path)
@@ -386,7 +389,7 @@ def test_a_stock_config_of_a_user_is_protected(coco, files, tmp_path,
         f"init_cfg=dict(checkpoint={str(files[1.0])!r}, prefix='backbone.')), "
         'neck=dict(in_channels=[64, 128, 256, 512]))\n')
     with pytest.raises(
-            ValueError, match=r'64, 3, 7, 7\) in the file, '
+            SystemExit, match=r'64, 3, 7, 7\) in the file, '
             r'\(16, 3, 7, 7\) in the model'):
         call(monkeypatch, 'train', stock,
              '--work-dir', tmp_path / 'out', '--cfg-options',

@@ -173,8 +173,8 @@ def test_a_disk_that_is_really_full(tmp_path, alone):
 
 
 @pytest.mark.parametrize('how, says', [
-    ('dies', r'RuntimeError: DataLoader worker .* exited unexpectedly'),
-    ('hangs', 'RuntimeError: DataLoader timed out after 2 seconds')])
+    ('dies', r'train.py: DataLoader worker .* exited unexpectedly'),
+    ('hangs', 'train.py: DataLoader timed out after 2 seconds')])
 def test_a_worker_that_ends_or_hangs_is_an_error(tmp_path, how, says):
     cfg = cfg_of(tmp_path / 'run')
     cfg.train_dataloader.update(num_workers=1, timeout=2)

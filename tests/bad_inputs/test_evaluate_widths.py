@@ -78,7 +78,7 @@ FILES = [
     (['tiny.py', 'nothing.pth'], 'nothing.pth', 'no weights'),
     (['tiny.py', 'nan.pth'], 'nan.pth', 'finite'),
     (['tiny.py', 'integers.pth'], 'integers.pth', 'int'),
-    (['tiny.py', 'headless.pth'], 'does not fit', 'conv1.weight'),
+    (['tiny.py', 'headless.pth'], 'no weights of', 'Give a checkpoint'),
     (['alone.pth'], 'alone.pth', 'evaluate_widths.py CONFIG'),
     (['syntax.py', 'tiny.pth'], 'syntax.py', 'line 1'),
     (['base.py', 'tiny.pth'], 'absent.py', 'base'),
