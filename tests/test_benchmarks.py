@@ -3,9 +3,6 @@
 import importlib
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,18 +15,17 @@ CONFIGS = Path(__file__).parents[1] / 'configs' / 'us3l'
 MIB = 2**20
 
 
-def run(name, *arguments):
-    return subprocess.run([
-        sys.executable,
-        str(BENCHMARKS / name), '--device', 'cpu', *map(str, arguments)],
-                          capture_output=True, text=True, env={
-                              **os.environ, 'OMP_NUM_THREADS': '1'})
+@pytest.fixture(autouse=True)
+def _benchmarks_are_modules(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 def figures_of(path, name, *arguments):
-    """What a benchmark wrote to its JSON file."""
-    done = run(name, *arguments, '--json', path / 'figures.json')
-    assert done.returncode == 0, done.stderr[-3000:]
+    """What a benchmark writes to its JSON file."""
+    benchmark = importlib.import_module(name)
+    benchmark.main([
+        '--device', 'cpu', *map(str, arguments), '--json',
+        str(path / 'figures.json')])
     return json.loads((path / 'figures.json').read_text())
 
 
@@ -48,8 +44,8 @@ def numbers(value):
         '--image-size', 32, '--cfg-options', 'model.backbone.img_size=32']],
                          ids=['resnet', 'vit'])
 def test_train_step_gives_finite_figures(network, tmp_path):
-    figures = figures_of(tmp_path, 'train_step.py', *network, '--batch-size',
-                         2, '--rounds', 1)
+    figures = figures_of(tmp_path, 'train_step', *network, '--batch-size', 2,
+                         '--rounds', 1)
     assert all(map(math.isfinite, numbers(figures)))
     parts = {row['part']: row for row in figures['parts']}
     assert parts['iteration']['share'] == 1
@@ -57,9 +53,8 @@ def test_train_step_gives_finite_figures(network, tmp_path):
 
 
 def test_vit_widths_are_timed_in_three_ways(tmp_path):
-    figures = figures_of(tmp_path, 'vit_widths.py', '--batch-size', 2,
-                         '--rounds', 1, '--patch-size', 8, '--widths', 1.0,
-                         0.5)
+    figures = figures_of(tmp_path, 'vit_widths', '--batch-size', 2, '--rounds',
+                         1, '--patch-size', 8, '--widths', 1.0, 0.5)
     assert all(map(math.isfinite, numbers(figures)))
     full, half = figures['widths']
     assert full['macs'] == full['reference_macs'] > half['reference_macs']
@@ -68,9 +63,9 @@ def test_vit_widths_are_timed_in_three_ways(tmp_path):
 
 
 def test_a_slice_needs_the_memory_of_the_plain_network(tmp_path):
-    figures = figures_of(tmp_path, 'slices.py', '--depth', 18, '--batch-size',
-                         1, '--rounds', 1, '--image-size', 32, '--widths',
-                         0.25, 1.0)
+    figures = figures_of(tmp_path, 'slices', '--depth', 18, '--batch-size', 1,
+                         '--rounds', 1, '--image-size', 32, '--widths', 0.25,
+                         1.0)
     assert all(map(math.isfinite, numbers(figures)))
     for row in figures['widths']:
         channels = int(64 * row['width'])
@@ -86,8 +81,7 @@ def test_a_slice_needs_the_memory_of_the_plain_network(tmp_path):
     assert narrow['sliced']['mib'] < 0.2 * full['sliced']['mib']
 
 
-def test_peak_memory_counts_what_is_alive_together(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_peak_memory_counts_what_is_alive_together():
     slices = importlib.import_module('slices')
     images = torch.zeros(1, 3, 64, 64)
     three = nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU())
@@ -98,18 +92,8 @@ def test_peak_memory_counts_what_is_alive_together(monkeypatch):
         assert slices.peak_memory(three, images) == 2 * images.nbytes + 20
 
 
-def test_slices_refuses_a_width_without_a_plain_network(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    slices = importlib.import_module('slices')
-    monkeypatch.setattr(sys, 'argv', ['slices.py', '--widths', '0.3'])
-    with pytest.raises(SystemExit):
-        slices.parse_args()
-    assert ('multiples of 1/8 from 0.25 to 1, where a plain ResNet is the '
-            'same network; got 0.3' in capsys.readouterr().err)
-
-
 def test_one_pass_and_by_width_measure_the_same(tmp_path):
-    figures = figures_of(tmp_path, 'calibration.py', '--base-channels', 16,
+    figures = figures_of(tmp_path, 'calibration', '--base-channels', 16,
                          '--image-size', 32, '--num-images', 20,
                          '--batch-size', 8, '--rounds', 1, '--num-widths', 3)
     assert all(map(math.isfinite, numbers(figures)))
@@ -126,7 +110,7 @@ def test_one_pass_and_by_width_measure_the_same(tmp_path):
 @pytest.mark.ddp
 def test_communication_counts_what_is_said(tmp_path):
     figures = figures_of(
-        tmp_path, 'communication.py', '--image-size', 8, '--batch-size', 2,
+        tmp_path, 'communication', '--image-size', 8, '--batch-size', 2,
         '--rounds', 1, '--iterations', 200, '--modes', 'sequential',
         'accumulate', '--cfg-options', 'model.backbone.base_channels=16',
         'model.backbone.stem_channels=16', 'model.neck.in_channels=128')
@@ -152,7 +136,7 @@ def test_communication_counts_what_is_said(tmp_path):
 
 
 def test_products_with_a_queue(tmp_path):
-    figures = figures_of(tmp_path, 'queue_logits.py', '--batch-size', 4,
+    figures = figures_of(tmp_path, 'queue_logits', '--batch-size', 4,
                          '--queue-length', 64, '--rounds', 2)
     assert figures['settings']['widths'] == 4
     assert min(figures[k] for k in ('each_ms', 'once_ms', 'ratio')) > 0
