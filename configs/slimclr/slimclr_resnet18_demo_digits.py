@@ -35,7 +35,7 @@ model = dict(
     distill_weight=0.5,  # reference
     channels_last=True)  # demo: faster on CPUs
 
-train_cfg = dict(by_epoch=True, max_epochs=50)
+train_cfg = dict(by_epoch=True, max_epochs=80)
 optim_wrapper = dict(
     optimizer=dict(
         type='SGD',
