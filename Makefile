@@ -115,8 +115,10 @@ demo: $(VENV)/.installed
 demo-detection: $(VENV)/.installed-detection
 	$(IN_VENV) -W ignore tools/demo_detection.py $(DETECTION_ARGS)
 
+# One worker more than there are cores, as some tests wait for processes.
 test: $(VENV)/.installed-tests
-	$(IN_VENV) -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	$(IN_VENV) -m pytest --dist loadfile -n "$$($(IN_VENV) -c \
+	  'import os; print(len(os.sched_getaffinity(0)) + 1)')" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-tests
 	$(IN_VENV) -m pytest -m slow $(PYTEST_ARGS)

@@ -73,7 +73,7 @@ SECTIONS = dict(
         'cudnn_benchmark', 'dist_cfg', 'mp_cfg', 'resource_limit'},
     randomness={'deterministic', 'diff_rank_seed', 'seed'})
 SWITCHES = re.compile(r'^(auto_scale_lr\.enable|env_cfg\.cudnn_benchmark|'
-                      r'randomness\.(deterministic|diff_rank_seed)|resume)$')
+                      r'randomness\.(deterministic|diff_rank_seed))$')
 
 
 class Limits(NamedTuple):
