@@ -117,8 +117,9 @@ demo-detection: $(VENV)/.installed-detection
 
 # One worker more than there are cores, as some tests wait for processes.
 test: $(VENV)/.installed-tests
-	$(IN_VENV) -m pytest --dist loadfile -n "$$($(IN_VENV) -c \
-	  'import os; print(len(os.sched_getaffinity(0)) + 1)')" $(PYTEST_ARGS)
+	$(IN_VENV) -m pytest --dist loadfile --no-loadscope-reorder \
+	  -n "$$($(IN_VENV) -c \
+	  'import os; print((os.cpu_count() or 1) + 1)')" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-tests
 	$(IN_VENV) -m pytest -m slow $(PYTEST_ARGS)

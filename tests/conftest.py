@@ -8,6 +8,19 @@ import torch
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 
+# Files that take a minute or so, the longest first.
+LONG = [
+    f'test_{name}.py'
+    for name in ('distributed', 'readme', 'detection_run', 'exact_resume',
+                 'faults', 'demo_detection', 'packaging', 'benchmarks',
+                 'evaluate_widths', 'resume')]
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the long files, so that no worker ends long after others."""
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+
 
 @pytest.fixture(autouse=True)
 def _no_leftovers_of_a_runner():
