@@ -1,0 +1,67 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""Dense and gated in a real run: from the config to an exact resume."""
+import pytest
+import torch
+from gated_networks import model_cfg
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from small_run import small_cfg
+
+from us3l_mm.engine import MultiPassOptimWrapper
+from us3l_mm.fileio import load_weights
+
+MODEL = {
+    **model_cfg(swap_views=True), 'data_preprocessor':
+    dict(mean=[64.] * 3, std=[64.] * 3)}
+
+
+class Log(Hook):
+    """The last output of the training step."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None,
+                         outputs=None):
+        self.outputs = outputs
+
+
+def run(work_dir, resume=None, epochs=2, **changes):
+    cfg = small_cfg(
+        work_dir, **{
+            'model': {
+                '_delete_': True,
+                **MODEL},
+            'train_cfg.max_epochs': epochs,
+            'default_hooks.sampler.widths': ['dense'],
+            **changes})
+    cfg.default_hooks.pop('group_reg')
+    if resume is not None:
+        cfg.update(resume=True, load_from=str(resume))
+    runner, log = Runner.from_cfg(cfg), Log()
+    runner.register_hook(log)
+    runner.train()
+    return runner, log.outputs
+
+
+def test_a_run_is_resumed_to_the_bit_with_its_noise(tmp_path):
+    whole, log = run(tmp_path / 'whole')
+    again, same = run(tmp_path / 'again', tmp_path / 'whole/epoch_1.pth')
+    assert isinstance(whole.optim_wrapper, MultiPassOptimWrapper)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
+    assert log['ratio'] == same['ratio'] and log['loss'] == same['loss']
+    assert log['bound_low'] < log['bound_high'] and log['target'] == 0.5
+    start, end = (load_weights(str(
+        tmp_path / f'whole/epoch_{i}.pth'))['state_dict'] for i in (1, 2))
+    # All learn and track statistics, except that the projector's norms track
+    # none.
+    for name, value in end.items():
+        fixed = name.startswith('neck.bn') and name.split('.')[-1] not in (
+            'weight', 'bias')
+        assert torch.equal(value, start[name]) == fixed, name
+
+
+def test_what_cannot_be_trained_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match='Set model.budget.target between'):
+        run(tmp_path, **{'model.budget.target': 0.02})
+    with pytest.raises(ValueError, match='got batches of 1 image'):
+        run(tmp_path, **{'train_dataloader.batch_size': 1})
+    assert not [*tmp_path.rglob('*.pth')]
