@@ -202,7 +202,7 @@ def test_mistakes_of_data_and_plan_are_explained():
     algorithm = small_gated(budget=dict(target=0.03))
     floor = algorithm.backbone.compute((12, 12)).floor
     assert 0.03 < floor < 0.04
-    advice = f'target=0.03 .*Set model.budget.target between {floor:.4f} and 1'
+    advice = f'target=0.03 .*Use a target between {floor:.4f} and 1'
     with pytest.raises(ValueError, match=advice):
         algorithm.check_image_size((12, 12))
     data, _ = naive.batch(0)

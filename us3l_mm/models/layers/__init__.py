@@ -2,7 +2,8 @@
 from .attention import QKV, SlimmableAttention, SlimmableQKV
 from .channels import active_channels, active_steps, make_divisible
 from .conv import SlimmableConv2d
-from .gate import GATED, ChannelGate, Gating, NoGate, SwitchableGate
+from .gate import (GATED, ChannelGate, Gating, NoGate, SwitchableGate,
+                   set_threshold)
 from .gated_compute import GatedCompute, active_counts
 from .layer_norm import SlimmableLayerNorm
 from .linear import LeadingLinear, SlimmableLinear
@@ -30,4 +31,5 @@ __all__ = [
     'active_counts', 'active_steps', 'at', 'at_least_single', 'at_width',
     'check_statistics', 'check_subnets', 'check_width_range',
     'evaluation_mode', 'has_statistics', 'keep_full_norms', 'make_divisible',
-    'set_subnet', 'set_sync', 'slimmable_layers', 'subnet_list', 'subnets_of']
+    'set_subnet', 'set_sync', 'set_threshold', 'slimmable_layers',
+    'subnet_list', 'subnets_of']

@@ -1,5 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Gates that switch channels off for each image."""
+import math
 from typing import NamedTuple, Optional
 
 import torch
@@ -39,8 +40,8 @@ class ChannelGate(nn.Module):
     logit for each channel. In training a channel is on where logit plus
     logistic noise is positive; the gradient is that of ``sigmoid((logit +
     noise) / temperature)`` (a straight-through estimator). In evaluation it
-    is on where the logit is not negative, without noise. Source: dense +
-    gated SSL, arXiv 2301.09164; binary Gumbel-softmax, 1611.00712.
+    is on where the logit is at least ``threshold``, without noise. Source:
+    dense + gated SSL, arXiv 2301.09164; binary Gumbel-softmax, 1611.00712.
 
     Args:
         in_channels (int): Channels of the input, C_in.
@@ -48,6 +49,10 @@ class ChannelGate(nn.Module):
         reduction (int): The hidden layer has ``in_channels // reduction``
             channels. Defaults to 4.
         temperature (float): Above 0. Defaults to 2/3.
+
+    Attributes:
+        threshold (Tensor): A scalar buffer, 0 unless :func:`set_threshold`
+            has changed it.
 
     Shapes: (N, C_in, H, W) to a :class:`Gating` of (N, C). Logits, noise and
     mask are in single precision at least.
@@ -69,6 +74,7 @@ class ChannelGate(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, hidden, 1, bias=False)
         self.norm = self.build_norm(hidden)
         self.conv2 = nn.Conv2d(hidden, channels, 1, bias=False)
+        self.register_buffer('threshold', torch.zeros(()))
 
     def build_norm(self, channels: int) -> nn.Module:
         """The norm of the hidden layer."""
@@ -85,7 +91,7 @@ class ChannelGate(nn.Module):
         logits = self.conv2(self.norm(self.conv1(x)).relu())
         logits = at_least_single(logits.flatten(1))
         if not self.training:
-            return Gating((logits >= 0).to(logits.dtype), logits)
+            return Gating((logits >= self.threshold).to(logits.dtype), logits)
         noisy = logits + logistic_noise(logits)
         soft = (noisy / self.temperature).sigmoid()
         hard = (noisy >= 0).to(soft.dtype)
@@ -133,6 +139,18 @@ class NoGate(nn.Module):
 
     def forward(self, x: Tensor) -> None:
         return None
+
+
+def set_threshold(network: nn.Module, threshold: float) -> None:
+    """Set what the logits of all gates have to reach in evaluation.
+
+    A lower threshold leaves more channels on. It is saved with the weights.
+    """
+    if math.isnan(threshold):
+        raise ValueError(f'A threshold is a number, got {threshold}.')
+    for module in network.modules():
+        if isinstance(module, ChannelGate):
+            module.threshold.fill_(threshold)
 
 
 def logistic_noise(like: Tensor) -> Tensor:

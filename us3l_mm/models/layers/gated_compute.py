@@ -61,8 +61,8 @@ class GatedCompute:
                 f'target={target:g} is not a compute budget of this network: '
                 'stem, shortcuts and gates, which are never switched off, '
                 f'cost {self.floor:.4f} of the dense network at this size of '
-                'images. Set model.budget.target between '
-                f'{self.floor:.4f} and 1.')
+                f'images. Use a target between {self.floor:.4f} and 1 '
+                '(model.budget.target in training).')
         return target
 
     def target_density(self, target: float) -> float:
