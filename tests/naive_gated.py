@@ -107,6 +107,20 @@ def simclr(a, b):
     return naive.info_nce(a, b, 0.2)
 
 
+def rotation(x, params, turns):
+    x = x.sum((2, 3)) / (x.shape[2] * x.shape[3])
+    for i in (1, 2, 3):
+        name = f'rotation.fc{i}'
+        x = x @ params[f'{name}.weight'].T + params[f'{name}.bias']
+        if i < 3:
+            x = x - x.mean(1, keepdim=True)
+            x = x / ((x**2).mean(1, keepdim=True) + 1e-5).sqrt()
+            x = x * params[f'rotation.ln{i}.weight']
+            x = F.relu(x + params[f'rotation.ln{i}.bias'])
+    shares = [row.exp()[k] / row.exp().sum() for row, k in zip(x, turns)]
+    return 0.2 * -torch.stack(shares).log().mean()
+
+
 LOSSES = dict(vicreg=vicreg, barlow_twins=barlow_twins, simclr=simclr)
 
 
@@ -122,13 +136,25 @@ class NaiveDenseGated:
         self.bound = bound
         self.lr, self.momentum, self.buffers = lr, momentum, {}
 
-    def step(self, views, modes, progress, noises):
+    def step(self, views, modes, progress, noises, turns=None):
         leaves = {
             k: v.clone().requires_grad_() for k, v in self.params.items()}
         losses, embeddings, noises = {}, [], iter(noises)
         for view, mode in zip(views, modes):
-            x, gates, fixed, dense = resnet18(view, leaves, mode, noises)
-            embeddings.append(naive.mlp(x.mean((2, 3)), leaves, 'neck.', 3))
+            own = leaves
+            if mode == 'dense' and 'dense_network.neck.fc0.weight' in leaves:
+                own = {
+                    k.removeprefix('dense_network.'): v
+                    for k, v in leaves.items()
+                    if k.startswith('dense_network.')}
+            if mode == 'dense' and turns is not None:
+                view = torch.stack([
+                    torch.rot90(image, int(k), (1, 2))
+                    for image, k in zip(view, turns)])
+            x, gates, fixed, dense = resnet18(view, own, mode, noises)
+            if mode == 'dense' and turns is not None:
+                losses['loss_rotation'] = rotation(x, leaves, turns)
+            embeddings.append(naive.mlp(x.mean((2, 3)), own, 'neck.', 3))
             if mode == 'gated':
                 for name, value in self.budget(gates, fixed, dense,
                                                progress).items():

@@ -8,11 +8,12 @@ import pytest
 import torch
 from algorithms import sgd, student_parameters
 from gated_networks import HEADS, RESNET, FixedNoise, model_cfg, small_gated
+from mmpretrain.models import ResNet_CIFAR
 from naive_gated import NaiveDenseGated
 from processes import run_processes
 
 from us3l_mm.engine import MultiPassDistributedDataParallel
-from us3l_mm.models import Plan
+from us3l_mm.models import Plan, RotationHead
 from us3l_mm.models.layers import at
 from us3l_mm.registry import MODELS
 
@@ -21,6 +22,16 @@ BOTH = ('gated', 'dense')
 
 def plan(progress=0.0):
     return Plan.fixed([1.0], progress)
+
+
+class Always:
+    """A function of one value."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, *args, **kwargs):
+        return self.value
 
 
 def close(actual, expected, what):
@@ -47,9 +58,14 @@ def check(monkeypatch, head, modes=BOTH, budget=(), warmup=0.0, used=None,
         progress = iteration / 4
         data, views = naive.batch(iteration, images=6)
         seen.clear()
-        log = algorithm.train_step(dict(data, plan=plan(progress)), wrapper)
+        turns = torch.tensor([3, 0, 1, 2, 1, 0]).roll(iteration)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, 'randint', Always(turns))
+            log = algorithm.train_step(dict(data, plan=plan(progress)),
+                                       wrapper)
         losses, grads = trainer.step(views, used[iteration] if used else modes,
-                                     progress - warmup, noise.drawn)
+                                     progress - warmup, noise.drawn,
+                                     turns if algorithm.rotation else None)
         assert {k for k in log if k.startswith('loss_')} == {*losses}
         for name, value in losses.items():
             assert float(log[name]) == pytest.approx(value, abs=1e-9), name
@@ -86,6 +102,45 @@ def test_shared_norms_equal_the_definition(monkeypatch):
                                    ('dense', 'gated')], ids=str)
 def test_the_baselines_equal_the_definition(monkeypatch, modes):
     check(monkeypatch, 'vicreg', modes=modes)
+
+
+def test_two_networks_and_the_rotation_task_equal_the_definition(monkeypatch):
+    check(monkeypatch, 'vicreg', separate=True)
+    check(monkeypatch, 'vicreg', rotation=dict(hid_channels=8))
+    algorithm = small_gated(swap_views=True)
+    used = [algorithm.modes_of(plan(i / 4)) for i in range(2)]
+    check(monkeypatch, 'vicreg', separate=True, swap_views=True,
+          rotation=dict(hid_channels=8), used=used)
+
+
+def test_two_networks_share_nothing():
+    algorithm = small_gated(separate=True)
+    names = {*dict(algorithm.dense_network.backbone.named_parameters())}
+    assert names == {
+        *dict(
+            ResNet_CIFAR(**{
+                k: v
+                for k, v in RESNET.items() if k != 'type'}).named_parameters())
+    }
+    gated = {
+        id(p) for p in (*algorithm.backbone.parameters(),
+                        *algorithm.neck.parameters())}
+    assert not gated & {id(p) for p in algorithm.dense_network.parameters()}
+    with pytest.raises(TypeError, match='from a config, got a GatedResNet'):
+        small_gated(separate=True, backbone=algorithm.backbone)
+
+
+def test_images_are_turned_as_the_label_says():
+    images = torch.arange(2 * 3 * 4 * 4.).view(2, 3, 4, 4).repeat(8, 1, 1, 1)
+    torch.manual_seed(0)
+    turned, turns = RotationHead.rotate(images)
+    assert {*turns.tolist()} == {0, 1, 2, 3}
+    for image, whole, k in zip(images, turned, turns):
+        for _ in range(int(k)):
+            image = image.transpose(1, 2).flip(1)
+        assert torch.equal(image, whole)
+    with pytest.raises(ValueError, match='square, got 4 x 5'):
+        RotationHead.rotate(torch.zeros(2, 3, 4, 5))
 
 
 def test_gates_wait_until_warm_up_is_over(monkeypatch):

@@ -6,7 +6,8 @@ from .classifiers import (AllWidthsClassifier, SlimmableClassifier,
                           SubnetClassifier)
 from .detectors import all_widths_detector, subnet_detector
 from .heads import (FeatureDistiller, MoCoV2Contrast, MoCoV3Contrast, PairHead,
-                    PredictionHead, SimCLRContrast, SwitchableLinearHead)
+                    PredictionHead, RotationHead, SimCLRContrast,
+                    SwitchableLinearHead)
 from .layers import (SlimmableBatchNorm1d, SlimmableBatchNorm2d,
                      SlimmableConv2d, SlimmableLinear, Subnet,
                      SwitchableBatchNorm1d, SwitchableBatchNorm2d, at,
@@ -22,7 +23,7 @@ __all__ = [
     'FeatureDistiller', 'GatedResNet', 'GatedResNet_CIFAR', 'GroupDecay',
     'InfoNCELoss', 'MoCoV2Contrast', 'MoCoV3Contrast', 'MoCoV3Loss',
     'MultiPassSSL', 'PairHead', 'Pass', 'Plan', 'PredictionHead', 'Predictor',
-    'SimCLRContrast', 'SimilarityDistillation', 'SlimCLR',
+    'RotationHead', 'SimCLRContrast', 'SimilarityDistillation', 'SlimCLR',
     'SlimmableBatchNorm1d', 'SlimmableBatchNorm2d', 'SlimmableClassifier',
     'SlimmableConv2d', 'SlimmableLinear', 'SlimmableMobileNetV2',
     'SlimmableMobileNetV2_CIFAR', 'SlimmableProjector', 'SlimmableResNet',

@@ -8,8 +8,9 @@ from mmpretrain.models import ResNet, ResNet_CIFAR
 from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from us3l_mm.models.layers import (FULL, GATED, GatedCompute, Gating,
-                                   SwitchableGate, subnet_list)
+from us3l_mm.models.layers import (FULL, GATED, GatedCompute, Gating, NoGate,
+                                   SwitchableGate, keep_full_norms,
+                                   subnet_list)
 from us3l_mm.registry import MODELS
 from .gated_counting import count_gated
 from .pretrained import pretrained_cfg
@@ -160,6 +161,13 @@ class _GatedResNet(SlimmableBackbone):
         if key not in self._computes:
             self._computes[key] = count_gated(self, size)
         return self._computes[key]
+
+    def drop_gates(self) -> None:
+        """Become a dense network for good, without gates and their norms."""
+        for block in self.blocks.values():
+            for i in range(1, block.num_convs):
+                setattr(block, f'gate{i}', NoGate())
+        keep_full_norms(self)
 
     def init_weights(self) -> None:
         super().init_weights()

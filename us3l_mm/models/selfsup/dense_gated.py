@@ -41,6 +41,12 @@ class DenseGatedSSL(MultiPassSSL):
             to False.
         gate_warmup (float): The share of training, in [0, 1), in which all
             views are dense. Defaults to 0.0; the authors' option is 0.02.
+        separate (bool): Whether dense views go through a network and a
+            projector of their own, in place of the dense mode. Defaults to
+            False.
+        rotation (dict, optional): Arguments of
+            :class:`~us3l_mm.models.heads.RotationHead`. Dense views are
+            rotated, and their features tell by how much. Defaults to None.
         seed (int): Of ``swap_views``. Defaults to 0.
         **kwargs: Arguments of :class:`MultiPassSSL`.
     """
@@ -49,7 +55,8 @@ class DenseGatedSSL(MultiPassSSL):
                  head: Union[dict, nn.Module], budget: Optional[dict] = None,
                  modes: Sequence[str] = (GATED,
                                          DENSE), swap_views: bool = False,
-                 gate_warmup: float = 0.0, seed: int = 0, **kwargs):
+                 gate_warmup: float = 0.0, separate: bool = False,
+                 rotation: Optional[dict] = None, seed: int = 0, **kwargs):
         if len(modes) != self.num_views or not {*modes} <= {DENSE, GATED}:
             raise ValueError(f'modes are those of two views, {DENSE!r} or '
                              f'{GATED!r} each, got {modes!r}.')
@@ -58,6 +65,9 @@ class DenseGatedSSL(MultiPassSSL):
                 f'modes={tuple(modes)} with budget={budget!r}: a gated view '
                 'needs a compute budget, budget=dict(target=0.3), and dense '
                 'views have none.')
+        if separate and not isinstance(backbone, dict):
+            raise TypeError('separate=True builds the backbone twice, from a '
+                            f'config, got a {type(backbone).__name__}.')
         if not 0.0 <= gate_warmup < 1.0:
             raise ValueError('gate_warmup is a share of training in [0, 1), '
                              f'got {gate_warmup}.')
@@ -70,6 +80,16 @@ class DenseGatedSSL(MultiPassSSL):
             dict(type='us3l_mm.ComputeBudget', **budget))
         self.modes, self.swap_views = tuple(modes), swap_views
         self.gate_warmup, self.seed = gate_warmup, seed
+        self.rotation: Any = rotation and MODELS.build(
+            dict(type='us3l_mm.RotationHead',
+                 in_channels=self.backbone.feature_channels()[-1], **rotation))
+        self.dense_network: Any = None
+        if separate:
+            self.dense_network = nn.ModuleDict(
+                dict(backbone=MODELS.build(backbone), neck=MODELS.build(
+                    dict(neck, slice_in=False))))
+            self.dense_network.backbone.drop_gates()
+        self.finish()
 
     def check_batch(self, size: int) -> None:
         """Raise ValueError for batches of one image, which have no variance.
@@ -101,7 +121,9 @@ class DenseGatedSSL(MultiPassSSL):
         log: Dict[str, Any] = {}
         embeddings = []
         for view, mode in zip(batch.views, self.modes_of(batch.plan)):
-            z, gatings = self.encode(view, mode)
+            if self.rotation is not None and mode == DENSE:
+                view, turns = self.rotation.rotate(view)
+            features, z, gatings = self.encode(view, mode)
             embeddings.append(z)
             log[f'spread_{mode}'] = spread(z)
             if mode == GATED:
@@ -111,6 +133,9 @@ class DenseGatedSSL(MultiPassSSL):
                 for name, term in terms.items():
                     losses[name] = losses.get(name, 0) + term
                 log.update(entries)
+            elif self.rotation is not None:
+                losses['loss_rotation'] = losses.get(
+                    'loss_rotation', 0) + self.rotation.loss(features, turns)
         losses['loss_ssl'] = self.head.loss(*embeddings)
         return dict(losses=losses, log=log)
 
@@ -124,8 +149,13 @@ class DenseGatedSSL(MultiPassSSL):
             return self.modes[::-1]
         return self.modes
 
-    def encode(self, view: Tensor, mode: str) -> Tuple[Tensor, List[Gating]]:
-        """The embedding (N, d) of a view, and the masks in gated mode."""
-        with at(self.backbone, mode):
-            maps, gatings = self.backbone.forward_gated(view)
-        return self.neck(maps[-1:])[0], gatings
+    def encode(self, view: Tensor,
+               mode: str) -> Tuple[Tensor, Tensor, List[Gating]]:
+        """The map (N, c, H, W) and embedding (N, d) of a view, and its masks.
+        """
+        network: Any = self
+        if mode == DENSE and self.dense_network is not None:
+            network = self.dense_network
+        with at(network.backbone, mode):
+            maps, gatings = network.backbone.forward_gated(view)
+        return maps[-1], network.neck(maps[-1:])[0], gatings
