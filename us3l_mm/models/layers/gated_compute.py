@@ -2,6 +2,7 @@
 """What a gated network computes, as a function of the channels that are on."""
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Sequence, Tuple
 
 import torch
@@ -65,6 +66,12 @@ class GatedCompute:
                 '(model.budget.target in training).')
         return target
 
+    @cached_property
+    def _gateable(self) -> Tuple[float, float]:
+        """What all channels cost, linear and square; read once."""
+        return (float(self.linear @ self.channels),
+                float(self.channels @ self.pairs @ self.channels))
+
     def target_density(self, target: float) -> float:
         """The share of channels on, equal in all gates, of ratio ``target``.
 
@@ -72,8 +79,7 @@ class GatedCompute:
             ValueError: If ``target`` is below :attr:`floor` or above 1.
         """
         gateable = self.check_target(target) * self.total - self.fixed
-        linear = float(self.linear @ self.channels)
-        square = float(self.channels @ self.pairs @ self.channels)
+        linear, square = self._gateable
         # The positive root, in the form that a missing square allows too.
         return 2 * gateable / (linear +
                                math.sqrt(linear**2 + 4 * square * gateable))

@@ -38,7 +38,8 @@ class ComputeBudget(nn.Module):
             no bounds. Defaults to 'sqrt'.
         bound_weight (float): gamma. Defaults to 1.0.
         anneal (float): A paper's rate per epoch, alpha, times the number of
-            epochs. Defaults to 10.0: 0.02 in 500 epochs.
+            epochs. Defaults to 10.0: 0.02 in 500 epochs. It falls in every
+            iteration, the authors' once an epoch.
     """
 
     def __init__(self, target: float, weight: float = 5.0,

@@ -31,7 +31,8 @@ class DenseGatedSSL(MultiPassSSL):
             :class:`~us3l_mm.models.heads.PairHead`.
         budget (dict, optional): Arguments of
             :class:`~us3l_mm.models.losses.ComputeBudget`. Its losses are
-            added up over the gated views. Defaults to None, for two dense
+            added up over the gated views, the log is that of the last one.
+            Defaults to None, for two dense
             views.
         modes (sequence[str]): The modes of the two views. Two dense ones are
             the base method alone, two gated ones train a gated network alone.
@@ -126,16 +127,16 @@ class DenseGatedSSL(MultiPassSSL):
             features, z, gatings = self.encode(view, mode)
             embeddings.append(z)
             log[f'spread_{mode}'] = spread(z)
+            terms = {}
             if mode == GATED:
                 terms, entries = self.budget(
                     gatings, self.backbone.compute(tuple(view.shape[-2:])),
                     batch.plan.progress - self.gate_warmup)
-                for name, term in terms.items():
-                    losses[name] = losses.get(name, 0) + term
                 log.update(entries)
             elif self.rotation is not None:
-                losses['loss_rotation'] = losses.get(
-                    'loss_rotation', 0) + self.rotation.loss(features, turns)
+                terms = dict(loss_rotation=self.rotation.loss(features, turns))
+            for name, term in terms.items():
+                losses[name] = losses.get(name, 0) + term
         losses['loss_ssl'] = self.head.loss(*embeddings)
         return dict(losses=losses, log=log)
 
