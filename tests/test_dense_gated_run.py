@@ -1,6 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Dense and gated in a real run: from the config to an exact resume."""
+import importlib
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,3 +69,25 @@ def test_what_cannot_be_trained_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match='got batches of 1 image'):
         run(tmp_path, **{'train_dataloader.batch_size': 1})
     assert not [*tmp_path.rglob('*.pth')]
+
+
+def test_the_report_of_both_modes(tmp_path, monkeypatch, capsys):
+    loader = dict(
+        batch_size=16, num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False), dataset=dict(
+            type='us3l_mm.RenderedDigits', split='train', num_images=32,
+            pipeline=[
+                dict(type='Resize', scale=(16, 16)),
+                dict(type='PackInputs')]))
+    runner, _ = run(tmp_path, epochs=1, knn_bank_dataloader=loader,
+                    knn_query_dataloader=loader)
+    runner.cfg.dump(tmp_path / 'gated.py')
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / 'tools'))
+    importlib.import_module('evaluate_widths').main([
+        str(tmp_path / 'gated.py'),
+        str(tmp_path / 'epoch_1.pth'), '--widths', 'dense', 'gated', '--knn',
+        '--k', '3', '--device', 'cpu', '--out',
+        str(tmp_path)])
+    rows = json.loads((tmp_path / 'widths.json').read_text())['rows']
+    assert [row['subnet'] for row in rows] == ['w1.00', 'gated']
+    assert all(row['knn'] is not None for row in rows)
