@@ -1,29 +1,33 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from .backbones import (SlimmableMobileNetV2, SlimmableMobileNetV2_CIFAR,
-                        SlimmableResNet, SlimmableResNet_CIFAR, SlimmableViT)
+from .backbones import (GatedResNet, GatedResNet_CIFAR, SlimmableMobileNetV2,
+                        SlimmableMobileNetV2_CIFAR, SlimmableResNet,
+                        SlimmableResNet_CIFAR, SlimmableViT)
 from .classifiers import (AllWidthsClassifier, SlimmableClassifier,
                           SubnetClassifier)
 from .detectors import all_widths_detector, subnet_detector
-from .heads import (FeatureDistiller, MoCoV2Contrast, MoCoV3Contrast,
-                    PredictionHead, SimCLRContrast, SwitchableLinearHead)
+from .heads import (FeatureDistiller, MoCoV2Contrast, MoCoV3Contrast, PairHead,
+                    PredictionHead, RotationHead, SimCLRContrast,
+                    SwitchableLinearHead)
 from .layers import (SlimmableBatchNorm1d, SlimmableBatchNorm2d,
                      SlimmableConv2d, SlimmableLinear, Subnet,
                      SwitchableBatchNorm1d, SwitchableBatchNorm2d, at,
                      at_width, make_divisible, set_subnet, subnets_of)
-from .losses import (GroupDecay, InfoNCELoss, MoCoV3Loss,
-                     SimilarityDistillation)
+from .losses import (BarlowTwinsLoss, ComputeBudget, GroupDecay, InfoNCELoss,
+                     MoCoV3Loss, SimilarityDistillation, VICRegLoss)
 from .necks import Predictor, SlimmableProjector
-from .selfsup import MultiPassSSL, Pass, Plan, SlimCLR, US3LAlgorithm
+from .selfsup import (DenseGatedSSL, MultiPassSSL, Pass, Plan, SlimCLR,
+                      US3LAlgorithm)
 
 __all__ = [
-    'AllWidthsClassifier', 'FeatureDistiller', 'GroupDecay', 'InfoNCELoss',
-    'MoCoV2Contrast', 'MoCoV3Contrast', 'MoCoV3Loss', 'MultiPassSSL', 'Pass',
-    'Plan', 'PredictionHead', 'Predictor', 'SimCLRContrast',
-    'SimilarityDistillation', 'SlimCLR', 'SlimmableBatchNorm1d',
-    'SlimmableBatchNorm2d', 'SlimmableClassifier', 'SlimmableConv2d',
-    'SlimmableLinear', 'SlimmableMobileNetV2', 'SlimmableMobileNetV2_CIFAR',
-    'SlimmableProjector', 'SlimmableResNet', 'SlimmableResNet_CIFAR',
-    'SlimmableViT', 'Subnet', 'SubnetClassifier', 'SwitchableBatchNorm1d',
-    'SwitchableBatchNorm2d', 'SwitchableLinearHead', 'US3LAlgorithm',
-    'all_widths_detector', 'at', 'at_width', 'make_divisible', 'set_subnet',
-    'subnet_detector', 'subnets_of']
+    'AllWidthsClassifier', 'BarlowTwinsLoss', 'ComputeBudget', 'DenseGatedSSL',
+    'FeatureDistiller', 'GatedResNet', 'GatedResNet_CIFAR', 'GroupDecay',
+    'InfoNCELoss', 'MoCoV2Contrast', 'MoCoV3Contrast', 'MoCoV3Loss',
+    'MultiPassSSL', 'PairHead', 'Pass', 'Plan', 'PredictionHead', 'Predictor',
+    'RotationHead', 'SimCLRContrast', 'SimilarityDistillation', 'SlimCLR',
+    'SlimmableBatchNorm1d', 'SlimmableBatchNorm2d', 'SlimmableClassifier',
+    'SlimmableConv2d', 'SlimmableLinear', 'SlimmableMobileNetV2',
+    'SlimmableMobileNetV2_CIFAR', 'SlimmableProjector', 'SlimmableResNet',
+    'SlimmableResNet_CIFAR', 'SlimmableViT', 'Subnet', 'SubnetClassifier',
+    'SwitchableBatchNorm1d', 'SwitchableBatchNorm2d', 'SwitchableLinearHead',
+    'US3LAlgorithm', 'VICRegLoss', 'all_widths_detector', 'at', 'at_width',
+    'make_divisible', 'set_subnet', 'subnet_detector', 'subnets_of']

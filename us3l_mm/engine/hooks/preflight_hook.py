@@ -74,4 +74,7 @@ class PreflightHook(Hook):
             return  # a detector of many widths
         loader = runner.train_dataloader
         algorithm.check_batch(loader.batch_size * get_world_size())
-        check_views(loader.dataset[next(iter(loader.sampler))].get('inputs'))
+        views = loader.dataset[next(iter(loader.sampler))].get('inputs')
+        check_views(views)
+        for view in views:
+            algorithm.check_image_size(tuple(view.shape[-2:]))

@@ -83,7 +83,7 @@ class SwitchableBatchNorm(SlimmableLayer, _BatchNorm):
             self.of(self.subnet)
         norm = self._modules[self._key] if self._key else self
         if norm.training and self.sync and get_world_size() > 1:
-            return _synchronised(norm, x)
+            return synchronised(norm, x)
         return super().forward(x) if norm is self else norm(x)
 
     @torch.no_grad()
@@ -185,7 +185,7 @@ def _names(subnets: Iterable[Subnet]) -> str:
     return f'[{", ".join(map(str, subnets))}]'
 
 
-def _synchronised(norm: _BatchNorm, x: Tensor) -> Tensor:
+def synchronised(norm: _BatchNorm, x: Tensor) -> Tensor:
     """``norm(x)`` by the statistics of all processes, which it tracks."""
     y, mean, var = SynchronisedNorm.apply(x, norm.weight, norm.bias, norm.eps)
     if norm.track_running_stats:

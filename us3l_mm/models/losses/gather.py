@@ -1,7 +1,9 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Embeddings of all processes, for losses that compare images."""
+from typing import Tuple
+
 import torch
-from mmengine.dist import all_gather, get_rank, get_world_size
+from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
 from torch import Tensor
 
 
@@ -25,6 +27,27 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     one process with all the rows.
     """
     return _GatherRows.apply(x)
+
+
+def gather_pair(x: Tensor, y: Tensor, gather: bool) -> Tuple[Tensor, Tensor]:
+    """Two views with the rows of all processes if ``gather``, with gradient.
+    """
+    if gather and get_world_size() > 1:
+        return gather_with_gradient(x), gather_with_gradient(y)
+    return x, y
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of ``x`` over the processes, with the gradient of one's own.
+
+    Averaging gradients over processes, as data parallel training does, then
+    gives that of a function of the mean.
+    """
+    if get_world_size() == 1:
+        return x
+    mean = x.detach().clone()
+    all_reduce(mean, 'mean')
+    return mean + (x - x.detach())
 
 
 class _GatherRows(torch.autograd.Function):

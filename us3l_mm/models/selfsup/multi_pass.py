@@ -109,6 +109,9 @@ class MultiPassSSL(MultiPassModel, BaseSelfSupervisor):
         These are the images of all processes together.
         """
 
+    def check_image_size(self, size: Tuple[int, int]) -> None:
+        """Raise ValueError if it cannot train on images of ``size`` (H, W)."""
+
     def pass_loss(self, batch: Batch, pass_: Pass) -> Dict[str, dict]:
         return self.loss(batch, pass_)
 
