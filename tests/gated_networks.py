@@ -1,5 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Small gated networks and what trains them, by the name of the base loss."""
+from copy import deepcopy
+
 import torch
 from algorithms import randomise
 
@@ -21,17 +23,20 @@ HEADS = dict(
 
 
 def model_cfg(head='vicreg', backbone=RESNET, budget='default', **changes):
-    """The config of an algorithm whose backbone ends in 32 channels."""
+    """The config of an algorithm whose backbone ends in 32 channels.
+
+    It is a copy, which a test may change.
+    """
     neck = dict(type='us3l_mm.SlimmableProjector', in_channels=32,
                 hid_channels=HIDDEN, out_channels=OUT, num_layers=3,
                 with_last_bn=False)
     if budget == 'default':
         budget = dict(target=0.5)
-    return dict(type='us3l_mm.DenseGatedSSL',
-                backbone=backbone, neck=neck, head=dict(
-                    type='us3l_mm.PairHead',
-                    **HEADS[head]), budget=budget, data_preprocessor=dict(
-                        mean=[120.] * 3, std=[60.] * 3), **changes)
+    return deepcopy(
+        dict(type='us3l_mm.DenseGatedSSL', backbone=backbone, neck=neck,
+             head=dict(type='us3l_mm.PairHead',
+                       **HEADS[head]), budget=budget, data_preprocessor=dict(
+                           mean=[120.] * 3, std=[60.] * 3), **changes))
 
 
 def small_gated(head='vicreg', **kwargs):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,12 @@ class Log(Hook):
 
 def run(work_dir, resume=None, epochs=2, **changes):
     cfg = small_cfg(
-        work_dir, **{
+        work_dir,
+        **{
+            # A copy, which options change.
             'model': {
                 '_delete_': True,
-                **MODEL},
+                **deepcopy(MODEL)},
             'train_cfg.max_epochs': epochs,
             'default_hooks.sampler.widths': ['dense'],
             **changes})
