@@ -153,6 +153,17 @@ def raised_on_purpose(error: Exception, folder: str = '') -> bool:
             and dis.opname[code.co_code[trace.tb_lasti]] == 'RAISE_VARARGS')
 
 
+def _while_building(error: Exception) -> str:
+    """What MMEngine was building when ``error`` came up, as a beginning."""
+    kind = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == 'build_from_cfg':
+            kind = frame.f_locals.get('cfg', {}).get('type')
+    return '' if kind is None else (
+        f'{getattr(kind, "__name__", kind)} cannot be built from its '
+        'arguments in the config: ')
+
+
 def sentence(error: Exception) -> str:
     """The message of ``error`` for a user."""
     if isinstance(error, KeyError) and error.args:  # Python quotes its text
@@ -160,6 +171,9 @@ def sentence(error: Exception) -> str:
     # An assertion may have nothing but its condition.
     text = str(error) or (f'{type(error).__name__}: ' + str(
         traceback.extract_tb(error.__traceback__)[-1].line))
+    if not isinstance(error, OSError) and (not str(error)
+                                           or not raised_on_purpose(error)):
+        text = _while_building(error) + text
     if text.startswith('Caught ') and 'Original Traceback' in text:
         return text.strip().splitlines()[-1]  # of a worker that loads data
     return text
