@@ -12,6 +12,7 @@ from torch import nn
 
 BENCHMARKS = Path(__file__).parents[1] / 'tools' / 'benchmarks'
 CONFIGS = Path(__file__).parents[1] / 'configs' / 'us3l'
+SLIMCLR = CONFIGS.parent / 'slimclr' / 'slimclr_resnet18_demo_digits.py'
 MIB = 2**20
 
 
@@ -41,8 +42,9 @@ def numbers(value):
     ['--image-size', 16],
     [
         '--config', CONFIGS / 'us3l_vit-tiny_8xb64-coslr-300e_cifar10.py',
-        '--image-size', 32, '--cfg-options', 'model.backbone.img_size=32']],
-                         ids=['resnet', 'vit'])
+        '--image-size', 32, '--cfg-options', 'model.backbone.img_size=32'],
+    ['--config', SLIMCLR, '--image-size', 32, '--widths', 1.0, 0.5]],
+                         ids=['resnet', 'vit', 'slimclr'])
 def test_train_step_gives_finite_figures(network, tmp_path):
     figures = figures_of(tmp_path, 'train_step', *network, '--batch-size', 2,
                          '--rounds', 1)

@@ -30,7 +30,7 @@ from us3l_mm.apis.launching import load_config
 from us3l_mm.export import slice_network
 from us3l_mm.engine import MultiPassOptimWrapper
 from us3l_mm.models import GroupDecay, Plan, at
-from us3l_mm.models.selfsup import Batch, SlimCLR, encode
+from us3l_mm.models.selfsup import Batch, DenseGatedSSL, SlimCLR, encode
 from us3l_mm.registry import MODELS
 
 # The keys of a config that a benchmark reads.
@@ -104,6 +104,24 @@ class BareContrast:
         self.student.zero_grad()
 
 
+class BarePair:
+    """A plain network on both views, and the loss between them."""
+
+    def __init__(self, algorithm, pass_):
+        self.student = deepcopy(algorithm)
+        self.student.backbone.drop_gates()
+
+    def targets(self, views):
+        return []
+
+    def __call__(self, views, targets):
+        student = self.student
+        embeddings = [
+            z for _, z in encode(student.backbone, student.neck, views)]
+        student.head.loss(*embeddings).backward()
+        student.zero_grad()
+
+
 class BarePass:
     """Forward and backward of a plain network of one width, nothing else."""
 
@@ -125,6 +143,23 @@ class BarePass:
         loss.backward()
         for module in (*self.encoder, self.head):
             module.zero_grad()
+
+
+def bare_passes(algorithm, plan):
+    """The floor of each pass, in the memory layout of ``algorithm``."""
+    kinds = {SlimCLR: BareContrast, DenseGatedSSL: BarePair}
+    kind = kinds.get(type(algorithm), BarePass)
+    bare = [kind(algorithm, pass_) for pass_ in plan.passes]
+    if algorithm.channels_last:
+        for module in (m for pass_ in bare for m in modules_of(pass_)):
+            module.to(memory_format=torch.channels_last)
+    return bare
+
+
+def modules_of(bare):
+    """The networks of a bare pass."""
+    for value in vars(bare).values():
+        yield from value if isinstance(value, list) else [value]
 
 
 def float64_mask_loss(named, lam, alpha, group_dims, groups=8):
@@ -271,17 +306,18 @@ def benchmark(args):
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         algorithm, wrapper, group_dims = build_algorithm(args)
         plan = Plan.fixed(args.widths)
-        bare_pass = BareContrast if isinstance(algorithm,
-                                               SlimCLR) else BarePass
-        bare = [bare_pass(algorithm, pass_) for pass_ in plan.passes]
+        bare = bare_passes(algorithm, plan)
     decay = None
     if group_dims is not None:
         decay = GroupDecay(named_parameters(algorithm), group_dims=group_dims)
         decay.set_ramp(1.0)
         wrapper.regularise(decay)
+    layout = (torch.channels_last
+              if algorithm.channels_last else torch.contiguous_format)
     views = [
         torch.randn(args.batch_size, 3, args.image_size, args.image_size,
-                    device=args.device) for _ in range(2)]
+                    device=args.device).contiguous(memory_format=layout)
+        for _ in range(2)]
     watch = Stopwatch(args.device)
     for index in track(range(args.rounds + 1), 'timing'):
         time_round(watch, algorithm, wrapper, bare, views, plan, decay,
