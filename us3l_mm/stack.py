@@ -14,10 +14,10 @@ STACK = {
     'mmengine': ('onedl-mmengine', 'mmengine'),
     'mmcv': ('onedl-mmcv', 'mmcv'),
     'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'), }
-DETECTION = (
-    'From a clone: python tools/setup/mmcv_ops.py (compiles the ops of mmcv '
-    "once, 10 minutes on 2 cores), then pip install -e '.[detection]'.")
+DETECTION = "From a clone: pip install -e '.[detection]'"
 INSTALL = 'pip install onedl-mmengine onedl-mmcv onedl-mmpretrain'
+PURE_MMCV = ('pip install --no-cache-dir --no-deps --force-reinstall '
+             'onedl-mmcv')
 
 
 def is_installed(name: str) -> bool:
@@ -53,10 +53,13 @@ def check_detection() -> None:
         raise ImportError(
             'This is a config of MMDetection (mmdet), which is not installed. '
             f'{DETECTION}')
-    if find_spec('mmcv._ext') is None:
+    try:
+        import_module('mmcv._ext')
+    except ImportError as error:  # such as an undefined symbol
         raise ImportError(
-            'Detectors need the compiled ops of mmcv (mmcv._ext), and this '
-            f'mmcv was installed without them. {DETECTION}')
+            f'The compiled ops of mmcv do not load: {error}. They fit the '
+            'PyTorch that they were compiled for. Without them, the ones of '
+            f'torchvision are used: {PURE_MMCV}') from None
     try:
         import_module('mmdet')
     except AssertionError as error:  # its check of versions
