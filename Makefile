@@ -14,18 +14,15 @@ DEMO_ARGS ?=
 DETECTION_ARGS ?=
 PYTEST_ARGS ?=
 BENCHMARK_ARGS ?=
-WHEELS ?=
 
 IN_VENV := $(VENV)/bin/python
 CONSTRAINTS := requirements/constraints.txt
 SOURCES := us3l_mm tools tests configs setup.py
 PIP := $(IN_VENV) -m pip --no-input
+comma := ,
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_USER := 0
-ifneq ($(strip $(WHEELS)),)
-export PIP_FIND_LINKS := $(PIP_FIND_LINKS) $(abspath $(WHEELS))
-endif
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-detection test test-slow lint format benchmark clean distclean
@@ -35,15 +32,14 @@ help:
 	@echo 'make demo       install, pre-train a small network on digits, and show'
 	@echo '                accuracy against compute: about 10 minutes'
 	@echo 'make demo-detection  the same weights in Mask R-CNN, two widths against'
-	@echo '                random weights: 4 minutes, once mmcv is compiled'
-	@echo 'make test       install what the tests need (compiles the ops of mmcv'
-	@echo '                once: 10 minutes on 2 cores) and run them'
+	@echo '                random weights: 4 minutes'
+	@echo 'make test       install what the tests need and run them'
 	@echo 'make test-slow  the tests that take minutes each'
 	@echo 'make lint       check style, format and types of the code'
 	@echo 'make format     repair style and format'
 	@echo 'make benchmark  time a training step and its parts'
 	@echo 'make clean      remove build files and caches'
-	@echo 'make distclean  remove .venv and the compiled wheels as well'
+	@echo 'make distclean  remove .venv as well'
 	@echo
 	@echo 'Variables:'
 	@echo '  PYTHON=python3.11   Python 3.10, 3.11 or 3.12 for the environment'
@@ -52,9 +48,6 @@ help:
 	@echo '                      SlimCLR, or the name of another config'
 	@echo '  PYTEST_ARGS="-k x"  passed on to pytest; likewise DEMO_ARGS to the'
 	@echo '                      training of the demo, and BENCHMARK_ARGS'
-	@echo '  WHEELS=FOLDER       ready-made wheels, such as a compiled onedl-mmcv'
-	@echo '  MAX_JOBS=1          compilers at a time (default: one a core)'
-	@echo '  FORCE_CUDA=1        compile the CUDA ops of mmcv as well'
 	@echo "pip's own variables work too. Without a GPU, PIP_EXTRA_INDEX_URL set"
 	@echo "to PyTorch's index of CPU wheels saves 4 GB."
 
@@ -67,30 +60,35 @@ $(IN_VENV):
 	@echo '== Making an environment in $(VENV)'
 	$(PYTHON) -m venv $(VENV)
 
+# install(extras, modules that must be there, stamps of what it includes).
+# mmcv comes first, without pip's cache: a plain build in isolation compiles
+# nothing, but the cache may hold one with ops, compiled for another PyTorch.
 # A desktop's OpenCV, which mmcv asks for, needs libGL. Where that is missing
 # the headless build of the same version is laid over it.
-$(VENV)/.installed: setup.py $(CONSTRAINTS) | $(IN_VENV)
-	@echo '== Installing us3l_mm into $(VENV): 2 to 5 minutes, 6 GB of disk'
-	$(PIP) install -c $(CONSTRAINTS) -e '.[mminstall]'
+define install
+	$(PIP) install -c $(CONSTRAINTS) --no-cache-dir --no-deps onedl-mmcv
+	$(PIP) install -c $(CONSTRAINTS) -e '.[mminstall$(1)]'
 	@$(IN_VENV) -c 'import cv2' 2>/dev/null || { \
 	  echo '== OpenCV lacks libGL here, taking its headless build'; \
 	  $(PIP) install -c $(CONSTRAINTS) --no-deps --force-reinstall \
 	    opencv-python-headless; }
-	$(IN_VENV) -W ignore -c 'import us3l_mm, mmpretrain, torchvision'
-	@touch $@
+	$(IN_VENV) -c 'import us3l_mm, cv2, mmpretrain, torchvision$(2)'
+	@touch $(addprefix $(VENV)/,$(3))
+endef
 
-$(VENV)/.installed-detection: $(VENV)/.installed tools/setup/mmcv_ops.py
-	@echo '== Installing MMDetection'
-	$(IN_VENV) tools/setup/mmcv_ops.py
-	$(PIP) install -c $(CONSTRAINTS) -e '.[mminstall,detection]'
-	$(IN_VENV) -c 'import cv2, mmcv.ops, mmdet'
-	@touch $@
+$(VENV)/.installed: setup.py $(CONSTRAINTS) | $(IN_VENV)
+	@echo '== Installing us3l_mm into $(VENV): 2 to 5 minutes, 6 GB of disk'
+	$(call install,,,.installed)
 
-$(VENV)/.installed-tests: $(VENV)/.installed-detection
-	@echo '== Installing what the tests need'
-	$(PIP) install -c $(CONSTRAINTS) -e '.[mminstall,tests]'
-	$(IN_VENV) -c 'import cv2, mmcv.ops, mmdet'
-	@touch $@
+$(VENV)/.installed-detection: setup.py $(CONSTRAINTS) | $(IN_VENV)
+	@echo '== Installing us3l_mm and MMDetection into $(VENV)'
+	$(call install,$(comma)detection,$(comma) mmdet,.installed \
+	  .installed-detection)
+
+$(VENV)/.installed-tests: setup.py $(CONSTRAINTS) | $(IN_VENV)
+	@echo '== Installing us3l_mm and what the tests need into $(VENV)'
+	$(call install,$(comma)tests,$(comma) mmdet,.installed \
+	  .installed-detection .installed-tests)
 
 $(VENV)/.installed-lint: $(CONSTRAINTS) | $(IN_VENV)
 	$(PIP) install -c $(CONSTRAINTS) ruff yapf mypy
@@ -98,8 +96,6 @@ $(VENV)/.installed-lint: $(CONSTRAINTS) | $(IN_VENV)
 
 # --- the verbs ---------------------------------------------------------------
 
-# mmcv warns about ops that pre-training does not use.
-demo: export PYTHONWARNINGS := ignore:Fail to import
 demo: $(VENV)/.installed
 	@test -f '$(DEMO_CONFIG)' || { echo 'There is no config "$(DEMO)". DEMO' \
 	  'is the name of a file in configs/*/ without .py, or a path.'; exit 1; }
@@ -141,4 +137,4 @@ clean:
 	find us3l_mm tools configs tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv .wheels
+	rm -rf .venv

@@ -27,7 +27,6 @@ EXTRAS_REQUIRE = {
         'onedl-mmcv>=2.3,<2.4',
         'onedl-mmengine>=0.10.12,<0.11',
         'onedl-mmpretrain>=1.3,<1.4', ],
-    # Needs an mmcv with compiled ops: see the Makefile and its `make test`.
     'detection': ['onedl-mmdetection>=3.5,<3.6', 'pycocotools>=2.0.6'],
     'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'timm>=1.0'],
     'tensorboard': ['tensorboard>=2.14'],

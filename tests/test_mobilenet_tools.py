@@ -174,7 +174,7 @@ def test_a_budget_gives_a_stock_network(real, tmp_path):
 
 def test_mmdetection_loads_it_as_printed(real, tmp_path):
     pytest.importorskip('mmdet.models', exc_type=ImportError,
-                        reason='MMDetection or its compiled ops are missing')
+                        reason='MMDetection is not installed')
     network, checkpoint = real
     report = slice_checkpoint(checkpoint, str(tmp_path / 'w.pth'), 0.5,
                               input_size=32, file_format='mmdet')

@@ -121,7 +121,7 @@ def test_mmpretrain_loads_it_as_printed(checkpoint, small, tmp_path, width,
 @pytest.mark.parametrize('width', [0.5, 0.3])
 def test_mmdetection_loads_it_as_printed(real_size, tmp_path, width):
     pytest.importorskip('mmdet.models', exc_type=ImportError,
-                        reason='MMDetection or its compiled ops are missing')
+                        reason='MMDetection is not installed')
     network, checkpoint = real_size
     report = slices(checkpoint, tmp_path / 'w.pth', width, file_format='mmdet')
     config = run_usage(report)

@@ -70,9 +70,9 @@ def test_eighths_load_strictly_into_the_stock_network(ours, stock):
 
 
 def test_a_slice_loads_strictly_into_mmdetection():
-    mmdet = pytest.importorskip(
-        'mmdet.models', reason='MMDetection or its compiled ops are missing',
-        exc_type=ImportError)
+    mmdet = pytest.importorskip('mmdet.models',
+                                reason='MMDetection is not installed',
+                                exc_type=ImportError)
     network = measured(SlimmableResNet(50, out_indices=(0, 1, 2, 3)), [0.375])
     detector = mmdet.ResNet(50, base_channels=24, stem_channels=24)
     detector.load_state_dict(slice_backbone(network, 0.375), strict=True)
