@@ -16,6 +16,7 @@ def _child(root: Registry, location: str) -> Registry:
 MODELS = _child(roots.MODELS, 'us3l_mm.models')
 MODEL_WRAPPERS = _child(roots.MODEL_WRAPPERS, 'us3l_mm.engine')
 HOOKS = _child(roots.HOOKS, 'us3l_mm.engine')
+OPTIMIZERS = _child(roots.OPTIMIZERS, 'us3l_mm.engine')
 OPTIM_WRAPPERS = _child(roots.OPTIM_WRAPPERS, 'us3l_mm.engine')
 LOOPS = _child(roots.LOOPS, 'us3l_mm.engine')
 DATASETS = _child(roots.DATASETS, 'us3l_mm.datasets')
