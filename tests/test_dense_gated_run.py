@@ -29,7 +29,7 @@ class Log(Hook):
         self.outputs = outputs
 
 
-def run(work_dir, resume=None, epochs=2, **changes):
+def config(work_dir, epochs=2, **changes):
     cfg = small_cfg(
         work_dir,
         **{
@@ -41,10 +41,22 @@ def run(work_dir, resume=None, epochs=2, **changes):
             'default_hooks.sampler.widths': ['dense'],
             **changes})
     cfg.default_hooks.pop('group_reg')
+    return cfg
+
+
+def run(work_dir, resume=None, watch=None, hooks=(), **changes):
+    """The runner after training, and its last output.
+
+    ``watch`` is called with the embeddings of each view.
+    """
+    cfg = config(work_dir, **changes)
     if resume is not None:
         cfg.update(resume=True, load_from=str(resume))
     runner, log = Runner.from_cfg(cfg), Log()
-    runner.register_hook(log)
+    if watch is not None:
+        runner.model.neck.register_forward_hook(lambda _, maps, z: watch(z[0]))
+    for hook in (log, *hooks):
+        runner.register_hook(hook)
     runner.train()
     return runner, log.outputs
 

@@ -18,6 +18,7 @@ from us3l_mm.models.backbones.slicing_record import SlicingRecord, cut
 from us3l_mm.models.layers import KeepsOwnSubnet, Subnet, at_least_single
 from us3l_mm.models.selfsup import Pass, Plan
 from us3l_mm.registry import HOOKS
+from .dynamic_sampler_hook import DynamicSamplerHook
 
 
 @HOOKS.register_module()
@@ -81,7 +82,18 @@ class GradientDiagnosisHook(Hook):
                 f'step, and {type(runner.optim_wrapper).__name__} does not '
                 "count them. Set optim_wrapper.type='us3l_mm."
                 "MultiPassOptimWrapper', or remove the hook.")
-        self._entries = Entries(get_ori_model(runner.model))
+        algorithm = get_ori_model(runner.model)
+        for hook in runner.hooks:
+            if isinstance(hook, DynamicSamplerHook):
+                last = hook.plan(runner.max_iters - 1, runner.max_iters,
+                                 algorithm.backbone.width_range)
+                if len(last.passes) == 1:
+                    raise ValueError(
+                        'GradientDiagnosisHook compares the passes of a '
+                        f'training step, and {type(algorithm).__name__} has '
+                        f'one, of {last.base.subnet}. Remove the hook '
+                        '(default_hooks.diagnosis=None).')
+        self._entries = Entries(algorithm)
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch: Optional[dict] = None) -> None:

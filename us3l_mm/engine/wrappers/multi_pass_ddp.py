@@ -1,5 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Dict
+from typing import Dict, Optional
 
 from mmengine.model import MMDistributedDataParallel
 from torch import Tensor
@@ -17,9 +17,9 @@ class MultiPassDistributedDataParallel(MMDistributedDataParallel):
 
     Args:
         module (nn.Module): The algorithm.
-        find_unused_parameters (bool): Has to be True, as each pass leaves the
-            heads of the other ones unused; replicas would drift apart
-            silently. Defaults to True.
+        find_unused_parameters (bool, optional): Whether to look for
+            parameters that a pass leaves unused, at some expense. Defaults to
+            None: what the algorithm says (``leaves_unused``).
         broadcast_buffers (bool): Whether the buffers of rank 0 overwrite
             those of the other processes before each pass. Switchable norms
             are the only ones that track statistics in training; with
@@ -28,16 +28,21 @@ class MultiPassDistributedDataParallel(MMDistributedDataParallel):
         **kwargs: Arguments of ``MMDistributedDataParallel``.
     """
 
-    def __init__(self, module, find_unused_parameters: bool = True,
+    def __init__(self, module, find_unused_parameters: Optional[bool] = None,
                  broadcast_buffers: bool = False, **kwargs):
-        if not find_unused_parameters:
+        needed = getattr(module, 'leaves_unused', True)
+        if find_unused_parameters is None:
+            find_unused_parameters = needed
+        elif needed and not find_unused_parameters:
+            # Replicas would drift apart silently.
             raise ValueError(
                 'A pass leaves parameters unused (the heads of the other '
-                'passes), so find_unused_parameters=False is not possible '
-                'here; leave it out.')
+                'passes, or gates in a dense pass), so '
+                'find_unused_parameters=False is not possible here; leave it '
+                'out.')
         if next(module.parameters()).device.type == 'cpu':
             kwargs['device_ids'] = None  # the Runner names GPUs regardless
-        super().__init__(module, find_unused_parameters=True,
+        super().__init__(module, find_unused_parameters=find_unused_parameters,
                          broadcast_buffers=broadcast_buffers, **kwargs)
 
     def train_step(self, data: dict, optim_wrapper) -> Dict[str, Tensor]:

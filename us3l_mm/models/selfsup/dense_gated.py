@@ -69,6 +69,10 @@ class DenseGatedSSL(MultiPassSSL):
         if separate and not isinstance(backbone, dict):
             raise TypeError('separate=True builds the backbone twice, from a '
                             f'config, got a {type(backbone).__name__}.')
+        if rotation is not None and DENSE not in modes:
+            raise ValueError(
+                'The rotation task is that of dense views, and there are none '
+                f'in modes={tuple(modes)}. Leave out rotation.')
         if not 0.0 <= gate_warmup < 1.0:
             raise ValueError('gate_warmup is a share of training in [0, 1), '
                              f'got {gate_warmup}.')
@@ -77,19 +81,27 @@ class DenseGatedSSL(MultiPassSSL):
             raise ValueError(
                 f'{type(self.backbone).__name__} has no gates. Use '
                 'us3l_mm.GatedResNet or us3l_mm.GatedResNet_CIFAR.')
-        self.budget: Any = budget and MODELS.build(
-            dict(type='us3l_mm.ComputeBudget', **budget))
+        self.budget: Any = None
+        if budget is not None:
+            self.budget = MODELS.build(
+                dict(type='us3l_mm.ComputeBudget', **budget))
         self.modes, self.swap_views = tuple(modes), swap_views
         self.gate_warmup, self.seed = gate_warmup, seed
-        self.rotation: Any = rotation and MODELS.build(
-            dict(type='us3l_mm.RotationHead',
-                 in_channels=self.backbone.feature_channels()[-1], **rotation))
+        self.rotation: Any = None
+        if rotation is not None:
+            self.rotation = MODELS.build(
+                dict(type='us3l_mm.RotationHead',
+                     in_channels=self.backbone.feature_channels()[-1],
+                     **rotation))
         self.dense_network: Any = None
         if separate:
             self.dense_network = nn.ModuleDict(
                 dict(backbone=MODELS.build(backbone), neck=MODELS.build(
                     dict(neck, slice_in=False))))
             self.dense_network.backbone.drop_gates()
+        # Gates and private norms wait for the mode that uses them.
+        self.leaves_unused = (separate or gate_warmup > 0
+                              or {*modes} != {DENSE, GATED})
         self.finish()
 
     def check_batch(self, size: int) -> None:

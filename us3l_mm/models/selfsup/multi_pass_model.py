@@ -15,7 +15,14 @@ class MultiPassModel(BaseModel):
     whose modules, keys and arguments stay. A subclass says what a pass
     learns, in :meth:`pass_loss`, and has an ``update_mode`` and the
     ``default_plan`` of batches that bring none.
+
+    Attributes:
+        leaves_unused (bool): Whether a pass may leave parameters without a
+            gradient, which distributed training then has to look for.
+            Defaults to True: the heads of other passes, private norms.
     """
+
+    leaves_unused = True
 
     def train_step(self, data: dict, optim_wrapper) -> Dict[str, Tensor]:
         """Train on one batch; see :func:`run_passes`."""
