@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 # test_detection_configs.py
 CONFIGS = sorted(p for p in (ROOT / 'configs/us3l').rglob('*.py')
                  if p.parent.name not in ('benchmarks', 'detection'))
-FOLDERS = ('slimclr', 'us3l')
+FOLDERS = ('gated', 'slimclr', 'us3l')
 BASELINES = sorted((ROOT / 'configs/us3l/baselines').glob('*.py'))
 DATA = [
     *sorted((ROOT / 'configs/_base_/datasets').glob('*_two-views*.py')),

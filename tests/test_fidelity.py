@@ -31,13 +31,16 @@ from us3l_mm.registry import MODELS, TRANSFORMS
 ROOT = Path(__file__).parents[1]
 US3L = ROOT / 'configs/us3l'
 SLIMCLR = ROOT / 'configs/slimclr'
+GATED = ROOT / 'configs/gated'
 BASE = ROOT / 'configs/_base_'
 PRETRAINING = sorted([
     BASE / 'us3l_runtime.py', *(BASE / 'models').glob('*.py'),
     *(BASE / 'schedules').glob('*.py'),
     *(BASE / 'datasets').glob('*_two-views*.py'), *US3L.glob('*.py'),
     *(US3L / 'baselines').glob('*.py'), BASE / 'slimclr_runtime.py',
-    *SLIMCLR.glob('*.py'), *(SLIMCLR / 'ablations').glob('*.py')])
+    *SLIMCLR.glob('*.py'), *(SLIMCLR / 'ablations').glob('*.py'),
+    *GATED.glob('*.py'), *(GATED / 'baselines').glob('*.py'),
+    *(BASE / 'datasets').glob('*vicreg*views.py')])
 CIFAR = US3L / 'us3l_resnet18_4xb128-coslr-400e_cifar10.py'
 R50 = US3L / 'us3l_resnet50_8xb64-coslr-400e_cifar10.py'
 BYOL = US3L / 'us3l_resnet50_8xb60-coslr-100e_in1k.py'
