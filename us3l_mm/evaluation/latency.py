@@ -1,24 +1,25 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from us3l_mm.export import slice_network
-from us3l_mm.models.layers import SubnetLike
+from us3l_mm.models import ActiveChannels
+from us3l_mm.models.layers import Subnet, SubnetLike
 
 
-@torch.no_grad()
 def width_latency(network: nn.Module, subnet: SubnetLike,
                   input_size: Tuple[int, int], batch_size: int = 1,
-                  min_run_time: float = 0.5) -> float:
+                  min_run_time: float = 0.5,
+                  images: Optional[Tensor] = None) -> float:
     """Milliseconds that ``network`` takes for a batch, sliced to ``subnet``.
 
     The ordinary network to be deployed is timed, a copy with plain layers, on
-    the device of ``network``: the median that
-    :meth:`torch.utils.benchmark.Timer.blocked_autorange` measures, after a
-    warm-up.
+    the device of ``network``. A gated network computes only the channels that
+    are on (:class:`~us3l_mm.models.ActiveChannels`), so that its time depends
+    on the images.
 
     Args:
         network (nn.Module): A slimmable network, which is not changed.
@@ -26,13 +27,41 @@ def width_latency(network: nn.Module, subnet: SubnetLike,
         input_size (tuple[int, int]): Height and width in pixels.
         batch_size (int): Number of images in a batch. Defaults to 1.
         min_run_time (float): Seconds to measure for. Defaults to 0.5.
+        images (Tensor, optional): Preprocessed images (N, 3, H, W) to take
+            the mean time of, batch by batch, for a gated network. Defaults to
+            one batch of normal noise, whose masks are not those of real
+            images.
     """
-    plain = slice_network(network, subnet, without_statistics=True).eval()
-    device = next(plain.parameters()).device
-    images = torch.zeros(batch_size, 3, *input_size, device=device)
-    timer = Timer('plain(images)', globals=dict(plain=plain, images=images),
-                  num_threads=torch.get_num_threads())
-    return 1000 * timer.blocked_autorange(min_run_time=min_run_time).median
+    if Subnet.of(subnet).gated and hasattr(network, 'forward_gated'):
+        plain: nn.Module = ActiveChannels(network)
+    else:
+        plain = slice_network(network, subnet, without_statistics=True).eval()
+    if images is None:
+        images = torch.randn(batch_size, 3, *input_size,
+                             generator=torch.Generator().manual_seed(0))
+    return latency(plain, images, batch_size, min_run_time)
+
+
+@torch.no_grad()
+def latency(network: nn.Module, images: Tensor, batch_size: int = 1,
+            min_run_time: float = 0.5) -> float:
+    """Milliseconds that ``network`` takes for a batch, the mean of several.
+
+    The median that :meth:`torch.utils.benchmark.Timer.blocked_autorange`
+    measures, after a warm-up, on the device of ``network``.
+
+    Args:
+        network (nn.Module): In evaluation mode.
+        images (Tensor): Preprocessed images (N, 3, H, W).
+        batch_size (int): Number of images in a batch. Defaults to 1.
+        min_run_time (float): Seconds to measure for. Defaults to 0.5.
+    """
+    device = next(network.parameters()).device
+    batches = images.to(device).split(batch_size)
+    timer = Timer('for batch in batches: network(batch)', globals=dict(
+        network=network, batches=batches), num_threads=torch.get_num_threads())
+    median = timer.blocked_autorange(min_run_time=min_run_time).median
+    return 1000 * median / len(batches)
 
 
 def check_device(device: str) -> None:

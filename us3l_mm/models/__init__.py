@@ -1,5 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from .backbones import (GatedResNet, GatedResNet_CIFAR, SlimmableMobileNetV2,
+from .backbones import (ActiveChannels, GatedResNet, GatedResNet_CIFAR,
+                        PrunedResNet, PrunedResNet_CIFAR, SlimmableMobileNetV2,
                         SlimmableMobileNetV2_CIFAR, SlimmableResNet,
                         SlimmableResNet_CIFAR, SlimmableViT)
 from .classifiers import (AllWidthsClassifier, SlimmableClassifier,
@@ -19,10 +20,11 @@ from .selfsup import (DenseGatedSSL, MultiPassSSL, Pass, Plan, SlimCLR,
                       US3LAlgorithm)
 
 __all__ = [
-    'AllWidthsClassifier', 'BarlowTwinsLoss', 'ComputeBudget', 'DenseGatedSSL',
-    'FeatureDistiller', 'GatedResNet', 'GatedResNet_CIFAR', 'GroupDecay',
-    'InfoNCELoss', 'MoCoV2Contrast', 'MoCoV3Contrast', 'MoCoV3Loss',
-    'MultiPassSSL', 'PairHead', 'Pass', 'Plan', 'PredictionHead', 'Predictor',
+    'ActiveChannels', 'AllWidthsClassifier', 'BarlowTwinsLoss',
+    'ComputeBudget', 'DenseGatedSSL', 'FeatureDistiller', 'GatedResNet',
+    'GatedResNet_CIFAR', 'GroupDecay', 'InfoNCELoss', 'MoCoV2Contrast',
+    'MoCoV3Contrast', 'MoCoV3Loss', 'MultiPassSSL', 'PairHead', 'Pass', 'Plan',
+    'PredictionHead', 'Predictor', 'PrunedResNet', 'PrunedResNet_CIFAR',
     'RotationHead', 'SimCLRContrast', 'SimilarityDistillation', 'SlimCLR',
     'SlimmableBatchNorm1d', 'SlimmableBatchNorm2d', 'SlimmableClassifier',
     'SlimmableConv2d', 'SlimmableLinear', 'SlimmableMobileNetV2',
