@@ -15,8 +15,10 @@ from us3l_mm.evaluation.loading import load_backbone
 from us3l_mm.export import slice_backbone, slice_network
 from us3l_mm.models import at_width, set_subnet
 from .budget import Budget
+from .pruned_file import PruneReport, prune_checkpoint
 from .sliced_file import SliceReport, slice_checkpoint
 
 __all__ = [
-    'Budget', 'SliceReport', 'at_width', 'calibrate', 'load_backbone',
-    'set_subnet', 'slice_backbone', 'slice_checkpoint', 'slice_network']
+    'Budget', 'PruneReport', 'SliceReport', 'at_width', 'calibrate',
+    'load_backbone', 'prune_checkpoint', 'set_subnet', 'slice_backbone',
+    'slice_checkpoint', 'slice_network']

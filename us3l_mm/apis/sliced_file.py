@@ -5,16 +5,18 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Dict, Optional, Union
 
+import torch
 from mmengine.config import Config
 from mmengine.runner import set_random_seed
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 
 from us3l_mm.evaluation.calibration import calibrate
 from us3l_mm.evaluation.complexity import Complexity, count_complexity
 from us3l_mm.evaluation.data import (BANK, TRAIN, build_loader, image_batches,
                                      loader_cfg, shuffled)
-from us3l_mm.evaluation.latency import check_device
+from us3l_mm.evaluation.latency import check_device, latency
 from us3l_mm.evaluation.loading import Source, load_source, run_config
 from us3l_mm.export import slice_backbone, slice_network
 from us3l_mm.export.families import family_of, output_channels
@@ -26,6 +28,8 @@ from us3l_mm.models.layers import (Subnet, SubnetLike, check_statistics,
 from us3l_mm.version import __version__
 from .budget import Budget, Choice, check_count
 from .launching.config import change_config, load_config
+
+MIN_RUN_TIME = 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class SliceReport:
         gap (float): Largest difference to the slimmable network's outputs.
         size (Complexity): Parameters and multiply-accumulates of the
             sub-network.
+        milliseconds (float): Of one image in the sub-network, measured.
         meta (dict): The description in the file.
         usage (str): Python code that loads the file.
     """
@@ -49,6 +54,7 @@ class SliceReport:
     choice: Optional[Choice]
     gap: float
     size: Complexity
+    milliseconds: float
     meta: dict
     usage: str
 
@@ -92,16 +98,10 @@ def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
         ImportError, OSError, TypeError, ValueError: With what is wrong and
             what to do; nothing has been written then.
     """
-    if file_format not in FORMATS:
-        raise ValueError(f'A format is one of {sorted(FORMATS)}, got '
-                         f'{file_format!r}.')
-    check_writable(out, checkpoint)
-    check_count('num_images', num_images)
-    if input_size is not None:
-        check_count('input_size', input_size)
-    check_device(device)
+    check_settings(checkpoint, out, file_format, num_images, input_size,
+                   device)
     stored = load_weights(checkpoint, trust_pickle)
-    config = _config(checkpoint, stored, config, cfg_options)
+    config = given_config(checkpoint, stored, config, cfg_options)
     source = load_source(stored, config, path=checkpoint)
     backbone, choice = source.backbone, None
     if input_size is None:
@@ -112,6 +112,10 @@ def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
         subnet = choice.subnet
     subnet = Subnet.of(subnet)
     check_subnets(backbone, [subnet])
+    if subnet.gated:
+        raise ValueError('Gates are a function of images, so a gated network '
+                         'is no slice. Use prune_checkpoint, or '
+                         'tools/slice_checkpoint.py --width gated.')
     measure = not has_statistics(backbone, subnet)
     if measure and config is None:
         config = run_config(checkpoint, stored)
@@ -123,7 +127,7 @@ def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
         backbone,
         slice_network(backbone, subnet, without_statistics=True).eval(),
         subnet, input_size, out,
-        _describe(checkpoint, source, subnet, file_format, input_size))
+        describe_file(checkpoint, source, subnet, file_format, input_size))
     artifact = FORMATS[file_format](network)  # refuses before the long work
     origin = 'the checkpoint'
     if measure:
@@ -136,13 +140,32 @@ def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
     content = artifact.write()
     gap = verify(artifact, content, network)
     size = count_complexity(backbone, [subnet], (input_size, input_size))
+    image = torch.zeros(1, network.meta['input_channels'], input_size,
+                        input_size)
+    milliseconds = latency(network.plain.to(device), image,
+                           min_run_time=MIN_RUN_TIME)
     save_atomically(content, out)
-    return SliceReport(out, subnet, choice, gap, size[subnet], network.meta,
-                       artifact.usage)
+    return SliceReport(out, subnet, choice, gap, size[subnet], milliseconds,
+                       network.meta, artifact.usage)
 
 
-def _config(checkpoint: str, content: dict, config: Union[str, Config, None],
-            options: Optional[dict]) -> Optional[Config]:
+def check_settings(checkpoint: str, out: str, file_format: str,
+                   num_images: int, input_size: Optional[int],
+                   device: str) -> None:
+    """Refuse arguments of :func:`slice_checkpoint` that cannot be right."""
+    if file_format not in FORMATS:
+        raise ValueError(f'A format is one of {sorted(FORMATS)}, got '
+                         f'{file_format!r}.')
+    check_writable(out, checkpoint)
+    check_count('num_images', num_images)
+    if input_size is not None:
+        check_count('input_size', input_size)
+    check_device(device)
+
+
+def given_config(checkpoint: str, content: dict, config: Union[str, Config,
+                                                               None],
+                 options: Optional[dict]) -> Optional[Config]:
     """The config that the caller gave, with the options."""
     if isinstance(config, str):
         return load_config(config, options)
@@ -172,13 +195,7 @@ def _calibrate(source: Source, config: Config, subnet: Subnet, num_images: int,
     """Measure the statistics of ``subnet``, and return their origin."""
     key = BANK if config.get(BANK) else TRAIN
     name = osp.basename(config.filename or 'the given config')
-    try:
-        loader = build_loader(loader_cfg(config, key))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f'The images of {key} in {name}, by which the statistics of '
-            f'{subnet} would be measured, are not there: {error}. Set --cfg-'
-            f'options {key}.dataset.data_root=FOLDER.') from None
+    loader = open_images(config, key, f'the statistics of {subnet}')
     if key == BANK:
         loader = shuffled(loader)
     set_random_seed(0)  # of the augmentation
@@ -191,17 +208,33 @@ def _calibrate(source: Source, config: Config, subnet: Subnet, num_images: int,
     return f'measured on {seen} images of {key} in {name}'
 
 
-def _describe(checkpoint: str, source: Source, subnet: Subnet,
-              file_format: str, input_size: int) -> Dict[str, object]:
+def open_images(config: Config, key: str, purpose: str) -> DataLoader:
+    """The dataloader of ``config`` under ``key``.
+
+    Raises:
+        FileNotFoundError: If the images are not there, with the ``purpose``
+            for which they would be read.
+    """
+    try:
+        return build_loader(loader_cfg(config, key))
+    except FileNotFoundError as error:
+        name = osp.basename(config.filename or 'the given config')
+        raise FileNotFoundError(
+            f'The images of {key} in {name}, by which {purpose} would be '
+            f'measured, are not there: {error}. Set --cfg-options '
+            f'{key}.dataset.data_root=FOLDER.') from None
+
+
+def describe_file(checkpoint: str, source: Source, subnet: Subnet,
+                  file_format: str, input_size: int) -> Dict[str, object]:
     """The description in the file, of plain types."""
     backbone = source.backbone
     family = family_of(backbone)
     arguments = family.arguments(backbone)
     return dict(
         us3l_mm_version=__version__, format=file_format, width=subnet.width,
-        subnet=str(subnet), architecture=dict(
-            type=family.stock_class(backbone).__name__, **arguments),
-        feature_channels=list(
+        subnet=str(subnet),
+        architecture=family.architecture(backbone), feature_channels=list(
             backbone.feature_channels(subnet)), input_channels=arguments.get(
                 'in_channels', 3), input_size=input_size, data_preprocessor={
                     key: value for key, value in source.preprocessing.items()

@@ -6,11 +6,13 @@ from torch import nn
 
 from us3l_mm.models.layers import Subnet, SubnetLike
 from .family import Family, output_channels
+from .gated_resnet import GatedResNetFamily
 from .mobilenet_v2 import MobileNetV2Family
 from .resnet import ResNetFamily
 from .vit import ViTFamily
 
-FAMILIES = (ResNetFamily(), MobileNetV2Family(), ViTFamily())
+FAMILIES = (ResNetFamily(), GatedResNetFamily(), MobileNetV2Family(),
+            ViTFamily())
 
 
 def family_of(backbone: nn.Module) -> Family:

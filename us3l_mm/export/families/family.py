@@ -8,6 +8,9 @@ from torch import nn
 
 from us3l_mm.models.layers import SlimmableLayer
 
+# The defaults of our classes
+DIVISOR, WIDTH_RANGE = 8, (0.25, 1.0)
+
 
 class Family(ABC):
     """A family of slimmable backbones, and the stock classes of its slices.
@@ -38,6 +41,21 @@ class Family(ABC):
 
         None if that class cannot have these channels.
         """
+
+    def own_arguments(self, backbone: nn.Module, width: float) -> dict:
+        """The config of our class for ``backbone`` at ``width``."""
+        arguments = self.arguments(backbone)
+        if backbone.divisor != DIVISOR:
+            arguments['divisor'] = backbone.divisor
+        if not WIDTH_RANGE[0] <= width <= WIDTH_RANGE[1]:
+            arguments['width_range'] = backbone.width_range
+        return dict(type=f'us3l_mm.{type(backbone).__name__}', **arguments,
+                    width=width)
+
+    def architecture(self, backbone: nn.Module) -> dict:
+        """The full network in the description of a file."""
+        return dict(type=self.stock_class(backbone).__name__,
+                    **self.arguments(backbone))
 
     @abstractmethod
     def map_channels(self, plain: nn.Module) -> Tuple[int, ...]:

@@ -19,7 +19,7 @@ class ResNetFamily(Family):
     """ResNets. With 64 base channels, the widths k/8 are stock networks."""
 
     name = 'ResNet'
-    slimmable = (SlimmableResNet, SlimmableResNet_CIFAR)
+    slimmable: Tuple[type, ...] = (SlimmableResNet, SlimmableResNet_CIFAR)
     mmdet_names = ('ResNet', )
 
     def stock_class(self, backbone: nn.Module) -> Type[ResNet]:

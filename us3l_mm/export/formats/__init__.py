@@ -5,6 +5,7 @@ from typing import Callable
 
 from .artifact import Artifact, SlicedNetwork, verify
 from .mobilenet_v2 import timm_mobilenet_v2, torchvision_mobilenet_v2
+from .narrowed_resnet import narrowed_timm, narrowed_torchvision
 from .onnx import onnx_model
 from .openmmlab import mmdet, mmpretrain
 from .resnet import timm_resnet, torchvision_resnet
@@ -33,9 +34,10 @@ def by_family(library: str, **formats: Format) -> Format:
 
 
 TORCHVISION = by_family('torchvision', ResNet=torchvision_resnet,
+                        GatedResNet=narrowed_torchvision,
                         MobileNetV2=torchvision_mobilenet_v2)
-TIMM = by_family('timm', ResNet=timm_resnet, ViT=timm_vit,
-                 MobileNetV2=timm_mobilenet_v2)
+TIMM = by_family('timm', ResNet=timm_resnet, GatedResNet=narrowed_timm,
+                 ViT=timm_vit, MobileNetV2=timm_mobilenet_v2)
 FORMATS = dict(mmpretrain=mmpretrain, mmdet=mmdet, torchvision=TORCHVISION,
                timm=TIMM, onnx=onnx_model)
 

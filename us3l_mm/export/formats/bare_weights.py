@@ -10,7 +10,8 @@ from .artifact import Artifact, SlicedNetwork, read_back
 
 
 def bare_weights(network: SlicedNetwork, weights: Dict[str, Tensor],
-                 build: Callable[[], nn.Module], usage: str) -> Artifact:
+                 build: Callable[[], nn.Module], usage: str,
+                 adapt: str = '') -> Artifact:
     """A file of ``weights`` for a network that returns features (N, c).
 
     Args:
@@ -20,6 +21,8 @@ def bare_weights(network: SlicedNetwork, weights: Dict[str, Tensor],
             later.
         build (callable): A function that builds the network of that library.
         usage (str): Python code that builds it and names it ``network``.
+        adapt (str): Python code that changes it, given the ``weights`` of the
+            file, before they are loaded. Defaults to ''.
     """
 
     def write():
@@ -34,8 +37,9 @@ def bare_weights(network: SlicedNetwork, weights: Dict[str, Tensor],
         write, run, f"""\
 import torch
 {usage}\
-network.load_state_dict(
-    torch.load({network.out!r}, weights_only=True)['state_dict'])
+weights = torch.load({network.out!r}, weights_only=True)['state_dict']
+{adapt}\
+network.load_state_dict(weights)
 features = network.eval()(images)  # (N, {network.map_channels[-1]})
 """)
 

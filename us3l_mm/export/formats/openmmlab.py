@@ -11,7 +11,6 @@ from us3l_mm.registry import MODELS
 from .artifact import Artifact, SlicedNetwork, read_back
 
 PREFIX = 'backbone.'
-DIVISOR, WIDTH_RANGE = 8, (0.25, 1.0)
 
 
 def mmpretrain(network: SlicedNetwork) -> Artifact:
@@ -46,13 +45,7 @@ def consumer_arguments(network: SlicedNetwork) -> Tuple[dict, bool]:
     if arguments is not None:
         name = family.stock_class(slimmable).__name__
         return dict(type=name, **arguments), True
-    arguments = family.arguments(slimmable)
-    if slimmable.divisor != DIVISOR:
-        arguments['divisor'] = slimmable.divisor
-    if not WIDTH_RANGE[0] <= width <= WIDTH_RANGE[1]:
-        arguments['width_range'] = slimmable.width_range
-    name = type(slimmable).__name__
-    return dict(type=f'us3l_mm.{name}', **arguments, width=width), False
+    return family.own_arguments(slimmable, width), False
 
 
 def _artifact(network: SlicedNetwork, library: str, config: dict,
