@@ -1,16 +1,12 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""Training in processes that can be killed, started within a second.
-
-Python's fork server imports the libraries once; each process is a fork of it,
-which has computed nothing yet.
-"""
+"""Training, and programs, in processes that can be killed."""
 import faulthandler
 import itertools
-import multiprocessing
 import os
 import resource
 import runpy
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -22,12 +18,8 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, TRANSFORMS
 from mmengine.runner import Runner
+from processes import CONTEXT
 from small_run import small_cfg
-
-CONTEXT = multiprocessing.get_context('forkserver')
-CONTEXT.set_forkserver_preload([
-    'us3l_mm.engine', 'us3l_mm.datasets', 'us3l_mm.models',
-    'mmpretrain.datasets', 'mmpretrain.engine', 'mmpretrain.visualization'])
 
 
 class Note(Hook):
@@ -183,9 +175,11 @@ def train_rank(rank, world, store, work_dir, changes=None, *args):
     torch.distributed.destroy_process_group()
 
 
-def run_tool(path, arguments, environment):
-    """A tool as if started by a launcher that sets ``environment``."""
+def run_tool(path, arguments, environment, folder=None):
+    """A tool as if started in ``folder``, by a launcher that sets
+    ``environment``."""
     os.environ.update(environment)
+    os.chdir(folder or os.getcwd())
     sys.path.insert(0, str(Path(path).parent))
     sys.argv = [str(path), *map(str, arguments)]
     runpy.run_path(str(path), run_name='__main__')
@@ -215,6 +209,40 @@ def start(log, function, *args):
     process = CONTEXT.Process(target=_main, args=(str(log), function, args))
     process.start()
     return process
+
+
+def run_alone(log, path, *arguments, folder) -> None:
+    """A tool in a process of its own, as if started in ``folder``.
+
+    It has to succeed; what it prints is in ``log``.
+    """
+    assert finish(start(log, run_tool, path, arguments, {}, folder),
+                  timeout=300) == [0], Path(log).read_text()[-5000:]
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return str(free.getsockname()[1])
+
+
+def launch(folder, path, *arguments, world=2) -> str:
+    """A tool in ``world`` processes, with the variables of torchrun.
+
+    Returns what the first one prints. All have to succeed.
+    """
+    port = free_port()
+    logs = [Path(folder) / f'rank-{rank}.log' for rank in range(world)]
+    codes = finish(
+        *(start(
+            log, run_tool, path, [*arguments, '--launcher', 'pytorch'],
+            dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=port,
+                 WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
+                 RANK=str(rank), LOCAL_RANK=str(rank)))
+          for rank, log in enumerate(logs)), timeout=300)
+    said = [log.read_text() for log in logs]
+    assert codes == [0] * world, '\n'.join(text[-3000:] for text in said)
+    return said[0]
 
 
 def finish(*processes, timeout=100) -> list:

@@ -4,10 +4,14 @@ import multiprocessing
 import os
 
 import torch
-import torch.multiprocessing as mp
+from torch.multiprocessing import start_processes
 
-# Imported once, by the server that all processes of the suite are forked from.
-PRELOAD = ['torch', 'mmpretrain.models', 'us3l_mm.engine', 'small_run']
+# Python's fork server imports these once. Each process of the suite is a fork
+# of it, which has computed nothing yet, and begins within a second.
+CONTEXT = multiprocessing.get_context('forkserver')
+CONTEXT.set_forkserver_preload([
+    'us3l_mm.engine', 'us3l_mm.datasets', 'us3l_mm.models', 'us3l_mm.apis',
+    'mmpretrain.datasets', 'mmpretrain.engine', 'mmpretrain.visualization'])
 
 
 def run_processes(worker, world_size, folder, *args):
@@ -15,12 +19,10 @@ def run_processes(worker, world_size, folder, *args):
 
     Raises what any of them raises. ``folder`` is where they leave results.
     """
-    multiprocessing.set_forkserver_preload(PRELOAD)
     # Not a port, which somebody else may take.
     meeting = os.path.join(str(folder), f'meeting-of-{world_size}')
-    mp.start_processes(_start,
-                       (worker, world_size, meeting, str(folder), *args),
-                       nprocs=world_size, start_method='forkserver')
+    start_processes(_start, (worker, world_size, meeting, str(folder), *args),
+                    nprocs=world_size, start_method='forkserver')
 
 
 def _start(rank, worker, world_size, meeting, folder, *args):

@@ -3,11 +3,13 @@
 import importlib
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from mmpretrain.models import ResNet
+from processes import start_processes
 from torch import nn
 
 BENCHMARKS = Path(__file__).parents[1] / 'tools' / 'benchmarks'
@@ -43,8 +45,8 @@ def numbers(value):
     [
         '--config', CONFIGS / 'us3l_vit-tiny_8xb64-coslr-300e_cifar10.py',
         '--image-size', 32, '--cfg-options', 'model.backbone.img_size=32'],
-    ['--config', SLIMCLR, '--image-size', 32, '--widths', 1.0, 0.5]],
-                         ids=['resnet', 'vit', 'slimclr'])
+    ['--config', SLIMCLR, '--image-size', 32, '--widths', 1.0, 0.5]], ids=[
+        'resnet', 'vit', 'slimclr'])
 def test_train_step_gives_finite_figures(network, tmp_path):
     figures = figures_of(tmp_path, 'train_step', *network, '--batch-size', 2,
                          '--rounds', 1)
@@ -110,7 +112,10 @@ def test_one_pass_and_by_width_measure_the_same(tmp_path):
 
 
 @pytest.mark.ddp
-def test_communication_counts_what_is_said(tmp_path):
+def test_communication_counts_what_is_said(tmp_path, monkeypatch):
+    # Forks, which begin sooner than new processes.
+    monkeypatch.setattr('torch.multiprocessing.spawn',
+                        partial(start_processes, start_method='forkserver'))
     figures = figures_of(
         tmp_path, 'communication', '--image-size', 8, '--batch-size', 2,
         '--rounds', 1, '--iterations', 200, '--modes', 'sequential',

@@ -1,13 +1,11 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Measured statistics are those of one giant batch, width by width."""
-import os
 import random
-import socket
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from processes import run_processes
 from mmengine.registry import init_default_scope
 from mmpretrain.models.backbones.resnet import BasicBlock
 from small_run import small_cfg
@@ -267,10 +265,7 @@ def test_images_that_are_not_finite_make_no_statistics():
     assert not any(norm.measured_subnets() for norm in norms_of(network))
 
 
-def _calibrate_a_shard(rank, port, out):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
-                      OMP_NUM_THREADS='1')
-    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
+def _calibrate_a_shard(rank, out):
     network, statistics = one_layer(2), {}
     batches = uneven_batches()
     for limit in (None, 7):
@@ -281,15 +276,11 @@ def _calibrate_a_shard(rank, port, out):
             limit)
         statistics[limit] = seen, network[-1].statistics(0.5)
     torch.save(statistics, f'{out}/{rank}.pth')
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.ddp
 def test_processes_with_uneven_shards_measure_what_one_would(tmp_path):
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    mp.spawn(_calibrate_a_shard, (port, str(tmp_path)), nprocs=2)
+    run_processes(_calibrate_a_shard, 2, tmp_path)
     images = torch.cat(uneven_batches())
     # Of seven images, four are taken by the first process, three by the other.
     for limit, expected in ((None, images), (7,

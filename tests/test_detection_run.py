@@ -2,10 +2,7 @@
 """Detectors train and are tested by the real tools, or say why not."""
 import importlib
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detection_stack import need_detection
+from lives import launch
 from mmengine.registry import init_default_scope
 from mmpretrain.models import ResNet
 from tiny_coco import NARROW, SMALL, SMALL_MASKS, coco_options, write_coco
@@ -190,19 +188,11 @@ def test_images_without_instances_train(coco, files, tmp_path, monkeypatch):
 def test_two_processes_one_of_them_without_instances(files, tmp_path):
     # Each process sees one image at a time; of four, three are empty.
     some = write_coco(tmp_path / 'some', 4, empty=(1, 2, 3))
-    done = subprocess.run(
-        [
-            'bash',
-            str(ROOT / 'tools/dist_train.sh'),
-            str(FOLDER / f'{MASK}_fpn_ms-1x_coco.py'), '2', '--work-dir',
-            str(tmp_path / 'out'), '--cfg-options',
-            *options(MASK, some, files[0.25]), 'train_dataloader.batch_size=1',
-            'train_dataloader.dataset.filter_cfg.filter_empty_gt=False'],
-        capture_output=True, text=True, timeout=300, env={
-            **os.environ, 'OMP_NUM_THREADS': '1',
-            'PORT': '29678',
-            'PYTHON': sys.executable})
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(tmp_path, ROOT / 'tools/train.py',
+           FOLDER / f'{MASK}_fpn_ms-1x_coco.py',
+           '--work-dir', tmp_path / 'out', '--cfg-options',
+           *options(MASK, some, files[0.25]), 'train_dataloader.batch_size=1',
+           'train_dataloader.dataset.filter_cfg.filter_empty_gt=False')
     *steps, metrics = scalars(tmp_path / 'out')
     assert len(steps) == 2 and np.isfinite([s['loss'] for s in steps]).all()
     assert 0 <= metrics['coco/segm_mAP'] <= 1

@@ -5,13 +5,12 @@ import importlib.util
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lives import launch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
@@ -338,23 +337,14 @@ def test_the_preprocessor_is_that_of_training(files):
 
 @pytest.mark.ddp
 def test_two_processes_find_what_one_does(files, tmp_path):
-    environment = dict(os.environ, OMP_NUM_THREADS='1')
     flags = [
         '--widths', '1.0', '0.5', '--linear', '--knn', '--baselines',
         '--calibrate-on', 'plain', '--device', 'cpu', '--batch-size', '7',
         '--num-images', '36', '--save-checkpoint']
-    command = [
-        '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=0',
-        '--standalone',
-        str(TOOL),
-        str(files / 'tiny.py'),
-        str(files / 'tiny.pth'), *flags,
-        str(tmp_path / 'two.pth'), '--out',
-        str(tmp_path / 'two'), '--launcher', 'pytorch']
-    done = subprocess.run([sys.executable, *command], env=environment,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count('raw pixels') == 1
+    said = launch(tmp_path, TOOL, files / 'tiny.py', files / 'tiny.pth',
+                  *flags, tmp_path / 'two.pth', '--out', tmp_path / 'two')
+    assert said.count('raw pixels') == 1
+    assert 'raw pixels' not in (tmp_path / 'rank-1.log').read_text()
     evaluate(files, tmp_path / 'one', *flags, str(tmp_path / 'one.pth'))
     two, one = report_of(tmp_path / 'two'), report_of(tmp_path / 'one')
     assert all(value is not None for name, value in one['rows'][0].items()

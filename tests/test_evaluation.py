@@ -1,14 +1,12 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Features, kNN, linear probe, sizes: against other ways to compute them."""
 import json
-import os
-import socket
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from processes import run_processes
 from fvcore.nn import FlopCountAnalysis
 from mmpretrain.models import ResNet, ResNet_CIFAR
 from sklearn.linear_model import LogisticRegression
@@ -310,9 +308,7 @@ def test_pictures_are_drawn_and_bad_axes_refused(tmp_path):
         plot_reports(path, [a_report()], measure='luck')
 
 
-def _encode_a_shard(rank, port, out):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
+def _encode_a_shard(rank, out):
     images = torch.arange(7.0).view(7, 1, 1, 1)
     # What DefaultSampler deals: every second sample, the first one again at
     # the end of the shorter shard.
@@ -321,15 +317,11 @@ def _encode_a_shard(rank, port, out):
                               [(own[:3], own[:3].flatten().long()),
                                (own[3:], own[3:].flatten().long())], size=7)
     np.savez(f'{out}/{rank}.npz', labels=labels, **features)
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.ddp
 def test_features_of_two_processes_come_in_the_order_of_the_data(tmp_path):
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    mp.spawn(_encode_a_shard, (port, str(tmp_path)), nprocs=2)
+    run_processes(_encode_a_shard, 2, tmp_path)
     found = np.load(tmp_path / '0.npz')
     assert found['twice'].tolist() == [[2.0 * i] for i in range(7)]
     assert found['labels'].tolist() == list(range(7))

@@ -2,14 +2,13 @@
 """However two processes are started, they train the same network."""
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from lives import cfg_of, finish, ranks, run_tool, start
+from lives import cfg_of, finish, free_port, ranks, run_tool, start
 
 from us3l_mm.apis.launching.processes import environment
 
@@ -20,12 +19,6 @@ pytestmark = [
     pytest.mark.ddp,
     pytest.mark.skipif(torch.cuda.is_available(),
                        reason='says what happens without a GPU')]
-
-
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return str(s.getsockname()[1])
 
 
 def checkpoint(work_dir) -> tuple:

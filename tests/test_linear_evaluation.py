@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from lives import free_port
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -399,9 +399,6 @@ def test_the_test_launcher_gives_the_metrics_of_validation(trained, tmp_path):
     weights = str(tmp_path / 'trained.pth')
     torch.save(dict(state_dict=runner.model.state_dict()), weights)
     out = tmp_path / 'metrics.json'
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
     done = subprocess.run(
         [
             'bash',
@@ -411,7 +408,7 @@ def test_the_test_launcher_gives_the_metrics_of_validation(trained, tmp_path):
             str(tmp_path / 'tested')], capture_output=True, text=True,
         cwd=tmp_path, env={
             **os.environ, 'OMP_NUM_THREADS': '1',
-            'PORT': str(port),
+            'PORT': free_port(),
             'PYTHON': sys.executable})
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(out.read_text()) == pytest.approx(metrics)
