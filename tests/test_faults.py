@@ -107,6 +107,17 @@ def test_a_kill_while_writing_leaves_a_whole_checkpoint(
             'epoch_4.pth']
 
 
+def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path, alone):
+    # Three iterations an epoch: killed in the third epoch, of stage 2.
+    run = tmp_path / 'run'
+    assert finish(start(tmp_path / 'log', train, str(run), None, None, 7)) == [
+        -9]
+    assert not (run / 'epoch_3.pth').exists()
+    end, _ = resumed(tmp_path)
+    assert_same_end(end_of(alone), end)
+    assert any(key.startswith('teacher.') for key in end[0])
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, alone):
     run = tmp_path / 'run'
     assert finish(start(tmp_path / 'log', train, str(run), None, None, 8)) == [
