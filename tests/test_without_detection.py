@@ -18,34 +18,28 @@ DEMO = ROOT / 'configs/us3l/us3l_resnet18_demo_digits.py'
 BLOCKED = """
 import runpy, sys
 sys.modules['mmdet'] = None
-sys.path.insert(0, {tools!r})
-sys.argv = {argv!r}
-runpy.run_path(sys.argv[0], run_name='__main__')
+sys.path.insert(0, 'tools')
+for sys.argv in {commands!r}:
+    runpy.run_path(sys.argv[0], run_name='__main__')
 """
 
 
-def run_blocked(tool, *argv):
-    """A tool, in a process where MMDetection cannot be imported."""
-    tools = str(ROOT / 'tools')
-    code = BLOCKED.format(tools=tools, argv=[
-        f'{tools}/{tool}.py', *map(str, argv)])
-    return subprocess.run([sys.executable, '-c', code], cwd=ROOT,
+def test_pre_training_and_evaluation_do_not_need_it(tmp_path):
+    train = [
+        'tools/train.py', DEMO, '--work-dir', tmp_path, '--no-validate',
+        '--cfg-options', 'train_cfg.max_epochs=1',
+        'default_hooks.checkpoint.interval=1',
+        'train_dataloader.dataset.num_images=128', 'log_level=WARNING']
+    evaluate = [
+        'tools/evaluate_widths.py', DEMO, tmp_path / 'epoch_1.pth', '--knn',
+        '--widths', '1.0', '0.25', '--out', tmp_path / 'report',
+        '--cfg-options', 'knn_bank_dataloader.dataset.num_images=64',
+        'knn_query_dataloader.dataset.num_images=32']
+    code = BLOCKED.format(commands=[[*map(str, words)]
+                                    for words in (train, evaluate)])
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT,
                           capture_output=True, text=True, env={
                               **os.environ, 'OMP_NUM_THREADS': '1'})
-
-
-def test_pre_training_and_evaluation_do_not_need_it(tmp_path):
-    done = run_blocked('train', DEMO, '--work-dir', tmp_path, '--no-validate',
-                       '--cfg-options', 'train_cfg.max_epochs=1',
-                       'default_hooks.checkpoint.interval=1',
-                       'train_dataloader.dataset.num_images=128',
-                       'log_level=WARNING')
-    assert done.returncode == 0, done.stderr[-3000:]
-    done = run_blocked('evaluate_widths', DEMO, tmp_path / 'epoch_1.pth',
-                       '--knn', '--widths', '1.0', '0.25', '--out',
-                       tmp_path / 'report', '--cfg-options',
-                       'knn_bank_dataloader.dataset.num_images=64',
-                       'knn_query_dataloader.dataset.num_images=32')
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / 'report/widths.json').is_file()
 
