@@ -16,6 +16,7 @@ from test_configs import config_of, leaves, name_of, sample
 from test_slimclr_configs import rates_of, sampler_of
 from torch import nn
 
+from us3l_mm.models.backbones.pretrained import check_weights
 from us3l_mm.models.layers import Subnet, at
 from us3l_mm.registry import DATASETS, HOOKS, MODELS
 
@@ -500,6 +501,20 @@ def test_both_classifiers_learn_and_the_network_does_not(tmp_path):
         with torch.no_grad(), at(model, mode):
             scores.append(model(image))
     assert not torch.equal(*scores)
+    check_weights(runner.model.backbone, str(file), 'backbone.')
+    for options, advice in ((dict(base_channels=16,
+                                  stem_channels=16), 'backbone.base_channels'),
+                            (dict(reduction=2), 'backbone.reduction')):
+        other = MODELS.build(
+            dict(type=cfg.model.backbone.type, depth=18, **{
+                **SMALL,
+                **options}))
+        with pytest.raises(ValueError, match=advice):
+            check_weights(other, str(file), 'backbone.')
+    with torch.no_grad():
+        runner.model.backbone.layer1[0].gate1.conv1.weight[0] = 0
+    with pytest.raises(ValueError, match='1 of the .* are not those of'):
+        check_weights(runner.model.backbone, str(file), 'backbone.')
     # A file of another network is refused.
     with pytest.raises(ValueError, match='have another shape there'):
         MODELS.build(

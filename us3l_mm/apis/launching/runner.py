@@ -4,7 +4,7 @@ import os.path as osp
 import re
 import shutil
 from contextlib import contextmanager
-from logging import FileHandler
+from logging import FileHandler, LogRecord
 from pathlib import Path
 from typing import Iterator
 
@@ -28,8 +28,8 @@ class EmptyDatasetError(ValueError):
 class QuietRunner(Runner):
     """A Runner that shows the lines of its log, and no listings.
 
-    The config, the environment and the hooks, some hundred lines, go to the
-    file alone.
+    The config, the environment, the hooks and the options of each parameter,
+    some hundred lines, go to the file alone.
     """
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
@@ -37,9 +37,14 @@ class QuietRunner(Runner):
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             if not isinstance(handler, FileHandler):
-                handler.addFilter(lambda record: record.module != 'runner' or
-                                  '\n' not in record.getMessage())
+                handler.addFilter(_is_no_listing)
         return logger
+
+
+def _is_no_listing(record: LogRecord) -> bool:
+    text = record.getMessage()
+    return not (text.startswith('paramwise_options') or
+                (record.module == 'runner' and '\n' in text))
 
 
 def build_runner(cfg: Config) -> Runner:

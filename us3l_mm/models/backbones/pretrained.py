@@ -17,6 +17,8 @@ from .weights import adapt_backbone, describe
 # Classes whose files have the keys of the network, by our class that extends
 # them. Others, such as MMDetection's Swin, rename keys while they load.
 KNOWN = {
+    'GatedResNet': 'GatedResNet',
+    'GatedResNet_CIFAR': 'GatedResNet',
     'ResNet': 'SlimmableResNet',
     'ResNet_CIFAR': 'SlimmableResNet',
     'ResNeXt': 'SlimmableResNet',
@@ -128,6 +130,9 @@ def _advice(backbone: nn.Module, misfit: Misfit, meta: dict, path: str) -> str:
                 'build the model like the file, for instance by backbone.depth'
                 ' or backbone.arch.')
     ours = KNOWN[type(backbone).__name__]
+    if ours == 'GatedResNet':
+        return ('Build the model like the file, by backbone.base_channels, '
+                'backbone.stem_channels and backbone.reduction of the gates.')
     channels = [
         weights['conv1.weight'].shape[0] if 'conv1.weight' in weights else 0
         for weights in (misfit.given, misfit.own)]

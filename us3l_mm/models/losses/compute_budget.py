@@ -46,16 +46,17 @@ class ComputeBudget(nn.Module):
                  expected: bool = False, bound: Union[str, None] = 'sqrt',
                  bound_weight: float = 1.0, anneal: float = 10.0):
         super().__init__()
-        if not 0.0 < target <= 1.0:
+        if not isinstance(target, (int, float)) or not 0.0 < target <= 1.0:
             raise ValueError(
                 'target is the share of the multiply-accumulates that the '
-                f'gated network may use, in (0, 1], got {target}.')
+                f'gated network may use, in (0, 1], got {target!r}.')
         if bound not in BOUNDS:
             raise ValueError(f'bound is one of {BOUNDS}, got {bound!r}.')
         for name, value in (('weight', weight), ('bound_weight', bound_weight),
                             ('anneal', anneal)):
-            if not 0.0 <= value < math.inf:
-                raise ValueError(f'{name} is at least 0, got {value}.')
+            if not isinstance(value,
+                              (int, float)) or not 0.0 <= value < math.inf:
+                raise ValueError(f'{name} is at least 0, got {value!r}.')
         self.target, self.weight, self.expected = target, weight, expected
         self.bound, self.bound_weight = bound, bound_weight
         self.anneal = anneal
