@@ -74,21 +74,10 @@ def config_of(args: argparse.Namespace) -> Config:
         if not cfg.get(key):
             raise ValueError(f'{args.config} has no {key}, so there is nothing'
                              ' to train by. Configs are in configs/us3l/.')
-    cfg.launcher = args.launcher
-    launching.set_work_dir(cfg, args.work_dir, args.config)
-    if args.no_validate:
-        launching.leave_out_validation(cfg)
-    if args.resume is not None:
-        launching.resume_from(cfg, args.resume)
-    launching.replace_hooks(cfg)
-    launching.set_precision(cfg, args.amp)
-    if args.auto_scale_lr:
-        launching.scale_learning_rate(cfg)
-    for stage in ('train', 'val', 'test'):
-        launching.set_up_loader(cfg, stage, not args.no_pin_memory,
-                                not args.no_persistent_workers)
-    launching.add_checks(cfg)
-    launching.drop_disabled_hooks(cfg)
+    launching.set_up_training(cfg, args.config, args.work_dir, args.resume,
+                              args.amp, args.launcher, not args.no_validate,
+                              args.auto_scale_lr, not args.no_pin_memory,
+                              not args.no_persistent_workers)
     return cfg
 
 
@@ -97,17 +86,10 @@ def main(argv=None) -> None:
     trust_pickle(args.trust_pickle)
     with errors_as_sentences('train.py', args.debug):
         cfg = config_of(args)
-        launching.check_config(cfg, ('train', 'val'))
-        launching.check_pretrained_file(cfg)
-        launching.check_checkpoint(cfg)
-        launching.check_annotation_files(cfg)
+        launching.check_training(cfg)
     with launching.nothing_left_behind(cfg) as begun, errors_as_sentences(
             'train.py', args.debug, lambda: begun.begun):
-        launching.join_processes(cfg)
-        runner = launching.build_runner(cfg)
-        runner.register_hook(begun)
-        launching.check_batches(runner)
-        runner.train()
+        launching.train(cfg, begun)
     launching.leave_processes()
 
 

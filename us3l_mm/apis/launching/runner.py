@@ -18,7 +18,10 @@ from mmpretrain.utils import get_ori_model
 
 from us3l_mm.fileio import check_fit
 from us3l_mm.models.backbones.weights import adapt_weights
-from .processes import get_rank
+from .mistakes import check_config
+from .processes import get_rank, join_processes
+from .required_files import (check_annotation_files, check_checkpoint,
+                             check_pretrained_file)
 
 
 class EmptyDatasetError(ValueError):
@@ -77,7 +80,7 @@ def nothing_left_behind(cfg: Config) -> Iterator[Begun]:
     before = {*folder.glob('*')}
     try:
         yield begun
-    except SystemExit:
+    except (Exception, SystemExit):
         if not begun.begun and get_rank() == 0:
             config = f'{Path(cfg.filename or "config").stem}.py'
             for path in {*folder.glob('*')} - before:
@@ -89,6 +92,24 @@ def nothing_left_behind(cfg: Config) -> Iterator[Begun]:
                 if path.is_dir() and not any(path.iterdir()):
                     path.rmdir()
         raise
+
+
+def check_training(cfg: Config) -> None:
+    """Raise the errors of a config, and of the files that it names."""
+    check_config(cfg, ('train', 'val'))
+    check_pretrained_file(cfg)
+    check_checkpoint(cfg)
+    check_annotation_files(cfg)
+
+
+def train(cfg: Config, begun: Begun) -> Runner:
+    """Train by ``cfg``, which has been checked."""
+    join_processes(cfg)
+    runner = build_runner(cfg)
+    runner.register_hook(begun)
+    check_batches(runner)
+    runner.train()
+    return runner
 
 
 def check_batches(runner: Runner) -> None:

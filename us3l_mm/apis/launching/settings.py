@@ -29,6 +29,41 @@ AMP = {
 CPU_AMP = 'us3l_mm.CpuAmpOptimWrapper'
 
 
+def set_up_training(cfg: Config, path: str, work_dir: Optional[str] = None,
+                    resume: Optional[str] = None, amp: bool = False,
+                    launcher: str = 'none', validate: bool = True,
+                    auto_scale_lr: bool = False, pin_memory: bool = True,
+                    persistent_workers: bool = True) -> None:
+    """Change ``cfg``, in place, as the flags of ``tools/train.py`` say.
+
+    Args:
+        cfg (Config): The config.
+        path (str): The file that it is from, which names the work dir.
+        work_dir (str, optional): See :func:`set_work_dir`.
+        resume (str, optional): See :func:`resume_from`.
+        amp (bool): See :func:`set_precision`.
+        launcher (str): What starts the processes. Defaults to 'none'.
+        validate (bool): Whether to evaluate during training. Defaults to
+            True.
+        auto_scale_lr (bool): See :func:`scale_learning_rate`.
+        pin_memory, persistent_workers (bool): See :func:`set_up_loader`.
+    """
+    cfg.launcher = launcher
+    set_work_dir(cfg, work_dir, path)
+    if not validate:
+        leave_out_validation(cfg)
+    if resume is not None:
+        resume_from(cfg, resume)
+    replace_hooks(cfg)
+    set_precision(cfg, amp)
+    if auto_scale_lr:
+        scale_learning_rate(cfg)
+    for stage in ('train', 'val', 'test'):
+        set_up_loader(cfg, stage, pin_memory, persistent_workers)
+    add_checks(cfg)
+    drop_disabled_hooks(cfg)
+
+
 def set_work_dir(cfg: Config, work_dir: Optional[str], config: str) -> None:
     """Set the folder of the flag, of the config, or one named after it."""
     if work_dir is not None:
