@@ -1,5 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 import os.path as osp
+import shutil
 from typing import Optional, Tuple
 
 from mmengine.dist import (all_gather_object, broadcast_object_list,
@@ -13,6 +14,8 @@ from us3l_mm.fileio import (WholeFileBackend, find_checkpoint,
                             remove_leftovers)
 from us3l_mm.fileio.finding import POINTER, TEMPLATES
 from us3l_mm.registry import HOOKS
+
+MB = 10**6
 
 
 @HOOKS.register_module()
@@ -28,6 +31,8 @@ class AtomicCheckpointHook(SaveThenRemove):
     ``resume=True`` without a ``load_from`` resumes from the newest checkpoint
     that can be read; rank 0 chooses it for all processes. Without any
     checkpoint, training starts from scratch with a warning.
+
+    A disk without room for a checkpoint is an error before training.
 
     Remote checkpoint folders keep their own backend, as object stores write
     whole objects.
@@ -75,6 +80,24 @@ class AtomicCheckpointHook(SaveThenRemove):
         super().before_train(runner)
         if isinstance(self.file_backend, WholeFileBackend):
             self._remove_leftovers(runner)
+            self._check_space(runner)
+
+    @master_only
+    def _check_space(self, runner: Runner) -> None:
+        """Raise OSError unless a checkpoint fits onto the disk."""
+        model = runner.model
+        needed = sum(t.nbytes for t in model.state_dict().values())
+        # The optimizer keeps at least one value, such as a momentum, for each
+        # parameter.
+        if self.save_optimizer:
+            needed += sum(p.nbytes for p in model.parameters()
+                          if p.requires_grad)
+        free = shutil.disk_usage(self.out_dir).free
+        if free < needed:
+            raise OSError(
+                f'A checkpoint takes about {needed / MB:,.0f} MB, and '
+                f'{self.out_dir} has {free / MB:,.0f} MB left. Free some '
+                'space, or choose a folder on another disk by --work-dir.')
 
     def _folder(self, runner: Runner) -> str:
         """Where checkpoints go, as MMEngine says it in ``before_train``."""
