@@ -23,14 +23,15 @@ def parse_args(argv=None):
         description=__doc__,
         epilog='Example: python tools/detect_image.py configs/us3l/detection/'
         'mask-rcnn_r50-any-width_fpn_ms-1x_coco.py epoch_12.pth photo.jpg '
-        '--out-dir detections')
+        '--out detections')
     parser.add_argument('config', help='config that the detector was trained '
                         'with')
     parser.add_argument('checkpoint', help='file that the training wrote')
     parser.add_argument('images', nargs='+', metavar='image',
                         help='image files')
     parser.add_argument(
-        '--out-dir', help='folder for the pictures; they are '
+        '--out', '--out-dir', dest='out_dir', metavar='DIR',
+        help='folder for the pictures; they are '
         'named like the images')
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='S',
                         help='leave out what has a lower score; default: 0.3')

@@ -17,14 +17,14 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog='Example: python tools/get_flops.py configs/us3l/detection/'
-        'mask-rcnn_r50_fpn_ms-1x_coco.py --shape 800 1333 --widths 1.0 '
+        'mask-rcnn_r50_fpn_ms-1x_coco.py --input-size 800 1333 --widths 1.0 '
         '0.5 0.25')
     parser.add_argument(
         'config', help='config of a detector, a classifier or '
         'a pre-training')
     parser.add_argument(
-        '--shape', type=int, nargs='+', metavar='PX',
-        help='height and width of the image, or its side; '
+        '--input-size', '--shape', dest='shape', type=int, nargs='+',
+        metavar='PX', help='height and width of the image, or its side; '
         'default: 800 1333 for a detector, else 224')
     parser.add_argument(
         '--widths', type=subnet_argument, nargs='+', metavar='W',
@@ -35,7 +35,7 @@ def parse_args(argv=None):
     add_common_flags(parser)
     args = parser.parse_args(argv)
     if args.shape and (len(args.shape) > 2 or min(args.shape) < 1):
-        parser.error(f'--shape takes one or two sizes, got {args.shape}.')
+        parser.error(f'--input-size takes one or two sizes, got {args.shape}.')
     return args
 
 
