@@ -67,7 +67,7 @@ $(IN_VENV):
 # the headless build of the same version is laid over it.
 define install
 	$(PIP) install -c $(CONSTRAINTS) --no-cache-dir --no-deps onedl-mmcv
-	$(PIP) install -c $(CONSTRAINTS) -e '.[mminstall$(1)]'
+	$(PIP) install -c $(CONSTRAINTS) -e '.[mm$(1)]'
 	@$(IN_VENV) -c 'import cv2' 2>/dev/null || { \
 	  echo '== OpenCV lacks libGL here, taking its headless build'; \
 	  $(PIP) install -c $(CONSTRAINTS) --no-deps --force-reinstall \

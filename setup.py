@@ -1,5 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Packaging of us3l_mm: ranges here, exact versions in requirements/."""
+import re
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,7 @@ INSTALL_REQUIRES = [
     'torch>=2.6',
     'torchvision>=0.21', ]
 EXTRAS_REQUIRE = {
-    'mminstall': [
+    'mm': [
         'onedl-mmcv>=2.3,<2.4',
         'onedl-mmengine>=0.10.12,<0.11',
         'onedl-mmpretrain>=1.3,<1.4', ],
@@ -49,6 +50,19 @@ def read_version() -> str:
     return scope['__version__']
 
 
+# The address of the public repository, for the links of the long description.
+REPOSITORY = ''
+
+
+def read_description() -> str:
+    """The README, whose relative links are absolute, or plain text."""
+    text = (ROOT / 'README.md').read_text()
+    link = re.compile(r'(!?)\[([^]]*)\]\((?!https?:)([^)]*)\)')
+    if REPOSITORY:
+        return link.sub(rf'\1[\2]({REPOSITORY}/blob/main/\3)', text)
+    return link.sub(lambda found: '' if found[1] else found[2], text)
+
+
 class BuildWithConfigs(build_py):
     """Puts configs and tools into a wheel, where OpenMMLab looks for them.
 
@@ -64,6 +78,8 @@ class BuildWithConfigs(build_py):
                 ROOT / folder, Path(self.build_lib, 'us3l_mm', '.mim', folder),
                 ignore=shutil.ignore_patterns('__pycache__',
                                               'setup'), dirs_exist_ok=True)
+        shutil.copy(ROOT / 'model-index.yml',
+                    Path(self.build_lib, 'us3l_mm', '.mim'))
 
 
 setup(
@@ -71,16 +87,32 @@ setup(
     version=read_version(),
     description='Pre-train a universally slimmable network once, '
     'self-supervised; measure and cut out any width',
+    long_description=read_description(),
+    long_description_content_type='text/markdown',
     author='The us3l_mm authors',
+    url=REPOSITORY,
+    project_urls={
+        'US3L': 'https://arxiv.org/abs/2303.06870',
+        'SlimCLR': 'https://arxiv.org/abs/2209.15525',
+        'Dense + gated SSL': 'https://arxiv.org/abs/2301.09164',
+        'MMPretrain': 'https://github.com/open-mmlab/mmpretrain', },
+    keywords='self-supervised learning, slimmable networks, model compression,'
+    ' MMPretrain, MMDetection',
     license='Apache-2.0',
     python_requires='>=3.10,<3.13',
     packages=find_packages(include=['us3l_mm', 'us3l_mm.*']),
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
+    entry_points=dict(console_scripts=['us3l = us3l_mm.cli:main']),
     cmdclass={'build_py': BuildWithConfigs},
     classifiers=[
         'Development Status :: 3 - Alpha',
+        'Environment :: Console',
+        'Environment :: GPU :: NVIDIA CUDA',
+        'Intended Audience :: Developers',
         'Intended Audience :: Science/Research',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3',
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',

@@ -69,7 +69,7 @@ def imported_distributions(nodes):
 def test_every_third_party_import_is_declared(setup_arguments):
     extras = setup_arguments['extras_require']
     core = requirement_names(setup_arguments['install_requires'] +
-                             extras['mminstall'])
+                             extras['mm'])
     known = core.union(*map(requirement_names, extras.values()))
     for path in CODE:
         tree = ast.parse(path.read_text())
@@ -88,7 +88,7 @@ def test_installing_never_puts_one_stack_beside_the_other(setup_arguments):
     required = requirement_names(setup_arguments['install_requires'])
     assert not required & of_a_stack
     for extra, requirements in setup_arguments['extras_require'].items():
-        if extra != 'mminstall':
+        if extra != 'mm':
             assert not requirement_names(requirements) & of_a_stack, extra
 
 

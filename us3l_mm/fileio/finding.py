@@ -134,3 +134,19 @@ def _tensors(value: Any, name: str, seen: set) -> Iterator[Tuple[str, Tensor]]:
         seen.add(id(value))
         for key, child in value.items():
             yield from _tensors(child, f'{name}.{key}', seen)
+
+
+def checkpoint_of(run: str) -> str:
+    """The checkpoint that ``run`` names: a file, or the newest of a folder.
+
+    Raises:
+        FileNotFoundError: If a folder has no checkpoint.
+    """
+    if not osp.isdir(run):
+        return run
+    found = find_checkpoint(run)
+    if found is None:
+        raise FileNotFoundError(
+            f'{run} has no checkpoint. Name the folder of a run, its --out or '
+            'work dir, or a checkpoint file.')
+    return found

@@ -1,0 +1,148 @@
+# Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+"""From a folder of images to a run: what is chosen, written and refused."""
+import shutil
+from collections import namedtuple
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.config import Config
+
+import us3l_mm
+from us3l_mm.apis.own_images import (ARCHS, Choice, Images, choose, look_at,
+                                     own_config)
+from us3l_mm.evaluation.loading import build_algorithm
+from us3l_mm.fileio import load_weights
+from us3l_mm.models.layers import Subnet
+
+TINY = {
+    'model.backbone.base_channels': 32,
+    'model.backbone.stem_channels': 32,
+    'model.neck.in_channels': 256,
+    'model.neck.hid_channels': 32,
+    'train_dataloader.num_workers': 0,
+    'knn_bank_dataloader.num_workers': 0,
+    'knn_query_dataloader.num_workers': 0,
+    'default_hooks.checkpoint.interval': 1}
+
+
+def write_images(folder, count, size=(40, 48), classes=2):
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f'Klasse ä{i % classes}' / f'{i}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = rng.integers(256, size=(*size, 3), dtype=np.uint8)
+        path.write_bytes(cv2.imencode('.png', image)[1].tobytes())
+    return str(folder)
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp('my photos'), 24)
+
+
+def images(count=320, side=500):
+    return Images('photos', count, {}, side)
+
+
+def test_a_folder_is_looked_at(photos):
+    found = look_at(photos)
+    assert (found.count, found.side, found.skipped) == (24, 40, {})
+
+
+@pytest.mark.parametrize('count, side, expected', [
+    (300, 500, Choice('us3l', 'resnet18', 224, 64, 400)),
+    (20_000, 500, Choice('us3l', 'resnet18', 224, 64, 200)),
+    (20_000, 33, Choice('us3l', 'resnet18', 32, 128, 200)),
+    (1_300_000, 300, Choice('us3l', 'resnet50', 224, 64, 100)),
+    (16, 20, Choice('us3l', 'resnet18', 32, 4, 400))])
+def test_settings_follow_number_and_size(count, side, expected):
+    assert choose(images(count, side)) == expected
+
+
+def test_what_is_given_is_kept():
+    assert choose(images(), 'slimclr', 'resnet50', 96, 7, 10) == Choice(
+        'slimclr', 'resnet50', 96, 10, 7)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (dict(method='byol'), "'byol'"), (dict(arch='resnet19'), "'resnet19'"),
+    (dict(method='gated', arch='vit_tiny'), "gated trains .*'vit_tiny'"),
+    (dict(image_size=100), 'multiple of 32 pixels.*100'),
+    (dict(epochs=0), 'at least 1, got 0'),
+    (dict(batch_size=1), 'from 2 to .* 320, got 1'),
+    (dict(batch_size=321), 'got 321')])
+def test_what_does_not_fit_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        choose(images(), **arguments)
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('image_size', [32, 224])
+@pytest.mark.parametrize('method', ['us3l', 'slimclr', 'gated'])
+def test_every_choice_is_a_config_that_builds(method, arch, image_size):
+    if method != 'us3l' and not arch.startswith('resnet'):
+        pytest.skip('This method trains ResNets.')
+    config = own_config(images(), choose(images(), method, arch, image_size))
+    algorithm = build_algorithm(config)
+    assert algorithm.backbone.feature_channels()[-1] == ARCHS[arch][1]
+    loader = config.train_dataloader
+    assert loader.batch_size == config.auto_scale_lr.base_batch_size
+    assert f"'scale': {image_size}" in str(loader.dataset.pipeline)
+
+
+@pytest.mark.parametrize('method', ['us3l', 'slimclr', 'gated'])
+def test_the_learning_rate_follows_the_batch(method):
+    small, large = (own_config(images(),
+                               choose(images(), method, batch_size=size))
+                    for size in (16, 64))
+    rates = [c.optim_wrapper.optimizer.lr for c in (small, large)]
+    assert rates[1] == pytest.approx(4 * rates[0])
+
+
+@pytest.mark.parametrize('method', ['us3l', 'slimclr', 'gated'])
+def test_five_lines_of_python(method, photos, tmp_path, capsys):
+    options = dict(TINY)
+    if method == 'us3l':
+        options['model.distill_head.predictor.hid_channels'] = 16
+    out = str(tmp_path / 'run')
+    checkpoint = us3l_mm.pretrain(photos, out, method, image_size=32, epochs=1,
+                                  batch_size=8, cfg_options=options)
+    assert load_weights(checkpoint)['meta']['epoch'] == 1
+    assert '24 images' in capsys.readouterr().out
+    assert Config.fromfile(f'{out}/pretrain.py').train_cfg.max_epochs == 1
+    subnets = ['dense'] if method == 'gated' else [0.5]
+    report = us3l_mm.evaluate(out, photos, subnets, k=1)
+    assert [row.subnet for row in report.rows] == [*map(Subnet.of, subnets)]
+    assert all(row.knn is not None for row in report.rows)
+    sliced = us3l_mm.slice(out, str(tmp_path / 'slice.pth'), subnets[-1],
+                           input_size=32)
+    assert sliced.gap < 1e-5
+    with pytest.raises(
+            FileExistsError, match='holds a run already, up to '
+            'epoch_1.pth. Resume'):
+        us3l_mm.pretrain(photos, out, method)
+    us3l_mm.pretrain(photos, out, method, image_size=32, epochs=2,
+                     batch_size=8, resume=True, cfg_options=options)
+    assert load_weights(f'{out}/epoch_2.pth')['meta']['epoch'] == 2
+
+
+@pytest.mark.parametrize('count, message', [(0, 'no image that can be read'),
+                                            (1, 'has 1 image that can'),
+                                            (15, 'At least 16')])
+def test_too_few_images_are_refused_at_once(count, message, tmp_path):
+    (tmp_path / 'photos').mkdir()
+    folder = write_images(tmp_path / 'photos', count)
+    with pytest.raises(ValueError, match=message):
+        us3l_mm.pretrain(folder, str(tmp_path / 'run'))
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_disk_without_room_is_refused_before_training(
+        photos, tmp_path, monkeypatch):
+    usage = namedtuple('usage', 'free')
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(10**4))
+    with pytest.raises(OSError, match='A checkpoint takes about .* MB'):
+        us3l_mm.pretrain(photos, str(tmp_path / 'run'), image_size=32,
+                         epochs=1, batch_size=8, cfg_options=dict(TINY))
+    assert not [*tmp_path.rglob('*.pth')]
