@@ -19,6 +19,8 @@ from .weights import adapt_backbone, describe
 KNOWN = {
     'GatedResNet': 'GatedResNet',
     'GatedResNet_CIFAR': 'GatedResNet',
+    'PrunedResNet': 'PrunedResNet',
+    'PrunedResNet_CIFAR': 'PrunedResNet',
     'ResNet': 'SlimmableResNet',
     'ResNet_CIFAR': 'SlimmableResNet',
     'ResNeXt': 'SlimmableResNet',
@@ -125,6 +127,11 @@ def _optional(backbone: nn.Module) -> Iterator[str]:
 
 def _advice(backbone: nn.Module, misfit: Misfit, meta: dict, path: str) -> str:
     """What to do about a file of another network."""
+    inner = (meta.get('architecture') or {}).get('mid_channels')
+    if inner is not None:
+        return ('It is the file of a pruned network: set model.backbone.type='
+                f'us3l_mm.PrunedResNet and model.backbone.mid_channels={inner}'
+                ' for it.')
     if misfit.missing or misfit.unknown:
         return ('They are networks of different depth or of other layers: '
                 'build the model like the file, for instance by backbone.depth'

@@ -39,6 +39,16 @@ class _PrunedResNet(SlimmableBackbone):
         stages = [getattr(self, name) for name in self.res_layers]
         return tuple(stages[i][-1].out_channels for i in self.out_indices)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        found = _in_file(self, state_dict, prefix)
+        if found and found != self.mid_channels:
+            raise ValueError(
+                f'The file has mid_channels={found}, this network '
+                f'{self.mid_channels}. Build it like the file: '
+                'model.backbone.mid_channels='
+                f'"{str(found).replace(" ", "")}".')
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _narrow(self, mid_channels: List[List[int]]) -> None:
         for name, channels in zip(self.res_layers, mid_channels):
             left = iter(channels)
@@ -78,6 +88,19 @@ def inner_channels(network: nn.Module) -> List[List[int]]:
         getattr(block, f'conv{i}').out_channels
         for block in getattr(network, name)
         for i in range(1, num_convs(block))] for name in network.res_layers]
+
+
+def _in_file(network: nn.Module, state_dict: dict,
+             prefix: str) -> Optional[List[List[int]]]:
+    """:func:`inner_channels` of the weights in a file; None if some lack."""
+    try:
+        return [[
+            len(state_dict[f'{prefix}{name}.{k}.conv{i}.weight'])
+            for k, block in enumerate(getattr(network, name))
+            for i in range(1, num_convs(block))]
+                for name in network.res_layers]
+    except KeyError:
+        return None
 
 
 def _check(network: '_PrunedResNet',
