@@ -12,6 +12,8 @@ from mmpretrain.models import ResNet
 from processes import start_processes
 from torch import nn
 
+from us3l_mm.models import GatedResNet_CIFAR
+
 BENCHMARKS = Path(__file__).parents[1] / 'tools' / 'benchmarks'
 CONFIGS = Path(__file__).parents[1] / 'configs' / 'us3l'
 SLIMCLR = CONFIGS.parent / 'slimclr' / 'slimclr_resnet18_demo_digits.py'
@@ -83,6 +85,43 @@ def test_a_slice_needs_the_memory_of_the_plain_network(tmp_path):
     # The slimmable network holds all its weights at every width.
     assert narrow['slimmable']['mib'] > weights
     assert narrow['sliced']['mib'] < 0.2 * full['sliced']['mib']
+
+
+def test_gates_are_timed_in_four_ways(tmp_path):
+    figures = figures_of(tmp_path, 'gated_latency', '--rounds', 1,
+                         '--image-sizes', 16, '--depths', 18, '--densities',
+                         0.25, 1.0)
+    quarter, full = figures['rows']
+    for row in (quarter, full):
+        # Gates that leave all channels on cost a little, and save nothing.
+        compute = GatedResNet_CIFAR(18).compute((16, 16))
+        counts = (compute.channels * row['density'])[None]
+        gated = int(compute.macs(counts))
+        gates = int(compute.macs(compute.channels[None])) - compute.total
+        assert row['dense']['macs'] == compute.total
+        assert row['masked']['macs'] == compute.total + gates
+        assert row['dynamic']['macs'] == gated
+        assert row['pruned']['macs'] == gated - gates
+        assert 0 <= row['largest_difference'] < 1e-5
+        for kind in ('dense', 'masked', 'dynamic', 'pruned'):
+            assert row[kind]['ms'] > 0
+    limit, = figures['faster_up_to']
+    benchmark = importlib.import_module('gated_latency')
+    assert limit['density'] == benchmark.break_even(figures['rows'])[0][2]
+
+
+def test_where_dynamic_execution_stops_to_be_faster():
+    benchmark = importlib.import_module('gated_latency')
+
+    def limits(*ratios):
+        rows = [
+            dict(depth=18, image_size=32, density=density,
+                 dynamic=dict(ratio=ratio)) for density, ratio in ratios]
+        return benchmark.break_even(rows)
+
+    assert limits((.9, 1.1), (.1, .4), (.5, .7)) == [(18, 32, .5)]
+    assert limits((.1, 1.2), (.5, .9)) == [(18, 32, None)]
+    assert limits((.1, .2), (.9, .9)) == [(18, 32, .9)]
 
 
 def test_peak_memory_counts_what_is_alive_together():

@@ -4,7 +4,8 @@ import pytest
 
 from .harness import ROOT, check, main_of, run
 
-TOOLS = ('calibration', 'communication', 'slices', 'train_step', 'vit_widths')
+TOOLS = ('calibration', 'communication', 'gated_latency', 'slices',
+         'train_step', 'vit_widths')
 CIFAR = ROOT / 'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py'
 CASES = [
     *((tool, words, *needles) for tool in TOOLS for words, *needles in (
@@ -24,6 +25,10 @@ CASES = [
     ('communication', ['--modes', 'joint'], "'joint'", 'sequential'),
     ('communication', ['--widths', '0.1'], 'Width 0.1', 'range'),
     ('communication', ['--config', 'absent.py'], 'absent.py', 'Configs are'),
+    ('gated_latency', ['--densities', '0'], "'0'", 'in (0, 1]'),
+    ('gated_latency', ['--densities', 'half'], "'half'", 'a share of'),
+    ('gated_latency', ['--depths', '19'], '19', 'choose from'),
+    ('gated_latency', ['--image-sizes', '0'], "'0'", 'at least 1'),
     ('slices', ['--widths', '0.3'], '0.3', 'multiples of 1/8'),
     ('slices', ['--widths', '2'], '2', '(0, 1]'),
     ('slices', ['--widths', 'nan'], 'nan', 'a width such as 0.5'),
