@@ -2,6 +2,7 @@
 """The dense and the gated network of a checkpoint as plain networks."""
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ from mmengine.registry import DefaultScope
 from small_run import small_cfg
 
 from us3l_mm.apis import load_backbone, prune_checkpoint, slice_checkpoint
-from us3l_mm.evaluation import count_complexity
+from us3l_mm.evaluation import count_complexity, measure_gates
 from us3l_mm.evaluation.loading import run_config
-from us3l_mm.export import choose_channels, prune, pruned_ratio
+from us3l_mm.export import choose_channels, match_norms, prune, pruned_ratio
 from us3l_mm.fileio import load_weights
 from us3l_mm.models import (GatedResNet, GatedResNet_CIFAR, PrunedResNet,
                             SlimmableResNet, at)
@@ -411,3 +412,73 @@ def test_the_command(varying, tmp_path, capsys):
     with pytest.raises(SystemExit):
         tool.main([varying, out, '--width', 'dense', '--target', '0.5'])
     assert '--target is for --width gated' in capsys.readouterr().err
+
+
+# Norms -----------------------------------------------------------------------
+
+
+def test_matched_norms_put_out_what_those_of_the_gated_network_do(varying):
+    """In the mean and in the variance of each channel, over the images."""
+    network = load_backbone(varying).double()
+    batches = [IMAGES.double(), IMAGES.double().flip(3)]
+    shares = measure_gates(network, batches).shares
+    kept = {name: on > 0.5 for name, on in shares.items()}
+    pruned = prune(network, kept)
+    before = {k: v.clone() for k, v in pruned.state_dict().items()}
+
+    def outputs(net, mode=None):
+        """Of the second norm of each block."""
+        found, handles = {}, []
+        for name, norm in net.named_modules():
+            if re.fullmatch(r'layer\d\.\d\.bn2', name):
+                handles.append(
+                    norm.register_forward_hook(lambda _, x, y, name=name: found
+                                               .__setitem__(name, y.clone())))
+        features(net, mode, torch.cat(batches))
+        for handle in handles:
+            handle.remove()
+        return found
+
+    expected = outputs(network, 'gated')
+    apart = outputs(pruned)
+    match_norms(network, pruned, kept, batches)
+    found = outputs(pruned)
+    assert len(expected) == 8
+    for name, there in found.items():
+        for moment in (torch.mean, torch.std):
+            wanted = moment(expected[name], dim=(0, 2, 3))
+            torch.testing.assert_close(moment(there, dim=(0, 2, 3)), wanted,
+                                       rtol=1e-3, atol=1e-3)
+            assert not torch.allclose(moment(apart[name], dim=(0, 2, 3)),
+                                      wanted, rtol=1e-2, atol=1e-2)
+    changed = {
+        name for name, value in pruned.state_dict().items()
+        if not torch.equal(value, before[name])}
+    assert changed == {
+        f'{name}.{leaf}' for name in expected
+        for leaf in ('running_mean', 'running_var')}
+
+
+def test_norms_behind_unchanged_channels_are_not_changed(static):
+    network = load_backbone(static['r50']).double()
+    batches = [IMAGES.double()]
+    kept = {
+        name: on > 0
+        for name, on in measure_gates(network, batches).shares.items()}
+    pruned = prune(network, kept)
+    before = features(pruned, images=batches[0])
+    match_norms(network, pruned, kept, batches)
+    torch.testing.assert_close(features(pruned, images=batches[0]), before,
+                               rtol=1e-6, atol=1e-9)
+
+
+def test_norms_are_matched_where_that_lessens_the_gap(varying, tmp_path,
+                                                      monkeypatch):
+    out = str(tmp_path / 'p.pth')
+    report = prune_checkpoint(varying, out, min_share=0.01)
+    assert report.meta['gates']['matched_norms']
+    monkeypatch.setattr('us3l_mm.apis.pruned_file.match_norms',
+                        lambda *arguments: None)
+    plain = prune_checkpoint(varying, out, min_share=0.01)
+    assert not plain.meta['gates']['matched_norms']
+    assert report.gap.error < plain.gap.error

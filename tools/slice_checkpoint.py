@@ -126,7 +126,9 @@ def prune(args):
           f'{report.use.ratio:.4f} of the dense one. {off} of its channels '
           f'are never on and are removed, {always} are always on and stay. Of '
           f'the {depends} others, those stay that are on for at least '
-          f'{report.min_share:.1%} of the images.\n'
+          f'{report.min_share:.1%} of the images' +
+          (', and the norms behind them are matched to the gated network'
+           if report.meta['gates']['matched_norms'] else '') + '.\n'
           f'The features differ from those of the gated network by '
           f'{report.gap}.')
     dense, pruned = report.dense_size, report.size

@@ -1,6 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """From the checkpoint of a gated network to the file of a pruned one."""
 import os.path as osp
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
@@ -17,6 +18,7 @@ from us3l_mm.evaluation.data import BANK, QUERY, TRAIN, image_batches, shuffled
 from us3l_mm.evaluation.feature_gap import FeatureGap, feature_gap
 from us3l_mm.evaluation.latency import latency, width_latency
 from us3l_mm.evaluation.loading import Source, load_source, run_config
+from us3l_mm.export import match_norms
 from us3l_mm.export.families import output_channels
 from us3l_mm.export.formats import FORMATS, SlicedNetwork, verify
 from us3l_mm.export.pruning import choose_channels, prune
@@ -28,6 +30,7 @@ from .sliced_file import (check_settings, describe_file, given_config,
 HELD_OUT = 1000
 TIMED, MIN_RUN_TIME = 16, 0.2
 BATCH = 100
+MATCHED = 5  # batches
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ def prune_checkpoint(checkpoint: str, out: str, target: Optional[float] = None,
     gate, and neither changes the output. Of the others, which depend on the
     image, some stay for all images: by default those that are on for most
     images, as many as cost no more than the gated network does on average.
+    The norms behind them are matched (:func:`~us3l_mm.export.match_norms`) if
+    that brings the features closer to those of the gated network.
     Other images, which took no part in this, tell how far the features of the
     result are from those of the gated network.
 
@@ -145,7 +150,7 @@ def prune_checkpoint(checkpoint: str, out: str, target: Optional[float] = None,
         calibrate_threshold(network, images, target)
     use = measure_gates(network, images)
     kept, least = _choose(network, use, images, min_share)
-    pruned = prune(network, kept)
+    pruned, matched = _prune(network, kept, use, images)
     gap = feature_gap(encoder(network, GATED), encoder(pruned, FULL), others)
     if max_gap is not None and gap.error > max_gap:
         raise ValueError(
@@ -158,7 +163,7 @@ def prune_checkpoint(checkpoint: str, out: str, target: Optional[float] = None,
     sliced = _sliced(pruned.cpu(), source, checkpoint, out, file_format, size)
     sliced.meta['gates'] = dict(
         target=target, threshold=_threshold(network), ratio=use.ratio,
-        min_share=least, images=origin, kinds={
+        min_share=least, images=origin, matched_norms=matched, kinds={
             name: list(kinds) for name, kinds in use.kinds.items()})
     sliced.meta['gap'] = asdict(gap)
     artifact = FORMATS[file_format](sliced)
@@ -234,6 +239,23 @@ def _choose(network: Any, use: GateUse, images: List[Tensor],
             for name, on in use.shares.items()}, min_share
     compute = network.compute(tuple(images[0].shape[-2:]))
     return choose_channels(use.shares, compute, use.ratio)
+
+
+def _prune(network: nn.Module, kept: Dict[str, Tensor], use: GateUse,
+           images: List[Tensor]) -> Tuple[nn.Module, bool]:
+    """The pruned network, and whether its norms were matched.
+
+    They are if the features are then closer to those of the gated network.
+    """
+    pruned, few = prune(network, kept), images[:MATCHED]
+    if not any(depends for _, _, depends in use.kinds.values()):
+        return pruned, False
+    matched = deepcopy(pruned)
+    match_norms(network, matched, kept, few)
+    errors = [
+        feature_gap(encoder(network, GATED), encoder(plain, FULL), few).error
+        for plain in (pruned, matched)]
+    return (matched, True) if errors[1] < errors[0] else (pruned, False)
 
 
 def _time(network: nn.Module, pruned: nn.Module, images: List[Tensor],
