@@ -3,7 +3,8 @@ from .coco import coco_folder, digit_scenes
 from .colour_order import SwapRedBlue
 from .digit_scenes import SceneSettings, write_digit_scenes
 from .digits import RenderDigit, RenderedDigits
-from .image_folder import ImageFolder, LoadImage, UnreadableImageError
+from .image_folder import ImageFolder
+from .load_image import LoadImage, UnreadableImageError
 from .seeded_augmentation import SeedAugmentation, SeededSampler
 
 __all__ = [

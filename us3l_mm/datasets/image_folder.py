@@ -7,46 +7,22 @@ import os.path as osp
 from collections import Counter, defaultdict
 from typing import Dict, Iterable, List, Optional, Set, Tuple
 
-import cv2
 import numpy as np
-from mmcv.transforms import LoadImageFromFile
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 from mmpretrain.datasets import CustomDataset
 
-from us3l_mm.registry import DATASETS, TRANSFORMS
+from us3l_mm.registry import DATASETS
 from .image_scan import find_defects
+from .load_image import UnreadableImageError, printable
 from .seeded_augmentation import SampleIndex
 
 SPLITS = ('train', 'val')
 # Metadata of a sample whose own image could not be read: the reason.
 UNREADABLE = 'unreadable'
 MAX_TRIES = 10
-
-
-class UnreadableImageError(ValueError):
-    """An image that cannot be decoded, or too many of them."""
-
-
-@TRANSFORMS.register_module()
-class LoadImage(LoadImageFromFile):
-    """MMCV's ``LoadImageFromFile`` with one type of error.
-
-    :class:`ImageFolder` replaces an image on which it is raised.
-
-    Raises:
-        UnreadableImageError: If the file cannot be opened or decoded.
-    """
-
-    def transform(self, results: dict) -> Optional[dict]:
-        try:
-            return super().transform(results)
-        except (AssertionError, OSError, cv2.error) as error:
-            reason = (error.strerror if isinstance(error, OSError) else
-                      'OpenCV cannot decode it')
-            raise UnreadableImageError(
-                f'The image {results["img_path"]} cannot be read ({reason}). '
-                'Replace or remove it.') from error
+# Names, and reasons, of skipped files in a line of the log.
+MAX_SHOWN = 5
 
 
 @DATASETS.register_module()
@@ -56,7 +32,8 @@ class ImageFolder(CustomDataset):
     All files are checked before training, see
     :func:`~us3l_mm.datasets.image_scan.find_defects`. The log says how many
     are used, and how many are skipped for which reason; ``skipped`` lists
-    them. Every format that OpenCV reads is used, whatever the name of the
+    them, and :class:`~us3l_mm.engine.UnreadableImagesHook` writes that list to
+    a file. Every format that OpenCV reads is used, whatever the name of the
     file. Files and folders whose names begin with a dot are ignored.
 
     If a file turns out to be damaged when it is read, another image of the
@@ -136,11 +113,18 @@ class ImageFolder(CustomDataset):
         return [info for _, info in usable]
 
     def _skipped_text(self) -> str:
+        """How many files are skipped, why, and the names of a few."""
         if not self.skipped:
             return ''
         reasons = Counter(self.skipped.values()).most_common()
-        return f'; skipped: {len(self.skipped):,} (' + ', '.join(
-            f'{count:,} {why}' for why, count in reasons) + ')'
+        text = [f'{count:,} {why}' for why, count in reasons[:MAX_SHOWN]]
+        rest = sum(count for _, count in reasons[MAX_SHOWN:])
+        if rest:
+            text.append(f'{rest:,} for other reasons')
+        names = [printable(name) for name in [*self.skipped][:MAX_SHOWN]]
+        more = ', ...' if len(self.skipped) > MAX_SHOWN else ''
+        return (f'; skipped: {len(self.skipped):,} ({", ".join(text)}: '
+                f'{", ".join(names)}{more})')
 
     def _part_of(self, samples: Iterable[Tuple[str, dict]]) -> Set[str]:
         """The names of those ``samples`` that belong to the split."""

@@ -10,23 +10,30 @@ import json
 import logging
 import os
 import os.path as osp
-import warnings
 from multiprocessing import Pool
-from typing import Dict, Iterable, List, Optional, Sequence
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
 from mmengine.logging import print_log
-from PIL import Image
 from rich.progress import track
 
 from us3l_mm.fileio import write_atomically
+from .load_image import PILLOW_ERRORS, opened, printable
 
 # Fewer files are read faster than processes start.
 FEW = 256
 MAX_PROCESSES = 8
 # Bytes of the beginning and the end of a file that are read.
 EDGE = 64
+# Smaller images show nothing: a blank pixel of a web page, a separating line.
+MIN_SIDE = 8
+# Resized to a shorter side of 224 pixels, a longer image would fill memory.
+MAX_RATIO = 50
+# Of the rules here; with another one, files are looked at again.
+VERSION = 2
+# Pillow's names of integers and floats of 32 bits.
+WIDE = ('I', 'F')
 # How a complete file begins and ends.
 EDGES = ((b'\xff\xd8\xff', b'\xff\xd9'), (b'\x89PNG\r\n\x1a\n',
                                           b'IEND\xaeB`\x82'))
@@ -71,24 +78,26 @@ def find_defect(path: str) -> Optional[str]:
         return f'cannot be opened ({error.strerror})'
     if not size:
         return 'empty'
-    if _looks_complete(path, head, tail, size):
-        return None
-    foreign = f'of no format that OpenCV reads ({osp.splitext(path)[1]})'
-    # OpenCV crashes on a name that is not valid UTF-8.
-    if _is_unicode(path) and not cv2.haveImageReader(path):
-        return foreign
-    level = cv2.setLogLevel(0)  # it would print what is returned here
-    try:
-        decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        decoded = None
-    finally:
-        cv2.setLogLevel(level)
-    return None if decoded is not None else 'damaged or cut off'
+    image_size = _size_if_complete(path, head, tail, size)
+    if image_size is None:
+        decoded = _decode(path)
+        if isinstance(decoded, str):
+            return decoded
+        image_size = decoded.shape[:2]
+    shorter, longer = sorted(image_size)
+    if shorter < MIN_SIDE:
+        return f'with a side of less than {MIN_SIDE} pixels'
+    if longer > MAX_RATIO * shorter:
+        return f'more than {MAX_RATIO} times as long as wide'
+    return None
 
 
-def _looks_complete(path: str, head: bytes, tail: bytes, size: int) -> bool:
-    """Whether a file begins and ends as JPEG, PNG and WebP files do."""
+def _size_if_complete(path: str, head: bytes, tail: bytes,
+                      size: int) -> Optional[Tuple[int, ...]]:
+    """The sides of an image whose file begins and ends as it should.
+
+    None if it does not, or if it is no JPEG, PNG or WebP file.
+    """
     if head[:4] == b'RIFF' and head[8:12] == b'WEBP':
         complete = int.from_bytes(head[4:8], 'little') + 8 <= size
     else:
@@ -96,15 +105,36 @@ def _looks_complete(path: str, head: bytes, tail: bytes, size: int) -> bool:
             head.startswith(begin) and tail.rstrip(b'\0').endswith(end)
             for begin, end in EDGES)
     if not complete:
-        return False
+        return None
     try:
-        with warnings.catch_warnings():  # of a large image
-            warnings.simplefilter('ignore')
-            with Image.open(path) as image:
-                image.verify()  # the checksums of a PNG file
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False
-    return True
+        with opened(path) as image:
+            image.verify()  # the checksums of a PNG file
+            return image.size
+    except PILLOW_ERRORS:
+        return None
+
+
+def _decode(path: str) -> Union[np.ndarray, str]:
+    """The pixels as OpenCV decodes them, or why it does not."""
+    # OpenCV crashes on a name that is not valid UTF-8.
+    if printable(path) == path and not cv2.haveImageReader(path):
+        return f'of no format that OpenCV reads ({osp.splitext(path)[1]})'
+    level = cv2.setLogLevel(0)  # it would print what is returned here
+    try:
+        decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        decoded = None
+    finally:
+        cv2.setLogLevel(level)
+    if decoded is not None:
+        return decoded
+    try:
+        with opened(path) as image:
+            if image.mode in WIDE:
+                return 'with pixels of 32 bits, which OpenCV does not read'
+    except PILLOW_ERRORS:
+        pass
+    return 'damaged or cut off'
 
 
 def _scan(paths: List[str], root: str) -> List[Optional[str]]:
@@ -128,7 +158,7 @@ def _stamp(path: str) -> Optional[str]:
 def _cache_file(root: str) -> str:
     home = os.environ.get('XDG_CACHE_HOME') or osp.expanduser('~/.cache')
     # Another version may read other formats.
-    key = f'{cv2.__version__} {osp.realpath(root)}'
+    key = f'{VERSION} {cv2.__version__} {osp.realpath(root)}'
     digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
     return osp.join(home, 'us3l_mm', 'scans', f'{digest}.json')
 
@@ -155,11 +185,3 @@ def _write_cache(path: str, content: dict) -> None:
             f'{path} cannot be written ({error.strerror}), so the next run '
             'will check the images again. Set XDG_CACHE_HOME to a folder that '
             'you may write to.', 'current', logging.WARNING)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -7,7 +7,8 @@ from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from us3l_mm.datasets.image_folder import UNREADABLE, UnreadableImageError
+from us3l_mm.datasets import UnreadableImageError
+from us3l_mm.datasets.image_folder import UNREADABLE
 from us3l_mm.fileio import write_atomically
 from us3l_mm.registry import HOOKS
 
@@ -46,12 +47,13 @@ class UnreadableImagesHook(Hook):
         lines = [f'{name}: {why}\n' for name, why in skipped.items()]
 
         def write(temporary: str) -> None:
-            # A name may have bytes that are not UTF-8.
-            with open(temporary, 'w', errors='surrogateescape') as file:
+            # A name may have any characters, and bytes that are not UTF-8.
+            with open(temporary, 'w', encoding='utf-8',
+                      errors='surrogateescape') as file:
                 file.writelines(lines)
 
         write_atomically(path, write)
-        runner.logger.info(f'Files that are no images are listed in {path}.')
+        runner.logger.info(f'The skipped files are listed in {path}.')
 
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch: Optional[dict] = None,
