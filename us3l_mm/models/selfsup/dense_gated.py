@@ -32,8 +32,7 @@ class DenseGatedSSL(MultiPassSSL):
         budget (dict, optional): Arguments of
             :class:`~us3l_mm.models.losses.ComputeBudget`. Its losses are
             added up over the gated views, the log is that of the last one.
-            Defaults to None, for two dense
-            views.
+            Defaults to None, for two dense views.
         modes (sequence[str]): The modes of the two views. Two dense ones are
             the base method alone, two gated ones train a gated network alone.
             Defaults to ('gated', 'dense').
@@ -47,7 +46,8 @@ class DenseGatedSSL(MultiPassSSL):
             False.
         rotation (dict, optional): Arguments of
             :class:`~us3l_mm.models.heads.RotationHead`. Dense views are
-            rotated, and their features tell by how much. Defaults to None.
+            rotated, and their features tell by how much; {} for its defaults.
+            Defaults to None: no such task.
         seed (int): Of ``swap_views``. Defaults to 0.
         **kwargs: Arguments of :class:`MultiPassSSL`.
     """
