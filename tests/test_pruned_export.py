@@ -252,7 +252,7 @@ def test_the_gap_is_measured_on_images_that_chose_no_channel(
 
 def test_a_gap_above_the_limit_is_refused(varying, tmp_path):
     with pytest.raises(
-            ValueError, match='more than max_gap=0.001 allows .*'
+            ValueError, match='more than max_gap=0.001 allows: .*'
             'nearest neighbour.*nothing was written'):
         prune_checkpoint(varying, str(tmp_path / 'p.pth'), max_gap=0.001)
     assert os.listdir(tmp_path) == []

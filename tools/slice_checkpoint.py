@@ -129,7 +129,7 @@ def prune(args):
           f'{report.min_share:.1%} of the images' +
           (', and the norms behind them are matched to the gated network'
            if report.meta['gates']['matched_norms'] else '') + '.\n'
-          f'The features differ from those of the gated network by '
+          f'The gap to the features of the gated network: '
           f'{report.gap}.')
     dense, pruned = report.dense_size, report.size
     gated_macs = report.use.ratio * dense.macs

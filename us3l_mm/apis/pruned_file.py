@@ -155,7 +155,7 @@ def prune_checkpoint(checkpoint: str, out: str, target: Optional[float] = None,
     if max_gap is not None and gap.error > max_gap:
         raise ValueError(
             f'The pruned network differs from the gated one by {gap.error:.3g}'
-            f' of the features, more than max_gap={max_gap:g} allows ({gap}); '
+            f' of the features, more than max_gap={max_gap:g} allows: {gap}; '
             'nothing was written. Keep more channels by --min-share, or take '
             'a larger --target or --max-gap.')
     size = input_size or max(images[0].shape[-2:])

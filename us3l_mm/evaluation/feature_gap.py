@@ -27,9 +27,10 @@ class FeatureGap:
     images: int
 
     def __str__(self) -> str:
-        """The gap in a sentence."""
-        return (f'{100 * self.error:.2g} % off, cosine {self.cosine:.4f}, the '
-                f'same nearest neighbour for {100 * self.neighbours:.1f} % of '
+        """The gap in words."""
+        return (f'an error of {100 * self.error:.2g} % of the features, a '
+                f'cosine similarity of {self.cosine:.4f}, and the same nearest'
+                f' neighbour for {100 * self.neighbours:.1f} % of '
                 f'{self.images} images')
 
 
