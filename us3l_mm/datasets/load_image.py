@@ -93,6 +93,6 @@ def opened(path: str) -> Iterator[Image.Image]:
 
 
 def printable(path: str) -> str:
-    r"""A path with ``\xff`` for a byte that is not UTF-8, which no log prints."""
+    r"""``path`` with ``\xff`` for a byte that is not UTF-8, for the log."""
     return path.encode(errors='surrogateescape').decode(
         errors='backslashreplace')
