@@ -482,3 +482,13 @@ def test_norms_are_matched_where_that_lessens_the_gap(varying, tmp_path,
     plain = prune_checkpoint(varying, out, min_share=0.01)
     assert not plain.meta['gates']['matched_norms']
     assert report.gap.error < plain.gap.error
+
+
+def test_the_dense_network_of_two_separate_ones_is_not_this(varying, tmp_path):
+    content = load_weights(varying)
+    content['state_dict']['dense_network.backbone.conv1.weight'] = IMAGES
+    torch.save(content, tmp_path / 'two.pth')
+    with pytest.raises(ValueError, match='two separate networks .*gated can'):
+        slice_checkpoint(str(tmp_path / 'two.pth'), str(tmp_path / 'd.pth'),
+                         'dense')
+    assert os.listdir(tmp_path) == ['two.pth']

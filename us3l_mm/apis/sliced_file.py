@@ -116,6 +116,11 @@ def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
         raise ValueError('Gates are a function of images, so a gated network '
                          'is no slice. Use prune_checkpoint, or '
                          'tools/slice_checkpoint.py --width gated.')
+    if any(key.startswith('dense_network.') for key in stored['state_dict']):
+        raise ValueError(
+            'This run trained two separate networks (model.separate=True), so '
+            'its gated network was not trained without gates. Only --width '
+            'gated can be exported.')
     measure = not has_statistics(backbone, subnet)
     if measure and config is None:
         config = run_config(checkpoint, stored)
