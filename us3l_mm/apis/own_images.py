@@ -252,18 +252,25 @@ def _changes(choice: Choice) -> Dict[str, Any]:
     return changes
 
 
-def describe(images: Images, choice: Choice) -> List[str]:
+def describe(images: Images, choice: Choice, config: Config) -> List[str]:
     """Lines that say what was chosen, and how to change it."""
     steps = images.count // choice.batch_size
     skipped = (f', {len(images.skipped):,} other files are skipped'
                if images.skipped else '')
+    stem = ('keeps the resolution'
+            if choice.image_size <= SMALL else 'reduces it to a quarter')
+    if ARCHS[choice.arch][0] == 'vit':
+        stem = f'makes patches of {config.model.backbone.patch_size} pixels'
+    rate = config.optim_wrapper.optimizer.lr
     return [
         f'{images.folder}: {images.count:,} images, the shorter side mostly '
         f'about {images.side} pixels{skipped}.',
-        f'method {choice.method} (--method), network {choice.arch} (--arch), '
-        f'crops of {choice.image_size} pixels (--image-size)',
-        f'{choice.epochs} epochs (--epochs) of {steps} iterations with '
-        f'{choice.batch_size} images (--batch-size)', ]
+        f'Method {choice.method} (--method), network {choice.arch} (--arch), '
+        f'crops of {choice.image_size} pixels (--image-size); the first layer '
+        f'{stem}.',
+        f'{choice.epochs} epochs (--epochs) of {steps} iterations '
+        f'with {choice.batch_size} images (--batch-size); learning rate '
+        f'{rate:g} (--cfg-options optim_wrapper.optimizer.lr=...).', ]
 
 
 def write_config(images: str, out: str, method: str = 'us3l',
@@ -285,7 +292,7 @@ def write_config(images: str, out: str, method: str = 'us3l',
     config = change_config(own_config(found, choice), path, cfg_options,
                            {*READ, *LOADERS})
     write_atomically(path, config.dump)
-    print(*describe(found, choice), f'Config: {path}', sep='\n')
+    print(*describe(found, choice, config), f'Config: {path}', sep='\n')
     return path
 
 
