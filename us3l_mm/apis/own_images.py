@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
+from mmcv import imread
 from mmengine.config import Config
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from us3l_mm.datasets import ImageFolder
 from us3l_mm.fileio import find_checkpoint, write_atomically
@@ -80,11 +81,19 @@ def look_at(folder: str) -> Images:
             f'At least {FEWEST} are needed for a batch with statistics, and '
             'some hundred to learn something.')
     step = -(-count // SAMPLE)
-    sides = []
-    for i in range(0, count, step):
-        with Image.open(dataset.get_data_info(i)['img_path']) as image:
-            sides.append(min(image.size))
+    sides = [
+        _shorter_side(dataset.get_data_info(i)['img_path'])
+        for i in range(0, count, step)]
     return Images(folder, count, dataset.skipped, int(median(sides)))
+
+
+def _shorter_side(path: str) -> int:
+    """The shorter side of an image in pixels."""
+    try:
+        with Image.open(path) as image:  # reads no more than the header
+            return min(image.size)
+    except UnidentifiedImageError:  # one of the formats of OpenCV alone
+        return min(imread(path).shape[:2])
 
 
 @dataclass(frozen=True)
