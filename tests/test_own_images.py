@@ -1,7 +1,10 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """From a folder of images to a run: what is chosen, written and refused."""
+import importlib
+import json
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,6 +18,7 @@ from us3l_mm.evaluation.loading import build_algorithm
 from us3l_mm.fileio import load_weights
 from us3l_mm.models.layers import Subnet
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = {
     'model.backbone.base_channels': 32,
     'model.backbone.stem_channels': 32,
@@ -146,3 +150,27 @@ def test_a_disk_without_room_is_refused_before_training(
         us3l_mm.pretrain(photos, str(tmp_path / 'run'), image_size=32,
                          epochs=1, batch_size=8, cfg_options=dict(TINY))
     assert not [*tmp_path.rglob('*.pth')]
+
+
+def test_the_tools_take_the_folder_of_a_run(photos, tmp_path, monkeypatch,
+                                            capsys):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    out = str(tmp_path / 'run')
+    us3l_mm.pretrain(photos, out, 'slimclr', image_size=32, epochs=1,
+                     batch_size=8, cfg_options=dict(
+                         TINY, **{'model.head.queue_length': 8}))
+    evaluate = importlib.import_module('evaluate_widths').main
+    report = tmp_path / 'run/epoch_1_widths/widths.json'
+    evaluate([out, '--widths', '0.25', '--device', 'cpu'])
+    assert 'There are no labels' in capsys.readouterr().out
+    assert json.loads(report.read_text())['rows'][0]['latency_ms'] > 0
+    evaluate([
+        out, '--widths', '0.25', '--labelled', photos, '--knn', '--k', '1',
+        '--device', 'cpu'])
+    assert json.loads(report.read_text())['rows'][0]['knn'] is not None
+    importlib.import_module('slice_checkpoint').main([
+        out, f'{out}/quarter.pth', '--width', '0.25', '--input-size', '32',
+        '--device', 'cpu'])
+    assert (tmp_path / 'run/quarter.pth').is_file()
+    with pytest.raises(SystemExit, match='photos.* has no checkpoint'):
+        evaluate([photos, '--device', 'cpu'])

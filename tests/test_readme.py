@@ -1,5 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-"""What the README tells people to type does what it says."""
+"""What README and docs/digits.md tell people to type does what it says."""
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -8,24 +9,27 @@ import torch
 from detection_stack import need_detection
 from lives import run_alone
 
+from us3l_mm import cli
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
+DIGITS = (ROOT / 'docs' / 'digits.md').read_text()
 
 
-def blocks(language):
-    return re.findall(rf'```{language}\n(.*?)```', README, re.S)
+def blocks(page, language):
+    return re.findall(rf'```{language}\n(.*?)```', page, re.S)
 
 
-def commands():
-    """Every command of the README, a list of words each."""
-    text = '\n'.join(blocks('shell')).replace('\\\n', ' ')
+def commands(page):
+    """Every command of a page, a list of words each."""
+    text = '\n'.join(blocks(page, 'shell')).replace('\\\n', ' ')
     return [
         shlex.split(line, comments=True) for line in text.splitlines()
         if line.strip()]
 
 
 def test_the_two_commands_and_every_file_exist():
-    verbs = [words[1] for words in commands() if words[0] == 'make']
+    verbs = [words[1] for words in commands(README) if words[0] == 'make']
     assert verbs == ['demo', 'demo-detection', 'test']
     makefile = (ROOT / 'Makefile').read_text()
     for verb in verbs:
@@ -34,6 +38,20 @@ def test_the_two_commands_and_every_file_exist():
     assert len(paths) > 10
     for path in paths:
         assert (ROOT / path.rstrip('.')).exists(), path
+
+
+def test_commands_of_the_readme_have_flags_that_exist(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    parsed = []
+    for words in commands(README):
+        if words[0] in ('make', 'pip'):
+            continue
+        tool = (cli.VERBS[words[1]][0]
+                if words[0] == 'us3l' else Path(words[1]).stem)
+        importlib.import_module(tool).parse_args(words[2:])  # or it exits
+        parsed.append(tool)
+    assert {'pretrain', 'evaluate_widths', 'slice_checkpoint', 'train'} <= {
+        *parsed}
 
 
 def test_commands_and_python_run(tmp_path):
@@ -51,9 +69,7 @@ def test_commands_and_python_run(tmp_path):
           for kind in ('train', 'val', 'test')
           for count in ('num_train=8', 'num_val=3'))]
     ran = []
-    for words in commands():
-        if words[0] == 'make':
-            continue
+    for words in commands(DIGITS):
         words = [
             word.replace('work_dirs/demo', str(tmp_path)).replace(
                 'epoch_60', 'epoch_1').replace('iter_200', 'iter_2').replace(
@@ -83,7 +99,7 @@ def test_commands_and_python_run(tmp_path):
     assert (tmp_path / 'w050.pth').exists()
     assert (tmp_path / 'small.onnx').exists()
 
-    code, = blocks('python')
+    _, code = blocks(README, 'python')
     images = torch.randn(4, 3, 32, 32)
     scope = dict(batches=[images], images=images)
     exec(code.replace('work_dirs/demo/epoch_60', str(tmp_path / 'epoch_1')),

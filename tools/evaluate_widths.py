@@ -15,13 +15,14 @@ from rich.console import Console
 
 from us3l_mm.apis.command_line import (OptionsAction, add_common_flags,
                                        errors_as_sentences, subnet_argument)
+from us3l_mm.apis.labelled import has_labels, use_labelled
 from us3l_mm.apis.launching.config import change_config, load_config
 from us3l_mm.apis.launching.processes import join_on_cpus
 from us3l_mm.evaluation import (Measures, Report, WidthEvaluation,
                                 default_subnets)
 from us3l_mm.evaluation.data import BANK, QUERY, TRAIN
 from us3l_mm.evaluation.loading import run_config
-from us3l_mm.fileio import load_weights
+from us3l_mm.fileio import checkpoint_of, load_weights
 from us3l_mm.models.layers import subnets_of
 from us3l_mm.visualization import plot_measures
 
@@ -37,7 +38,13 @@ def parse_args(argv=None):
     parser.add_argument(
         'config', nargs='?', help='config of the pre-training; default: the '
         'one that the\ncheckpoint holds, or that the run saved beside it')
-    parser.add_argument('checkpoint', help='file that the training wrote')
+    parser.add_argument(
+        'checkpoint', help='file that the training wrote, or the folder of a '
+        'run for its last one')
+    parser.add_argument(
+        '--labelled', metavar='DIR', help='folder with a folder of images for '
+        'each class: one in five is\nclassified, by the others (default: the '
+        'labelled images of the config)')
     widths = parser.add_mutually_exclusive_group()
     widths.add_argument('--widths', type=subnet_argument, nargs='+',
                         metavar='W',
@@ -101,7 +108,8 @@ def parse_args(argv=None):
     add_common_flags(parser)
     # Intermixed: an optional argument may stand between the two files.
     args = parser.parse_intermixed_args(argv)
-    args.knn |= args.baselines or not (args.linear or args.latency)
+    args.asked = args.knn or args.baselines or args.linear or args.latency
+    args.knn |= args.baselines or not args.asked
     if args.k is not None and not args.knn:
         parser.error('--k is a number of neighbours, and there is no --knn.')
     return args
@@ -134,6 +142,16 @@ def config_of(args):
     return change_config(config, config.filename, args.cfg_options, READ)
 
 
+def choose_data(args, config, console):
+    """Take the labelled images, or measure what needs none."""
+    if args.labelled is not None:
+        use_labelled(config, args.labelled)
+    elif not args.asked and not has_labels(config):
+        console.print('There are no labels, so size and latency are measured. '
+                      'For accuracies, give --labelled FOLDER.')
+        args.knn, args.latency = False, True
+
+
 def subnets_to_measure(args, network):
     """The sub-networks that are named, or else some of ``network``."""
     if args.widths:
@@ -154,6 +172,7 @@ def evaluate(args, out, console):
     config = config_of(args)
     if args.config is None:
         console.print(f'Config: that of {config.filename}', soft_wrap=True)
+    choose_data(args, config, console)
     evaluation = WidthEvaluation(
         config, args.checkpoint, out,
         Measures(knn=args.knn, linear=args.linear, latency=args.latency,
@@ -168,8 +187,9 @@ def evaluate(args, out, console):
 
 def main(argv=None):
     args = parse_args(argv)
-    out = args.out or osp.splitext(args.checkpoint)[0] + '_widths'
     with errors_as_sentences('evaluate_widths', args.debug):
+        args.checkpoint = checkpoint_of(args.checkpoint)
+        out = args.out or osp.splitext(args.checkpoint)[0] + '_widths'
         start_processes(args.launcher, args.device)
         console = Console(quiet=not is_main_process())
         try:

@@ -19,6 +19,7 @@ from us3l_mm.apis.command_line import (OptionsAction, add_common_flags,
                                        errors_as_sentences)
 from us3l_mm.evaluation.latency import device_name
 from us3l_mm.export.formats import FORMATS
+from us3l_mm.fileio import checkpoint_of
 from us3l_mm.models import Subnet
 
 EXAMPLE = """examples:
@@ -34,7 +35,9 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE,
         formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument('checkpoint', help='file of the slimmable network')
+    parser.add_argument(
+        'checkpoint', help='file of the slimmable network, or the folder of a '
+        'run')
     parser.add_argument('out', help='file to write')
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument('--width', metavar='W', help='for instance 0.5, '
@@ -153,6 +156,7 @@ def prune(args):
 def main(argv=None):
     args = parse_args(argv)
     with errors_as_sentences('slice_checkpoint', args.debug):
+        args.checkpoint = checkpoint_of(args.checkpoint)
         if is_gated(args.width):
             return prune(args)
         subnet = args.width

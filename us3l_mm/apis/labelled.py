@@ -20,3 +20,9 @@ def use_labelled(config: Config, folder: str) -> None:
         config[key].dataset = dict(type='us3l_mm.ImageFolder',
                                    data_root=folder, split=split,
                                    pipeline=config[key].dataset.pipeline)
+
+
+def has_labels(config: Config) -> bool:
+    """Whether the images that an evaluation by ``config`` reads have labels.
+    """
+    return QUERY in config and config[QUERY].dataset.get('with_label', True)

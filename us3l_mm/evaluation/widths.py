@@ -105,8 +105,9 @@ class WidthEvaluation:
         self.loaders = {
             key: build_loader(loader_cfg(config, key), measures.batch_size)
             for key in (BANK, QUERY, calibrate_on)}
-        check_k(measures.k, len(self.loaders[BANK].dataset),
-                f'images of {BANK}')
+        if measures.knn or measures.baselines:
+            check_k(measures.k, len(self.loaders[BANK].dataset),
+                    f'images of {BANK}')
         deal = shuffled if calibrate_on == BANK else dealt
         self.calibration_loader = deal(self.loaders[calibrate_on],
                                        measures.num_images)
