@@ -12,6 +12,7 @@ from mmpretrain.models import ResNet, ResNet_CIFAR
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import resample
 from torch import nn
 
 from us3l_mm.evaluation import (Report, WidthRow, calibrate, chance_accuracy,
@@ -19,6 +20,7 @@ from us3l_mm.evaluation import (Report, WidthRow, calibrate, chance_accuracy,
                                 extract_features, knn_accuracy, linear_probe,
                                 raw_pixels, width_latency)
 from us3l_mm.evaluation.features import encode
+from us3l_mm.evaluation.linear_probe import linear_run
 from us3l_mm.evaluation.report import resume
 from us3l_mm.export import slice_network
 from us3l_mm.models import SlimmableResNet, SlimmableResNet_CIFAR
@@ -167,6 +169,23 @@ def test_the_decay_is_chosen_on_held_out_training_images():
     for wrong in (np.zeros(50, int), np.arange(50) % 4):
         assert linear_probe(train, labels, noise, wrong,
                             list(scores))[1] == best
+
+
+def test_runs_of_a_linear_classifier_draw_their_training_images():
+    """Each is scikit-learn's classifier on some of the images twice."""
+    (train, labels), (test, test_labels) = blobs(), blobs(90, seed=1)
+    runs = [
+        linear_run(train, labels, test, test_labels, 1e-2, run)
+        for run in (0, 1, 2, 0)]
+    assert runs[0] == runs[3] and len(set(runs)) > 1
+    drawn = resample(np.arange(240), random_state=1, stratify=labels)
+    assert (np.bincount(labels[drawn]) == np.bincount(labels)).all()
+    assert 100 < len(set(drawn)) < 200
+    scaler = StandardScaler().fit(train[drawn])
+    expected = LogisticRegression(C=1 / (1e-2 * 240), max_iter=1000).fit(
+        scaler.transform(train[drawn]), labels[drawn]).score(
+            scaler.transform(test), test_labels)
+    assert runs[1] == pytest.approx(100 * expected)
 
 
 def test_a_linear_probe_needs_two_classes():

@@ -54,8 +54,7 @@ def test_the_use_of_gates_is_that_of_each_image():
     assert any(kinds[2] for kinds in use.kinds.values())
 
 
-@pytest.mark.parametrize('depth', [18, 50])
-@pytest.mark.parametrize('target', [0.4, 0.5, 0.9])
+@pytest.mark.parametrize('depth, target', [(18, 0.4), (18, 0.9), (50, 0.5)])
 def test_one_checkpoint_meets_any_budget(depth, target):
     network = trained_like(depth)
     threshold = calibrate_threshold(network, batches(), target)

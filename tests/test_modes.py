@@ -159,7 +159,7 @@ def test_modes_from_the_command_line_to_the_report(tool, tmp_path, capsys):
     table = [
         line.split('│')[1:-1] for line in capsys.readouterr().out.splitlines()
         if line.startswith('│')]
-    assert [row[0].strip() for row in table] == ['w1.00', 'gated']
+    assert [row[0].strip() for row in table] == ['dense', 'gated']
     path = out / 'widths.json'
     rows = json.loads(path.read_text())['rows']
     assert [(row['subnet'], row['width']) for row in rows] == [('w1.00', 1.0),

@@ -21,6 +21,7 @@ from us3l_mm.apis.launching.processes import join_on_cpus
 from us3l_mm.evaluation import (Measures, Report, WidthEvaluation,
                                 default_subnets)
 from us3l_mm.evaluation.data import BANK, QUERY, TRAIN
+from us3l_mm.evaluation.knn import METRICS
 from us3l_mm.evaluation.loading import run_config
 from us3l_mm.fileio import checkpoint_of, load_weights
 from us3l_mm.models.layers import subnets_of
@@ -54,11 +55,20 @@ def parse_args(argv=None):
         help='this number of widths, evenly from the lowest to the highest '
         '(default: 7)')
     parser.add_argument(
+        '--budgets', type=float, nargs='+', default=[], metavar='B',
+        help='also the gated network at other compute budgets, such as 0.3 '
+        'and 0.5 of\nthe dense one: the threshold of its gates is calibrated '
+        'for each')
+    parser.add_argument(
         '--knn', action='store_true',
         help='accuracy of nearest neighbours (the default '
         'where nothing is asked for)')
     parser.add_argument('--linear', action='store_true',
                         help='accuracy of a linear classifier per width')
+    parser.add_argument(
+        '--linear-runs', type=int, metavar='N', help='--linear, and mean and '
+        'deviation of this number of classifiers, each\non training images '
+        'drawn with replacement')
     parser.add_argument(
         '--latency', action='store_true',
         help='milliseconds per image on this device, of the '
@@ -69,6 +79,8 @@ def parse_args(argv=None):
         'network')
     parser.add_argument('--k', type=int,
                         help='neighbours that vote (default: 20)')
+    parser.add_argument('--metric', choices=METRICS,
+                        help='of neighbours (default: cosine)')
     parser.add_argument(
         '--calibrate-on', choices=['plain', 'augmented'], default='plain',
         help='measure batch-norm statistics '
@@ -108,10 +120,17 @@ def parse_args(argv=None):
     add_common_flags(parser)
     # Intermixed: an optional argument may stand between the two files.
     args = parser.parse_intermixed_args(argv)
+    if args.linear_runs is not None:
+        if args.linear_runs < 2:
+            parser.error('--linear-runs is 2 or more, for a deviation, got '
+                         f'{args.linear_runs}.')
+        args.linear = True
     args.asked = args.knn or args.baselines or args.linear or args.latency
     args.knn |= args.baselines or not args.asked
     if args.k is not None and not args.knn:
         parser.error('--k is a number of neighbours, and there is no --knn.')
+    if args.metric is not None and not args.knn:
+        parser.error('--metric is that of neighbours, and there is no --knn.')
     return args
 
 
@@ -177,12 +196,15 @@ def evaluate(args, out, console):
         config, args.checkpoint, out,
         Measures(knn=args.knn, linear=args.linear, latency=args.latency,
                  baselines=args.baselines, k=20 if args.k is None else args.k,
-                 calibrate_on=args.calibrate_on, num_images=args.num_images,
-                 momentum=args.running_average, batch_size=args.batch_size,
-                 device=args.device), args.trust_pickle, console)
+                 metric=args.metric or 'cosine', linear_runs=args.linear_runs
+                 or 0, calibrate_on=args.calibrate_on,
+                 num_images=args.num_images, momentum=args.running_average,
+                 batch_size=args.batch_size, device=args.device),
+        args.trust_pickle, console)
     evaluation.name = args.name or evaluation.name
     subnets = subnets_to_measure(args, evaluation.network)
-    return [evaluation.run(subnets, args.save_checkpoint), *others]
+    return [
+        evaluation.run(subnets, args.save_checkpoint, args.budgets), *others]
 
 
 def main(argv=None):

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from functools import partial
 from typing import (Any, Callable, Dict, Iterable, Iterator, Optional,
-                    Sequence, Tuple)
+                    Sequence, Tuple, Union)
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from us3l_mm.models.layers import (
-    FULL, SlimmableBatchNorm, Subnet, SubnetLike, at, at_least_single,
-    check_subnets, evaluation_mode, slimmable_layers)
+    FULL, SlimmableBatchNorm, Subnet, SubnetLike, SwitchableBatchNorm, at,
+    at_least_single, check_subnets, evaluation_mode, slimmable_layers)
 from .data import check_num_images, shuffled
 from .progress import count_images
+
+Norm = Union[SlimmableBatchNorm, SwitchableBatchNorm]
 
 
 @torch.no_grad()
@@ -22,7 +24,7 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
               subnets: Sequence[SubnetLike], num_images: Optional[int] = None,
               progress: Optional[str] = None, is_share: bool = False,
               forward: Optional[Callable[[Any], Any]] = None,
-              momentum: Optional[float] = None) -> int:
+              momentum: Optional[float] = None, private: bool = False) -> int:
     """Measure and store the batch-norm statistics of ``subnets``.
 
     One pass over the data serves all sub-networks. The network runs as in
@@ -59,6 +61,9 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
             the batches with this momentum, as a norm of PyTorch tracks them,
             in place of pooling; the authors of US3L have 0.1. The last few
             batches then decide, so it takes one process. Defaults to None.
+        private (bool): Whether norms that sub-networks have of their own
+            (:class:`~us3l_mm.models.layers.SwitchableBatchNorm`) are measured
+            as well; training tracks their statistics. Defaults to False.
 
     Returns:
         int: The number of images used, over all processes.
@@ -79,9 +84,10 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor],
                         f'[{subnets!r}], got {subnets!r}.')
     wanted = list(dict.fromkeys(map(Subnet.of, subnets)))
     check_subnets(network, wanted)
+    kinds = (SlimmableBatchNorm, *((SwitchableBatchNorm, ) if private else ()))
     norms = [
         layer for layer in slimmable_layers(network)
-        if isinstance(layer, SlimmableBatchNorm)]
+        if isinstance(layer, kinds)]
     if not norms or not wanted:
         return 0
     if not is_share:
@@ -204,9 +210,8 @@ class _Average(_Pool):
                                      var.double(), self.momentum)
 
 
-def _fill(subnets: Sequence[Subnet], network: nn.Module,
-          norms: Sequence[SlimmableBatchNorm], batches: Iterable,
-          forward: Callable[[Any], Any],
+def _fill(subnets: Sequence[Subnet], network: nn.Module, norms: Sequence[Norm],
+          batches: Iterable, forward: Callable[[Any], Any],
           momentum: Optional[float]) -> Tuple[Dict[tuple, _Pool], int]:
     """Run all batches through all sub-networks.
 
@@ -223,6 +228,8 @@ def _fill(subnets: Sequence[Subnet], network: nn.Module,
             own[current, index].add(args[0])
 
     syncs = [norm.sync for norm in norms]
+    inner = [child for norm in norms for child in norm.modules()]
+    tracks = [child.track_running_stats for child in inner]
     handles = [
         norm.register_forward_pre_hook(partial(enters, index))
         for index, norm in enumerate(norms)]
@@ -231,6 +238,8 @@ def _fill(subnets: Sequence[Subnet], network: nn.Module,
             for norm in norms:
                 norm.train()
                 norm.sync = False  # other processes may have fewer batches
+            for child in inner:  # statistics are stored at the end
+                child.track_running_stats = False
             for number, batch in enumerate(batches):
                 images = batch[0] if isinstance(batch, tuple) else batch
                 mistake = _not_finite(images, number)
@@ -244,6 +253,8 @@ def _fill(subnets: Sequence[Subnet], network: nn.Module,
         for norm, sync, handle in zip(norms, syncs, handles):
             norm.sync = sync
             handle.remove()
+        for child, track in zip(inner, tracks):
+            child.track_running_stats = track
     parts = all_gather_object((seen, mistake, {
         key: (pool.count, pool.mean.cpu(), pool.deviations.cpu())
         for key, pool in own.items()}))

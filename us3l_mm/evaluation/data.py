@@ -2,6 +2,7 @@
 """Batches for a backbone, from the dataloaders of a config."""
 import logging
 from copy import copy
+from dataclasses import dataclass
 from typing import Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -141,6 +142,17 @@ def image_batches(loader: DataLoader,
     """Preprocessed images (N, 3, H, W), of several views the first one."""
     for batch in loader:
         yield _images(batch, preprocessor)
+
+
+@dataclass(frozen=True)
+class Images:
+    """:func:`image_batches` that can be read again and again."""
+
+    loader: DataLoader
+    preprocessor: nn.Module
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return image_batches(self.loader, self.preprocessor)
 
 
 def labelled_batches(loader: DataLoader, preprocessor: nn.Module

@@ -10,6 +10,7 @@ from mmengine.dist import gather_object, is_main_process
 from torch import Tensor, nn
 
 from us3l_mm.models.layers import Subnet, SubnetLike, at, evaluation_mode
+from .gates import GateTally
 from .progress import count_images
 
 RAW_PIXELS_SIZE = 32
@@ -93,13 +94,20 @@ def encode(encoders: Dict[Key, Callable[[Tensor],
     return gathered if is_main_process() else {}, _gather(labels, size)
 
 
-def encoder(network: nn.Module,
-            subnet: SubnetLike) -> Callable[[Tensor], Tensor]:
-    """The pooled features of ``network`` at ``subnet``, as a function."""
+def encoder(network: Any, subnet: SubnetLike,
+            tally: Optional[GateTally] = None) -> Callable[[Tensor], Tensor]:
+    """The pooled features of ``network`` at ``subnet``, as a function.
+
+    ``tally`` counts what the gates of a gated sub-network leave on meanwhile.
+    """
 
     def pooled(images: Tensor) -> Tensor:
         with evaluation_mode(network), at(network, subnet):
-            maps = network(images)
+            if tally is None:
+                maps = network(images)
+            else:
+                maps, gatings = network.forward_gated(images)
+                tally.add(gatings, network.compute(tuple(images.shape[-2:])))
         last = maps[-1] if isinstance(maps, (tuple, list)) else maps
         return last.flatten(2).mean(dim=2) if last.ndim > 2 else last
 

@@ -7,6 +7,7 @@ from sklearn.preprocessing import normalize
 
 from .overlap import Identities, copies
 
+METRICS = ('cosine', 'euclidean')
 WEIGHTS = ('uniform', 'distance')
 # Numbers in a table of neighbours or votes, to bound the memory.
 TABLE_SIZE = 2**24
@@ -15,11 +16,12 @@ TABLE_SIZE = 2**24
 def knn_accuracy(bank: np.ndarray, bank_labels: np.ndarray,
                  queries: np.ndarray, query_labels: np.ndarray, k: int = 20,
                  weights: str = 'distance',
-                 identities: Optional[Identities] = None) -> float:
+                 identities: Optional[Identities] = None,
+                 metric: str = 'cosine') -> float:
     """Accuracy in percent of the k nearest neighbours among ``bank``.
 
-    Neighbours are those of the cosine, found by scikit-learn on L2-normalised
-    features, and vote as in its ``KNeighborsClassifier``.
+    Neighbours are found by scikit-learn and vote as in its
+    ``KNeighborsClassifier``.
 
     Args:
         bank (np.ndarray): Features of labelled training images, (n, c).
@@ -33,10 +35,14 @@ def knn_accuracy(bank: np.ndarray, bank_labels: np.ndarray,
             :func:`~us3l_mm.evaluation.overlap.identify` returns for the bank
             and for the queries. An image is then left out of its own
             neighbours. Defaults to None: all images of the bank may vote.
+        metric (str): 'cosine', which is the Euclidean distance of
+            L2-normalised features, or 'euclidean' for that of the features as
+            they are. Dense + gated SSL, arXiv 2301.09164, reports the latter
+            with k = 1. Defaults to 'cosine'.
 
     Raises:
-        ValueError: If k is not a number from 1 to n, or features are not
-            finite.
+        ValueError: If k is not a number from 1 to n, features are not finite,
+            or there is no such metric.
     """
     same = np.zeros(len(queries), int) if identities is None else (copies(
         *identities))
@@ -47,15 +53,18 @@ def knn_accuracy(bank: np.ndarray, bank_labels: np.ndarray,
         (', without the query itself' if most else ''))
     if weights not in WEIGHTS:
         raise ValueError(f'weights is one of {WEIGHTS}, got {weights!r}.')
+    check_metric(metric)
     check_finite(bank, queries)
+    if metric == 'cosine':
+        bank, queries = normalize(bank), normalize(queries)
     classes, labels = np.unique(bank_labels, return_inverse=True)
     finder = NearestNeighbors(n_neighbors=k + most, algorithm='brute')
-    finder.fit(normalize(bank))
+    finder.fit(bank)
     step = max(TABLE_SIZE // max(k + most, len(classes)), 1)
     right = 0
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
-        distances, index = finder.kneighbors(normalize(queries[part]))
+        distances, index = finder.kneighbors(queries[part])
         if identities is not None and most:
             bank_ids, query_ids = identities
             own = (bank_ids[index] == query_ids[part, None]).any(axis=2)
@@ -85,6 +94,12 @@ def check_k(k: int, size: int, bank: str) -> None:
         raise ValueError(
             f'k is a number of neighbours from 1 to the {size} {bank}, got '
             f'k={k!r}. Choose a smaller k or a larger bank.')
+
+
+def check_metric(metric: str) -> None:
+    """Raise ValueError unless there is such a metric."""
+    if metric not in METRICS:
+        raise ValueError(f'metric is one of {METRICS}, got {metric!r}.')
 
 
 def chance_accuracy(query_labels: np.ndarray) -> float:

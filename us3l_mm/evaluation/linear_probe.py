@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import resample
 
 from .knn import check_finite
 from .overlap import Identities, copies
@@ -46,16 +47,7 @@ def linear_probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray,
     Returns:
         tuple: Accuracy in percent and decay.
     """
-    check_finite(train, test)
-    own = np.zeros(len(train), bool) if identities is None else (copies(
-        *identities[::-1]) > 0)
-    train, train_labels = train[~own], train_labels[~own]
-    if len(np.unique(train_labels)) < 2:
-        raise ValueError(
-            'A linear classifier needs training images of at least two classes'
-            + (f'; {own.sum()} training images are left out because they are '
-               "test images too. Use splits: dataset.split='train' and 'val' "
-               'of us3l_mm.ImageFolder.' if own.any() else '.'))
+    train, train_labels = _usable(train, train_labels, test, identities)
     fit, held_out = train_test_split(np.arange(len(train)), test_size=HELD_OUT,
                                      random_state=seed)
     scores = [
@@ -64,6 +56,49 @@ def linear_probe(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray,
     decay = decays[int(np.argmax(scores))]
     probe = _fitted(train, train_labels, decay)
     return 100 * float(probe.score(test, test_labels)), decay
+
+
+def linear_run(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray,
+               test_labels: np.ndarray, decay: float, run: int,
+               identities: Optional[Identities] = None) -> float:
+    """Accuracy in percent of a classifier on training images drawn at random.
+
+    As many images of each class as there are, drawn with replacement. The
+    classifier of :func:`linear_probe` is the optimum, which depends on no
+    initial weights and on no order of the images, so that several fits on the
+    same images would be equal. The deviation of several runs says how much
+    the accuracy depends on the training images. It is not the one that papers
+    report of repeated training by SGD, which is smaller as a rule; for that,
+    repeat a linear evaluation of ``configs/*/benchmarks`` with other
+    ``randomness.seed``.
+
+    Args:
+        train, train_labels, test, test_labels, identities: As of
+            :func:`linear_probe`.
+        decay (float): The decay that it has chosen.
+        run (int): The number of the run, which is the seed of the draw.
+    """
+    train, train_labels = _usable(train, train_labels, test, identities)
+    drawn = resample(np.arange(len(train)), random_state=run,
+                     stratify=train_labels)
+    probe = _fitted(train[drawn], train_labels[drawn], decay)
+    return 100 * float(probe.score(test, test_labels))
+
+
+def _usable(train: np.ndarray, labels: np.ndarray, test: np.ndarray,
+            identities: Optional[Identities]) -> Tuple[np.ndarray, np.ndarray]:
+    """The training images that are no test images, and their labels."""
+    check_finite(train, test)
+    own = np.zeros(len(train), bool) if identities is None else (copies(
+        *identities[::-1]) > 0)
+    train, labels = train[~own], labels[~own]
+    if len(np.unique(labels)) < 2:
+        raise ValueError(
+            'A linear classifier needs training images of at least two classes'
+            + (f'; {own.sum()} training images are left out because they are '
+               "test images too. Use splits: dataset.split='train' and 'val' "
+               'of us3l_mm.ImageFolder.' if own.any() else '.'))
+    return train, labels
 
 
 def _fitted(features: np.ndarray, labels: np.ndarray,

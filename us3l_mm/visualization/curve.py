@@ -8,8 +8,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from us3l_mm.models.layers import Subnet
-
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 INK, MUTED = '#222222', '#777777'
@@ -21,14 +19,14 @@ class Line:
 
     Attributes:
         name (str): The name in the legend.
-        points (sequence[tuple]): Sub-networks, each with its compute and its
-            accuracy in percent.
+        points (sequence[tuple]): Names of sub-networks, each with its compute
+            and its accuracy in percent.
         muted (bool): Whether the run is a baseline, drawn grey and without
             labels.
     """
 
     name: str
-    points: Sequence[Tuple[Subnet, float, float]]
+    points: Sequence[Tuple[str, float, float]]
     muted: bool = False
 
 
@@ -77,14 +75,14 @@ def _draw_lines(axes, lines: Sequence[Line]) -> None:
                   markersize=4 if line.muted else 6,
                   linewidth=1.2 if line.muted else 2.2,
                   linestyle=':' if line.muted else '-', zorder=3)
-        for subnet, x, y in points:
+        for name, x, y in points:
             # Runs of one architecture share their labels.
-            if line.muted or (subnet, x) in labelled:
+            if line.muted or (name, x) in labelled:
                 continue
-            axes.annotate(str(subnet), (x, y), (0, 7), fontsize=8,
+            axes.annotate(name, (x, y), (0, 7), fontsize=8,
                           textcoords='offset points', ha='center',
                           color=colour)
-            labelled.add((subnet, x))
+            labelled.add((name, x))
 
 
 def _draw_levels(axes, levels: Dict[str, float]) -> None:

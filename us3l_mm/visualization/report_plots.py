@@ -7,6 +7,7 @@ from typing import Dict, List, Sequence, Tuple
 from us3l_mm.evaluation.report import Report
 from us3l_mm.fileio import write_atomically
 from .curve import Line, draw_curve
+from .gates import draw_gates
 
 # For each kind of compute: the least value for a unit, its factor, its name.
 COMPUTE = {
@@ -57,6 +58,8 @@ def plot_reports(path: str, reports: Sequence[Report], measure: str = 'knn',
 def plot_measures(folder: str, reports: Sequence[Report]) -> List[str]:
     """Draw what was measured: ``widths_knn.png``, ``widths_linear.png``.
 
+    Of gated networks also ``widths_gates.png``, see :func:`draw_gates`.
+
     Returns:
         list[str]: The files that were written.
     """
@@ -67,11 +70,16 @@ def plot_measures(folder: str, reports: Sequence[Report]) -> List[str]:
             write_atomically(
                 paths[-1],
                 partial(plot_reports, reports=reports, measure=measure))
+    first = reports[0]
+    gates = {row.label: row.gates for row in first.rows if row.gates}
+    if gates:
+        paths.append(osp.join(folder, 'widths_gates.png'))
+        write_atomically(paths[-1], partial(draw_gates, gates=gates))
     return paths
 
 
 def _points(report: Report, measure: str, compute: str) -> List[tuple]:
-    return [(row.subnet, getattr(row, compute), getattr(row, measure))
+    return [(report.label(row), getattr(row, compute), getattr(row, measure))
             for row in report.rows if getattr(row, measure) is not None]
 
 
@@ -82,5 +90,5 @@ def _with_unit(lines: Sequence[Line], compute: str) -> Tuple[List[Line], str]:
                         for least, factor, unit in COMPUTE[compute]
                         if most >= least)
     return [
-        replace(line, points=[(s, x * factor, y) for s, x, y in line.points])
+        replace(line, points=[(n, x * factor, y) for n, x, y in line.points])
         for line in lines], unit

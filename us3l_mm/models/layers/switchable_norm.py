@@ -87,6 +87,14 @@ class SwitchableBatchNorm(SlimmableLayer, _BatchNorm):
         return super().forward(x) if norm is self else norm(x)
 
     @torch.no_grad()
+    def set_statistics(self, subnet: SubnetLike, mean: Tensor,
+                       var: Tensor) -> None:
+        """Put ``mean`` and ``var`` (c,) in place of what training tracked."""
+        norm = self.of(Subnet.of(subnet))
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+
+    @torch.no_grad()
     def plain(self, subnet: SubnetLike) -> _BatchNorm:
         """A copy of the batch norm of ``subnet``, as a plain layer."""
         chosen = self.of(Subnet.of(subnet))
