@@ -11,6 +11,8 @@ DEMO_CONFIG ?= $(firstword $(wildcard $(DEMO) configs/*/$(DEMO).py \
 DEMO_DIR ?= work_dirs/demo$(if $(filter-out resnet18,$(DEMO)),-$(basename \
   $(notdir $(DEMO))))
 DEMO_ARGS ?=
+# The report of gated networks has two more budgets.
+REPORT_ARGS ?= $(if $(findstring gated,$(DEMO)),--budgets 0.5 0.3)
 DETECTION_ARGS ?=
 PYTEST_ARGS ?=
 BENCHMARK_ARGS ?=
@@ -45,7 +47,8 @@ help:
 	@echo '  PYTHON=python3.11   Python 3.10, 3.11 or 3.12 for the environment'
 	@echo '  VENV=.venv          the folder of the environment'
 	@echo '  DEMO=vit            a vision transformer for make demo, slimclr for'
-	@echo '                      SlimCLR, or the name of another config'
+	@echo '                      SlimCLR, gated for dense + gated SSL, or the name'
+	@echo '                      of another config'
 	@echo '  PYTEST_ARGS="-k x"  passed on to pytest; likewise DEMO_ARGS to the'
 	@echo '                      training of the demo, and BENCHMARK_ARGS'
 	@echo "pip's own variables work too. Without a GPU, PIP_EXTRA_INDEX_URL set"
@@ -102,10 +105,10 @@ demo: $(VENV)/.installed
 	@echo '== Pre-training $(DEMO_CONFIG)'
 	$(IN_VENV) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR) \
 	  $(DEMO_ARGS)
-	@echo '== Measuring every width of the one checkpoint'
+	@echo '== Measuring every sub-network of the one checkpoint'
 	$(IN_VENV) tools/evaluate_widths.py $(DEMO_CONFIG) \
 	  "$$(cat $(DEMO_DIR)/last_checkpoint)" --knn --baselines \
-	  --out $(DEMO_DIR)/report
+	  $(REPORT_ARGS) --out $(DEMO_DIR)/report
 
 # Pre-trains first where `make demo` has not.
 demo-detection: $(VENV)/.installed-detection

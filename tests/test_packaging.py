@@ -186,6 +186,7 @@ def test_second_run_installs_nothing(verb, stamps, tmp_path):
     ('vit', 'us3l/us3l_vit_demo_digits.py', 'work_dirs/demo-vit '),
     ('slimclr', 'slimclr/slimclr_resnet18_demo_digits.py',
      'work_dirs/demo-slimclr '),
+    ('gated', 'gated/gated_resnet18_demo_digits.py', 'work_dirs/demo-gated '),
     ('us3l_resnet18_demo-collapse_digits',
      'us3l/us3l_resnet18_demo-collapse_digits.py',
      'work_dirs/demo-us3l_resnet18_demo-collapse_digits ')])
