@@ -99,7 +99,7 @@ def prune_checkpoint(checkpoint: str, out: str, target: Optional[float] = None,
             least this share of the images, in (0, 1]. Defaults to None: as
             many as the gated network computes on average.
         max_gap (float, optional): The largest error of the features that is
-            accepted (:attr:`~us3l_mm.evaluation.FeatureGap.error`). Defaults
+            accepted (``FeatureGap.error``). Defaults
             to None: any.
         file_format (str): A key of ``us3l_mm.export.formats.FORMATS``.
             Defaults to 'mmpretrain'.

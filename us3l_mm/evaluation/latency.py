@@ -18,8 +18,8 @@ def width_latency(network: nn.Module, subnet: SubnetLike,
 
     The ordinary network to be deployed is timed, a copy with plain layers, on
     the device of ``network``. A gated network computes only the channels that
-    are on (:class:`~us3l_mm.models.ActiveChannels`), so that its time depends
-    on the images.
+    are on, see :class:`~us3l_mm.models.backbones.ActiveChannels`, so that its
+    time depends on the images.
 
     Args:
         network (nn.Module): A slimmable network, which is not changed.

@@ -64,7 +64,7 @@ class Measures:
             for those of the training loader.
         num_images (int): Number of images to calibrate with.
         momentum (float, optional): See
-            :func:`~us3l_mm.evaluation.calibration.calibrate`.
+            :func:`~us3l_mm.evaluation.calibrate`.
         batch_size (int, optional): Replaces the batch sizes of the config.
         device (str): The device to run on.
     """

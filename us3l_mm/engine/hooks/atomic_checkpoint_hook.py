@@ -38,7 +38,8 @@ class AtomicCheckpointHook(SaveThenRemove):
     whole objects.
 
     Args:
-        *args, **kwargs: Arguments of ``CheckpointHook``.
+        *args: Arguments of ``CheckpointHook``.
+        **kwargs: The same, by name.
     """
 
     def before_run(self, runner: Runner) -> None:

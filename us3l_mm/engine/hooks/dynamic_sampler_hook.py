@@ -37,9 +37,9 @@ class DynamicSamplerHook(Hook):
             whole interval, as the reference does. Defaults to 1/32.
         seed (int): Seed of the random widths. Defaults to 0.
         weights (str or sequence[float]): The weights of ``widths``, widest
-            first, or a name of
-            :data:`~us3l_mm.models.selfsup.reweighting.REWEIGHTING`, such as
-            SlimCLR's 'full plus all'. Defaults to 'equal'.
+            first, or a name in
+            :mod:`us3l_mm.models.selfsup.reweighting`, such as SlimCLR's
+            'full plus all'. Defaults to 'equal'.
         slow_start (float): The share of training, in [0, 1), in which the
             widest of ``widths`` trains alone, with a weight of 1. Source:
             SlimCLR, arXiv 2209.15525. Defaults to 0.0.

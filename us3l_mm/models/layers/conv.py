@@ -28,8 +28,9 @@ class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
         divisor (int): Channels are rounded to multiples of it. Defaults to 8.
         steps (int, optional): Instead, both sides narrow in so many equal
             steps. Defaults to None.
-        *args, **kwargs: Those of :class:`torch.nn.Conv2d`. ``groups`` is 1 or
-            ``in_channels`` (depthwise), ``padding_mode`` is 'zeros'.
+        *args: Those of :class:`torch.nn.Conv2d`.
+        **kwargs: The same, by name. ``groups`` is 1 or ``in_channels``
+            (depthwise), ``padding_mode`` is 'zeros'.
 
     Shapes: (N, c_in, H, W) to (N, c_out, H', W').
     """

@@ -39,7 +39,8 @@ class SlimmableLinear(SlimmableLayer, nn.Linear):
         cut_input (bool): The input arrives with all features, of which the
             leading ones are taken, as in US3L's vision transformer; else it
             must have been narrowed. Defaults to False.
-        *args, **kwargs: Those of :class:`torch.nn.Linear`.
+        *args: Those of :class:`torch.nn.Linear`.
+        **kwargs: The same, by name.
 
     Shapes: (..., c_in) to (..., c_out); (..., C_in) with ``cut_input``.
     """

@@ -25,7 +25,8 @@ class DenseGatedSSL(MultiPassSSL):
     `arXiv 2301.09164 <https://arxiv.org/abs/2301.09164>`_.
 
     Args:
-        backbone (dict or nn.Module): A :class:`~us3l_mm.models.GatedResNet`.
+        backbone (dict or nn.Module): A
+            :class:`~us3l_mm.models.backbones.GatedResNet`.
         neck (dict): The projector, whose norms both modes share.
         head (dict or nn.Module): The loss between the views,
             :class:`~us3l_mm.models.heads.PairHead`.
