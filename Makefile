@@ -27,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_USER := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-detection test test-slow lint format benchmark clean distclean
+.PHONY: help demo demo-detection test test-slow lint format docs benchmark clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -39,6 +39,7 @@ help:
 	@echo 'make test-slow  the tests that take minutes each'
 	@echo 'make lint       check style, format and types of the code'
 	@echo 'make format     repair style and format'
+	@echo 'make docs       build the pages of docs/ into docs/_build'
 	@echo 'make benchmark  time a training step and its parts'
 	@echo 'make clean      remove build files and caches'
 	@echo 'make distclean  remove .venv as well'
@@ -91,7 +92,11 @@ $(VENV)/.installed-detection: setup.py $(CONSTRAINTS) | $(IN_VENV)
 $(VENV)/.installed-tests: setup.py $(CONSTRAINTS) | $(IN_VENV)
 	@echo '== Installing us3l_mm and what the tests need into $(VENV)'
 	$(call install,$(comma)tests,$(comma) mmdet,.installed \
-	  .installed-detection .installed-tests)
+	  .installed-detection .installed-docs .installed-tests)
+
+$(VENV)/.installed-docs: setup.py $(CONSTRAINTS) | $(IN_VENV)
+	@echo '== Installing us3l_mm and what its pages need into $(VENV)'
+	$(call install,$(comma)docs,$(comma) sphinx,.installed .installed-docs)
 
 $(VENV)/.installed-lint: $(CONSTRAINTS) | $(IN_VENV)
 	$(PIP) install -c $(CONSTRAINTS) ruff yapf mypy
@@ -123,6 +128,10 @@ test: $(VENV)/.installed-tests
 test-slow: $(VENV)/.installed-tests
 	$(IN_VENV) -m pytest -m slow $(PYTEST_ARGS)
 
+docs: $(VENV)/.installed-docs
+	$(IN_VENV) -m sphinx -q -W --keep-going docs docs/_build
+	@echo '== The pages begin with docs/_build/index.html'
+
 benchmark: $(VENV)/.installed
 	$(IN_VENV) tools/benchmarks/train_step.py $(BENCHMARK_ARGS)
 
@@ -136,7 +145,7 @@ format: $(VENV)/.installed-lint
 	$(IN_VENV) -m yapf --in-place --recursive $(SOURCES)
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist docs/_build *.egg-info .pytest_cache .ruff_cache
 	find us3l_mm tools configs tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean

@@ -31,12 +31,14 @@ EXTRAS_REQUIRE = {
     'detection': ['onedl-mmdetection>=3.5,<3.6', 'pycocotools>=2.0.6'],
     'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'timm>=1.0'],
     'tensorboard': ['tensorboard>=2.14'],
+    'docs': ['furo>=2024.8', 'myst-parser>=4', 'sphinx>=8.1'],
     'lint': ['mypy', 'ruff', 'yapf'], }
 EXTRAS_REQUIRE['tests'] = [
     'fvcore',
     'pytest>=7.4',
     'pytest-xdist>=3.5',
     *EXTRAS_REQUIRE['lint'],
+    *EXTRAS_REQUIRE['docs'],
     *EXTRAS_REQUIRE['detection'],
     *EXTRAS_REQUIRE['export'],
     *EXTRAS_REQUIRE['tensorboard'], ]
