@@ -23,7 +23,8 @@ FLOORS = [
     ['evaluation'],
     ['visualization'],
     ['engine'],
-    ['apis'], ]
+    ['apis'],
+    ['cli'], ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 
 
