@@ -12,7 +12,7 @@ DEMO_DIR ?= work_dirs/demo$(if $(filter-out resnet18,$(DEMO)),-$(basename \
   $(notdir $(DEMO))))
 DEMO_ARGS ?=
 # The report of gated networks has two more budgets.
-REPORT_ARGS ?= $(if $(findstring gated,$(DEMO)),--budgets 0.5 0.3)
+REPORT_ARGS ?= $(if $(findstring gated,$(DEMO)),--budgets 0.7 0.45)
 DETECTION_ARGS ?=
 PYTEST_ARGS ?=
 BENCHMARK_ARGS ?=

@@ -57,7 +57,7 @@ def test_the_demo_compares_dense_gated_and_two_budgets(tmp_path, monkeypatch,
     rows = report['rows']
     assert [(row['subnet'], row.get('budget'))
             for row in rows] == [('w1.00', None), ('gated', None),
-                                 ('gated', 0.5), ('gated', 0.3)]
+                                 ('gated', 0.7), ('gated', 0.45)]
     assert all(row['knn'] > 0 for row in rows)
     assert report['raw_pixels'] > 0 and rows[0]['untrained_knn'] > 0
     for row in rows[2:]:
@@ -65,7 +65,7 @@ def test_the_demo_compares_dense_gated_and_two_budgets(tmp_path, monkeypatch,
         assert row['ratio'] == pytest.approx(row['budget'], rel=0.1)
     names = {path.name for path in (tmp_path / 'report').iterdir()}
     assert {'widths_knn.png', 'widths_gates.png'} <= names
-    assert 'gated 0.3' in capsys.readouterr().out
+    assert 'gated 0.45' in capsys.readouterr().out
 
 
 def test_the_demo_is_the_published_recipe_on_a_small_network():

@@ -44,19 +44,15 @@ train_cfg = dict(by_epoch=True, max_epochs=100)
 optim_wrapper = dict(
     optimizer=dict(
         _delete_=True,
-        type='LARS',
+        type='us3l_mm.LARS',
         lr=0.5,  # demo: 1.0 diverges, and so does SGD with 0.5
         eta=0.02,  # reference
+        clip=False,  # demo: the rate of every layer falls with the schedule
         momentum=0.9,  # reference
-        weight_decay=1e-4),  # reference
-    # reference: neither decay nor adaptation for norms and biases
-    paramwise_cfg=dict(
-        custom_keys={
-            'bn': dict(lars_exclude=True, decay_mult=0.0),
-            'downsample.1': dict(lars_exclude=True, decay_mult=0.0),
-            'bias': dict(lars_exclude=True, decay_mult=0.0),
-            'gate': dict(decay_mult=0.0),  # reference
-        }))
+        weight_decay=1e-4,  # reference
+        exclude_flat=True),  # reference: norms and biases
+    # Gates have no weight decay (reference).
+    paramwise_cfg=dict(custom_keys={'.gate': dict(decay_mult=0.0)}))
 # reference: a fiftieth of training warms up
 param_scheduler = [
     dict(

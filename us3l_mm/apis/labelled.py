@@ -23,6 +23,6 @@ def use_labelled(config: Config, folder: str) -> None:
 
 
 def has_labels(config: Config) -> bool:
-    """Whether the images that an evaluation by ``config`` reads have labels.
+    """False if ``config`` says that the images of its evaluation have none.
     """
-    return QUERY in config and config[QUERY].dataset.get('with_label', True)
+    return QUERY not in config or config[QUERY].dataset.get('with_label', True)
