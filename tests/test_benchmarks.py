@@ -17,6 +17,7 @@ from us3l_mm.models import GatedResNet_CIFAR
 BENCHMARKS = Path(__file__).parents[1] / 'tools' / 'benchmarks'
 CONFIGS = Path(__file__).parents[1] / 'configs' / 'us3l'
 SLIMCLR = CONFIGS.parent / 'slimclr' / 'slimclr_resnet18_demo_digits.py'
+GATED = CONFIGS.parent / 'gated' / 'gated_resnet18_demo_digits.py'
 MIB = 2**20
 
 

@@ -40,7 +40,7 @@ model = dict(
         anneal=10.0),  # reference: 0.02 an epoch, for 500 epochs
     channels_last=True)  # demo: faster on CPUs
 
-train_cfg = dict(by_epoch=True, max_epochs=100)
+train_cfg = dict(by_epoch=True, max_epochs=60)
 optim_wrapper = dict(
     optimizer=dict(
         _delete_=True,
