@@ -21,6 +21,7 @@ INSTALL_REQUIRES = [
     'pyyaml>=6',
     'rich>=13',
     'scikit-learn>=1.2',
+    'scipy>=1.10',
     'torch>=2.6',
     'torchvision>=0.21', ]
 EXTRAS_REQUIRE = {

@@ -14,7 +14,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from us3l_mm.apis.launching import settings
+from us3l_mm.apis.launching import runner, settings
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / ('configs/us3l/'
@@ -72,9 +72,9 @@ def merged(tool, *argv) -> Config:
         raise BuiltError(cfg)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tool.launching, 'build_runner', build_runner)
+        patch.setattr(runner, 'build_runner', build_runner)
         # Their data sets are not here.
-        patch.setattr(tool.launching, 'check_config', lambda cfg, stages: None)
+        patch.setattr(runner, 'check_config', lambda cfg, stages: None)
         with pytest.raises(BuiltError) as built:
             tool.main([str(arg) for arg in argv])
     return built.value.args[0]

@@ -25,4 +25,5 @@ def use_labelled(config: Config, folder: str) -> None:
 def has_labels(config: Config) -> bool:
     """False if ``config`` says that the images of its evaluation have none.
     """
-    return QUERY not in config or config[QUERY].dataset.get('with_label', True)
+    dataset = config.get(QUERY, {}).get('dataset', {})
+    return dataset.get('with_label', True)
