@@ -147,6 +147,6 @@ def checkpoint_of(run: str) -> str:
     found = find_checkpoint(run)
     if found is None:
         raise FileNotFoundError(
-            f'{run} has no checkpoint. Name the folder of a run, its --out or '
-            'work dir, or a checkpoint file.')
+            f'{run} has no checkpoint. It is a folder, but not that of a run '
+            '(its --out or work dir). Name one, or a checkpoint file.')
     return found
