@@ -83,6 +83,8 @@ def test_doctor_names_what_is_missing_and_the_line_that_mends_it(
     text = capsys.readouterr().out
     assert "onnx, for ONNX files:\n  pip install 'us3l_mm[export]'" in text
     assert 'torch' in text and 'tensorboard:' not in text
+    ops = next(line for line in text.splitlines() if 'ops of mmcv' in line)
+    assert ('compiled' in ops) != ('those of torchvision' in ops)
 
 
 def test_shipped_files_are_those_of_the_clone():

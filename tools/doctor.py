@@ -50,12 +50,22 @@ def findings():
         yield name, installed(name), None
     for name, distributions in STACK.items():
         yield name, installed(*distributions), None
+    yield 'ops of mmcv', ops(), None
     yield 'GPU', gpu(), None
     yield 'CPU', f'{os.cpu_count()} cores, {device_name("cpu")}', None
     yield 'bfloat16 on the CPU (--amp)', bfloat16(), None
     for module, (name, extra, purpose) in EXTRAS.items():
         yield (f'{module}, for {purpose}', installed(name)
                and works(module), f"pip install 'us3l_mm[{extra}]'")
+
+
+def ops():
+    """Whose ops detectors use."""
+    try:
+        compiled = hasattr(import_module('mmcv._ext'), '__file__')
+    except ImportError as error:
+        return f'compiled, and cannot be loaded: {error}'
+    return 'compiled' if compiled else 'those of torchvision'
 
 
 def gpu():
