@@ -13,7 +13,7 @@ LONG = [
     f'test_{name}.py'
     for name in ('distributed', 'readme', 'detection_run', 'exact_resume',
                  'faults', 'demo_detection', 'packaging', 'benchmarks',
-                 'evaluate_widths', 'mmcv_ops')]
+                 'evaluate_widths', 'own_images', 'mmcv_ops')]
 
 
 def pytest_collection_modifyitems(items):

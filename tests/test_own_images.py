@@ -20,14 +20,20 @@ from us3l_mm.models.layers import Subnet
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
-    'model.backbone.base_channels': 32,
-    'model.backbone.stem_channels': 32,
-    'model.neck.in_channels': 256,
-    'model.neck.hid_channels': 32,
+    'model.backbone.base_channels': 16,
+    'model.backbone.stem_channels': 16,
+    'model.neck.in_channels': 128,
+    'model.neck.hid_channels': 16,
     'train_dataloader.num_workers': 0,
     'knn_bank_dataloader.num_workers': 0,
     'knn_query_dataloader.num_workers': 0,
     'default_hooks.checkpoint.interval': 1}
+
+# Two widths of a list, at which 16 channels have a whole number of them.
+PAIR = {
+    'model.backbone.norm_cfg.subnets': [1.0, 0.5],
+    'default_hooks.sampler.widths': [1.0, 0.5],
+    'model.head.queue_length': 8}
 
 
 def write_images(folder, count, size=(40, 48), classes=2):
@@ -109,6 +115,8 @@ def test_five_lines_of_python(method, photos, tmp_path, capsys):
     options = dict(TINY)
     if method == 'us3l':
         options['model.distill_head.predictor.hid_channels'] = 16
+    elif method == 'slimclr':
+        options.update(PAIR)
     out = str(tmp_path / 'run')
     checkpoint = us3l_mm.pretrain(photos, out, method, image_size=32, epochs=1,
                                   batch_size=8, cfg_options=options)
@@ -157,20 +165,19 @@ def test_the_tools_take_the_folder_of_a_run(photos, tmp_path, monkeypatch,
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     out = str(tmp_path / 'run')
     us3l_mm.pretrain(photos, out, 'slimclr', image_size=32, epochs=1,
-                     batch_size=8, cfg_options=dict(
-                         TINY, **{'model.head.queue_length': 8}))
+                     batch_size=8, cfg_options=dict(TINY, **PAIR))
     evaluate = importlib.import_module('evaluate_widths').main
     report = tmp_path / 'run/epoch_1_widths/widths.json'
-    evaluate([out, '--widths', '0.25', '--device', 'cpu'])
+    evaluate([out, '--widths', '0.5', '--device', 'cpu'])
     assert 'There are no labels' in capsys.readouterr().out
     assert json.loads(report.read_text())['rows'][0]['latency_ms'] > 0
     evaluate([
-        out, '--widths', '0.25', '--labelled', photos, '--knn', '--k', '1',
+        out, '--widths', '0.5', '--labelled', photos, '--knn', '--k', '1',
         '--device', 'cpu'])
     assert json.loads(report.read_text())['rows'][0]['knn'] is not None
     importlib.import_module('slice_checkpoint').main([
-        out, f'{out}/quarter.pth', '--width', '0.25', '--input-size', '32',
+        out, f'{out}/half.pth', '--width', '0.5', '--input-size', '32',
         '--device', 'cpu'])
-    assert (tmp_path / 'run/quarter.pth').is_file()
+    assert (tmp_path / 'run/half.pth').is_file()
     with pytest.raises(SystemExit, match='photos.* has no checkpoint'):
         evaluate([photos, '--device', 'cpu'])

@@ -80,7 +80,7 @@ def test_two_epochs_from_another_folder(installed, tmp_path):
     photos = write_images(tmp_path / 'photos', 16)
     options = [
         f'{key}={value}' for key, value in {
-            **TINY, 'model.distill_head.predictor.hid_channels': 32}.items()]
+            **TINY, 'model.distill_head.predictor.hid_channels': 16}.items()]
     text = run(installed, tmp_path, 'pretrain', photos, '--out', 'run',
                '--image-size', '32', '--epochs', '2', '--batch-size', '8',
                '--cfg-options', *options)
