@@ -184,8 +184,9 @@ def test_each_distillation_is_its_formula(name):
     kwargs, formula = FORMULAS[name]
     s, t = torch.randn(2, 5, 9, dtype=torch.float64)
     own = torch.tensor([3, 0, 8, 3, 1])
-    loss = MODELS.build(dict(type='us3l_mm.SimilarityDistillation',
-                             **kwargs))(s, t, own)
+    distill = MODELS.build(
+        dict(type='us3l_mm.SimilarityDistillation', **kwargs))
+    loss = distill(s, distill.target(t), own)
     assert float(loss) == pytest.approx(float(formula(s, t, own)), rel=1e-9)
 
 
@@ -328,7 +329,9 @@ def test_gradients_of_both_parts_are_logged_on_demand():
         query = query.detach().requires_grad_()
         (cosines, own), = twin.head.similarities([query], keys)
     for name, loss in (('contrast', twin.head.loss([
-        (cosines, own)])), ('distill', twin.distill(cosines, full, own))):
+        (cosines, own)])), ('distill',
+                            twin.distill(cosines, twin.distill.target(full),
+                                         own))):
         gradient, = torch.autograd.grad(0.5 * loss, query, retain_graph=True)
         assert float(log[f'grad_{name}_w0.50']) == pytest.approx(
             float(gradient.norm()), rel=1e-9), name

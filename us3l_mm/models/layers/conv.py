@@ -14,7 +14,7 @@ from .subnet import SlimmableLayer, SubnetLike, Subnet
 class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
     """A convolution that runs on its leading channels.
 
-    At width w the kernel is ``weight[:c_out, :c_in]`` (a view) and the bias
+    At width w the kernel is ``weight[:c_out, :c_in]`` and the bias
     ``bias[:c_out]``, with c from :func:`active_channels`; at full width this
     is :class:`torch.nn.Conv2d`. A depthwise convolution keeps one group per
     active channel. Source: US3L, arXiv 2303.06870, and US-Nets, 1903.05134.
@@ -74,9 +74,14 @@ class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         c_in, c_out = self.active_in, self.active_out
-        weight = (self.weight[:c_out]
-                  if self.depthwise else self.weight[:c_out, :c_in])
-        bias = None if self.bias is None else self.bias[:c_out]
+        weight, bias = self.weight, self.bias
+        cut = (0 if self.depthwise else c_in - self.in_channels,
+               c_out - self.out_channels)
+        if any(cut):
+            # Negative padding cuts in one node and leaves a dense kernel. In
+            # channels last, slices are two nodes and are copied for each use.
+            weight = F.pad(weight, (0, 0, 0, 0, 0, cut[0], 0, cut[1]))
+            bias = None if bias is None else bias[:c_out]
         return F.conv2d(x, weight, bias, self.stride, self.padding,
                         self.dilation, c_in if self.depthwise else 1)
 

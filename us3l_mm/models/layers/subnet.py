@@ -4,6 +4,7 @@ import math
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import (Dict, Iterable, Iterator, List, Optional, Sequence, Tuple,
                     Union)
@@ -69,7 +70,7 @@ class Subnet:
             int(millionths) / MILLION if millionths else float(width or 1.0),
             bool(gated))
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What names buffers and modules: '', 'w0500000', 'gated', ...
 
@@ -201,13 +202,25 @@ class KeepsOwnSubnet:
     """
 
 
+def reached(module: nn.Module) -> Iterator[nn.Module]:
+    """``module`` and all modules under it, except those of a teacher.
+
+    In the order of :meth:`torch.nn.Module.modules`, whose generators within
+    generators would take longer here than a narrow network's layers.
+    """
+    stack = [module]
+    while stack:
+        module = stack.pop()
+        yield module
+        stack += [
+            child for child in reversed(module._modules.values())
+            if child is not None and not isinstance(child, KeepsOwnSubnet)]
+
+
 def slimmable_layers(module: nn.Module) -> Iterator[SlimmableLayer]:
     """The slimmable layers under ``module``, except those of a teacher."""
-    if isinstance(module, SlimmableLayer):
-        yield module
-    for child in module.children():
-        if not isinstance(child, KeepsOwnSubnet):
-            yield from slimmable_layers(child)
+    return (each for each in reached(module)
+            if isinstance(each, SlimmableLayer))
 
 
 def subnets_of(network: nn.Module) -> Optional[List[Subnet]]:
@@ -287,31 +300,36 @@ def set_subnet(modules: Union[nn.Module, List[nn.Module]],
         TypeError, ValueError: If the networks do not have it; nothing is
             changed then.
     """
-    modules, subnet = _as_list(modules), Subnet.of(subnet)
-    for module in modules:
-        for child in module.modules():
-            if hasattr(child, 'width_range'):
-                subnet.check(child.width_range)
-        if subnet.gated and subnet not in (subnets_of(module) or ()):
-            raise ValueError(f'{type(module).__name__} has no gates, so there '
+    _switch(modules, Subnet.of(subnet))
+
+
+def _switch(modules: Union[nn.Module, List[nn.Module]],
+            subnet: Subnet) -> List[Tuple[SlimmableLayer, Subnet]]:
+    """:func:`set_subnet`, which returns what every layer ran before."""
+    before = []
+    for root in _as_list(modules):
+        for module in reached(root):
+            if isinstance(module, SlimmableLayer):
+                before.append((module, module.subnet))
+            elif hasattr(module, 'width_range'):
+                subnet.check(module.width_range)
+        if subnet.gated and subnet not in (subnets_of(root) or ()):
+            raise ValueError(f'{type(root).__name__} has no gates, so there '
                              'is no gated sub-network. Use a width.')
-    before = _current(modules)
     try:
         _apply((layer, subnet) for layer, _ in before)
     except ValueError:  # a layer may have fewer sub-networks than its network
         _apply(before)
         raise
-
-
-def _current(modules: List[nn.Module]) -> List[Tuple[SlimmableLayer, Subnet]]:
-    return [(layer, layer.subnet) for module in modules
-            for layer in slimmable_layers(module)]
+    return before
 
 
 def _apply(subnets: Iterable[Tuple[SlimmableLayer, Subnet]]) -> None:
     for layer, subnet in subnets:
-        layer.subnet = subnet
-        layer.on_subnet()
+        if layer.subnet != subnet:
+            # Not by setattr, where torch looks for a tensor or a module first.
+            vars(layer)['subnet'] = subnet
+            layer.on_subnet()
 
 
 @contextmanager
@@ -325,9 +343,7 @@ def at(modules: Union[nn.Module, List[nn.Module]], subnet: SubnetLike):
         >>> with at(network, Subnet(0.5)):
         ...     maps = network(images)
     """
-    modules = _as_list(modules)
-    before = _current(modules)
-    set_subnet(modules, subnet)
+    before = _switch(modules, Subnet.of(subnet))
     try:
         yield
     finally:

@@ -63,9 +63,9 @@ class SwitchableBatchNorm(SlimmableLayer, _BatchNorm):
 
     def on_subnet(self) -> None:
         # Every layer starts with the full network; running it needs a norm.
-        if not self.subnet.is_full:
-            self.of(self.subnet)
         listed = self.subnet in self.subnets
+        if not (listed or self.subnet.is_full):
+            self.of(self.subnet)
         self._key: Optional[str] = self.subnet.key if listed else None
 
     def of(self, subnet: Subnet) -> _BatchNorm:

@@ -59,30 +59,41 @@ class SimilarityDistillation(nn.Module):
             self, temperature
             if teacher_temperature is None else teacher_temperature)
 
-    def forward(self, student: Tensor, teacher: Tensor, own: Tensor) -> Tensor:
+    def target(self, teacher: Tensor) -> Tensor:
+        """What :meth:`forward` compares with, of a wider network (N, C).
+
+        It is the same for all narrower networks. The teacher gets no gradient.
+        """
+        return self._comparable(teacher.detach(), self.teacher_temperature)
+
+    def _comparable(self, logits: Tensor, temperature: float) -> Tensor:
+        """What is compared: log-probabilities, or the values themselves."""
+        logits = at_least_single(logits)
+        if self.normalise:
+            logits = 2 * F.layer_norm(logits, logits.shape[1:])
+        if self.kind == 'mse':
+            return logits
+        return F.log_softmax(logits / temperature, dim=1)
+
+    def forward(self, student: Tensor, target: Tensor, own: Tensor) -> Tensor:
         """The loss, a scalar.
 
         Args:
-            student, teacher (Tensor): (N, C). Gradients reach the student.
+            student (Tensor): (N, C).
+            target (Tensor): That of the teacher, from :meth:`target`, (N, C).
             own (Tensor): For each row the class of its own image, (N).
         """
-        student = at_least_single(student)
-        teacher = at_least_single(teacher.detach())
-        if self.normalise:
-            student, teacher = (2 * F.layer_norm(x, x.shape[1:])
-                                for x in (student, teacher))
+        student = self._comparable(student, self.temperature)
         if self.kind == 'mse':
-            return F.mse_loss(student, teacher)
-        log_s = F.log_softmax(student / self.temperature, dim=1)
-        log_t = F.log_softmax(teacher / self.teacher_temperature, dim=1)
+            return F.mse_loss(student, target)
         scale = self.temperature**2
         if self.kind == 'kl':
-            return scale * _kl(log_s, log_t)
+            return scale * _kl(student, target)
         own = own[:, None]
-        target = _kl(*(_own_or_other(x, own) for x in (log_s, log_t)))
+        binary = _kl(*(_own_or_other(x, own) for x in (student, target)))
         rest = _kl(*(_without(x, own).log_softmax(dim=1)
-                     for x in (log_s, log_t)))
-        return scale * (target + 0.5 * rest)
+                     for x in (student, target)))
+        return scale * (binary + 0.5 * rest)
 
     def extra_repr(self) -> str:
         return (f'kind={self.kind!r}, on={self.on!r}, '

@@ -115,7 +115,7 @@ class SlimCLR(MultiPassSSL):
             losses = {
                 f'loss_contrast_{pass_.name}':
                 (1 - beta) * self.head.loss(similarities)}
-            rows = similarities
+            rows, carried = similarities, {}
             if self.distill is not None and self.distill.on == 'embeddings':
                 rows = [(q, own) for q, (_, own) in zip(queries, similarities)]
             if distils:
@@ -123,13 +123,13 @@ class SlimCLR(MultiPassSSL):
                     teachers) * sum(
                         self.distill(x, target, own) for teacher in teachers
                         for (x, own), target in zip(rows, teacher))
+            if self.distill is not None and (pass_.role == 'base'
+                                             or self.distill_from == LARGER):
+                carried['teachers'] = [
+                    *teachers, [self.distill.target(x) for x, _ in rows]]
         log = {f'spread_{pass_.name}': spread(queries[0])}
         if batch.plan.diagnose:
             log.update(gradient_norms(losses, queries))
-        carried = {}
-        if self.distill is not None and (pass_.role == 'base'
-                                         or self.distill_from == LARGER):
-            carried['teachers'] = [*teachers, [x.detach() for x, _ in rows]]
         return dict(losses=losses, log=log, carried=carried)
 
     def queries(self, views: List[Tensor]) -> List[Tensor]:
