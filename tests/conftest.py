@@ -1,12 +1,18 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+import gc
 import os
 
 import pytest
 import torch
+from yapf.yapflib import yapf_api
 
 # Tests run side by side, and many start processes: a thread for each.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+
+# MMEngine formats the whole config for each log, file and checkpoint, which
+# takes longer than a small run. Without it the text is as valid, in one line.
+yapf_api.FormatCode = lambda text, **kwargs: (text, False)
 
 # Files that take a minute or so, the longest first.
 LONG = [
@@ -20,6 +26,15 @@ def pytest_collection_modifyitems(items):
     """Begin with the long files, so that no worker ends long after others."""
     order = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+
+
+def pytest_collection_finish():
+    """Leave what is imported out of collections.
+
+    A data set of MMEngine collects garbage when it is built, which means to
+    visit all objects of all libraries.
+    """
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

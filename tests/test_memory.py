@@ -9,11 +9,14 @@ from saved_bytes import SavedBytes
 from us3l_mm.models import Pass, Plan, Subnet, at_width
 from us3l_mm.models.selfsup import Batch
 
+# So many that maps, and not the kernels of the widths, take the memory.
+IMAGES = 64
+
 
 def peak_of_a_step(widths, update_mode, **options):
     algorithm = small_algorithm(update_mode=update_mode, **options)
     wrapper = sgd(algorithm, lr=0.01, momentum=0.0, regularise=True)
-    data, _ = naive.batch()
+    data, _ = naive.batch(images=IMAGES)
     counter = SavedBytes(algorithm)
     with torch.autograd.graph.saved_tensors_hooks(
             counter.pack, lambda holder: holder.tensor):
@@ -29,14 +32,15 @@ def peak_of_a_step(widths, update_mode, **options):
     dict(distill_from=None)], ids=str)
 def test_three_widths_need_no_more_than_the_full_one(update_mode, options):
     alone = peak_of_a_step([1.0], update_mode, **options)
-    assert alone > 5 * naive.batch()[1][0].nbytes  # a real graph was seen
+    assert alone > 5 * naive.batch(
+        images=IMAGES)[1][0].nbytes  # a real graph was seen
     sandwich = peak_of_a_step([1.0, 0.6, 0.25], update_mode, **options)
     assert sandwich <= 1.01 * alone
 
 
 def test_the_count_notices_graphs_that_are_kept():
-    algorithm, (_, views) = small_algorithm(), naive.batch()
-    targets = [(None, torch.randn(5, 12).double())] * 2
+    algorithm, (_, views) = small_algorithm(), naive.batch(images=IMAGES)
+    targets = [(None, torch.randn(IMAGES, 12).double())] * 2
     pass_ = Pass(Subnet(), 'max')
     batch = Batch(views, Plan((pass_, )), targets={pass_: targets})
     counter, kept, alive = SavedBytes(algorithm), [], []

@@ -533,7 +533,8 @@ def test_sharp_distillation_has_a_larger_gradient():
         (s, own), (t, _) = (queue_cosines(q, keys, queue)
                             for q in (student, teacher))
         head = MODELS.build(cfg.head)
-        losses = (MODELS.build(cfg.distill)(s, t, own), head.loss([(s, own)]))
+        distill = MODELS.build(cfg.distill)
+        losses = (distill(s, distill.target(t), own), head.loss([(s, own)]))
         gradients = [
             torch.autograd.grad(loss, student, retain_graph=True)[0].norm()
             for loss in losses]

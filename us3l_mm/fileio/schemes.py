@@ -21,6 +21,11 @@ from mmengine.runner import (CheckpointLoader, get_deprecated_model_names,
                              get_external_models, get_mmcls_models,
                              get_torchvision_models)
 
+try:  # that of libyaml, many times as fast
+    from yaml import CSafeLoader as SafeLoader
+except ImportError:
+    from yaml import SafeLoader
+
 from .reading import CodeInFileError, is_trusted, load_weights
 
 # Of the SHA-256 of a file, in its name, as PyTorch and OpenMMLab put it there.
@@ -116,7 +121,7 @@ def _url_of(filename: str, urls: Dict[str, str]) -> str:
     return urls[name]
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     """Plain data, and the tuples that MMEngine writes."""
 
 

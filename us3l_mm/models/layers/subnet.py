@@ -328,7 +328,7 @@ def _apply(subnets: Iterable[Tuple[SlimmableLayer, Subnet]]) -> None:
     for layer, subnet in subnets:
         if layer.subnet != subnet:
             # Not by setattr, where torch looks for a tensor or a module first.
-            vars(layer)['subnet'] = subnet
+            layer.__dict__['subnet'] = subnet
             layer.on_subnet()
 
 
