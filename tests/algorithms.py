@@ -24,7 +24,8 @@ METHODS = {
     'moco_v3': (LAST_NORM, LAST_NORM, 'moco_v3', 'moco_v3', 'teacher',
                 dict(final_momentum=0.0)), }
 RESNET = dict(type='us3l_mm.SlimmableResNet_CIFAR', depth=18, base_channels=16,
-              stem_channels=16, out_indices=(0, 1, 2, 3))
+              stem_channels=16, num_stages=3, strides=(1, 2, 2),
+              dilations=(1, 1, 1), out_indices=(0, 1, 2))
 
 
 def model_cfg(base_method='byol', backbone=RESNET, hid=24, out=12,

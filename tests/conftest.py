@@ -4,15 +4,11 @@ import os
 
 import pytest
 import torch
-from yapf.yapflib import yapf_api
+import unformatted  # noqa: F401
 
 # Tests run side by side, and many start processes: a thread for each.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
-
-# MMEngine formats the whole config for each log, file and checkpoint, which
-# takes longer than a small run. Without it the text is as valid, in one line.
-yapf_api.FormatCode = lambda text, **kwargs: (text, False)
 
 # Files that take a minute or so, the longest first.
 LONG = [

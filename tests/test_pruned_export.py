@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gated_networks import model_cfg
+from mmengine.config import Config
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope
 from small_run import small_cfg
@@ -382,7 +383,7 @@ def test_networks_without_gates_or_images_are_refused(varying, tmp_path):
     for name, model, message in (
         ('plain', "model = dict(backbone=dict(type='us3l_mm.SlimmableResNet', "
          'depth=18, base_channels=16, stem_channels=16))', 'has no gates'),
-        ('bare', text[text.index('model = '):text.index('optim_wrapper')],
+        ('bare', f'model = {Config.fromstring(text, ".py").model.to_dict()}',
          'no config of its run.*--config')):
         folder = tmp_path / name
         folder.mkdir()

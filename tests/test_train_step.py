@@ -110,7 +110,7 @@ def check_iterations(algorithm, optimizer, trainer, plans=WIDTHS,
     moved = {
         k for k, v in initial.items()
         if (trainer.params[k] - v).abs().max() > 1e-4}
-    assert moved == set(trainer.buffers) - still and len(moved) > 60
+    assert moved == set(trainer.buffers) - still and len(moved) > 40
 
 
 @pytest.mark.parametrize('update_mode', ['sequential', 'accumulate'])
@@ -162,8 +162,8 @@ def test_other_sources_of_targets(options):
 
 
 @pytest.mark.parametrize('options', [
-    dict(base_method='simclr_momentum', features=(0, 1, 2, 3)),
-    dict(base_method='byol', features=(1, 3), update_mode='accumulate'),
+    dict(base_method='simclr_momentum', features=(0, 1, 2)),
+    dict(base_method='byol', features=(0, 2), update_mode='accumulate'),
     dict(base_method='byol', features=(2, ), distill_from='online'), ],
                          ids=str)
 def test_feature_distillation(options):

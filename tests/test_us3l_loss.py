@@ -210,7 +210,7 @@ class Calls(MultiPassSSL):
     def __init__(self, **kwargs):
         super().__init__(
             RESNET,
-            dict(type='us3l_mm.SlimmableProjector', in_channels=128,
+            dict(type='us3l_mm.SlimmableProjector', in_channels=64,
                  hid_channels=8, out_channels=8),
             dict(type='us3l_mm.PredictionHead', loss=LOSSES['mse']), **kwargs)
         self.calls = []
@@ -325,10 +325,9 @@ REFUSED = [
     (dict(teacher=dict(momentum=-0.1)), 'share of the student'),
     (dict(feature_distiller={}, distill_from=None,
           distill_head=None), 'feature_distiller needs targets'),
-    (dict(feature_distiller=dict(outputs=[4])), r'has 4 \(.*got \[4\]'),
+    (dict(feature_distiller=dict(outputs=[4])), r'has 3 \(.*got \[4\]'),
     (dict(backbone=dict(RESNET, base_channels=32)),
-     'features of this backbone have 256 channels, got neck.in_channels=128'),
-]
+     'features of this backbone have 128 channels, got neck.in_channels=64'), ]
 
 
 @pytest.mark.parametrize('options, message', REFUSED, ids=str)
