@@ -64,7 +64,9 @@ def alarm(spreads, key='spread_max', **kwargs):
     for i, value in enumerate(spreads):
         outputs = {key: torch.tensor(value)}
         try:
-            hook.after_train_iter(SimpleNamespace(iter=i), i, None, outputs)
+            hook.after_train_iter(
+                SimpleNamespace(iter=i, model=torch.nn.Identity()), i, None,
+                outputs)
         except RuntimeError:
             return i + 1
     return None

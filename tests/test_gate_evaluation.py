@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 
@@ -284,6 +285,34 @@ def test_a_row_is_what_the_parts_give(files, whole):
     nearest = torch.cdist(queries, bank).argmin(dim=1)
     right = data['train'][1][nearest] == data['test'][1]
     assert row['knn'] == pytest.approx(100 * float(right.float().mean()))
+
+
+def test_of_two_separate_networks_each_has_its_row(files, tool, tmp_path):
+    content = load_weights(files / 'tiny.pth')
+    state = content['state_dict']
+    expected = {}
+    flags = ['--widths', 'dense', 'gated', '--knn', '--device', 'cpu']
+    for name in ('one', 'other', 'both'):
+        if name == 'other':  # the weights of another network
+            first = dict(state)
+            for key in filter(re.compile('backbone.*conv').match, state):
+                if 'gate' not in key:
+                    state[key] = state[key].flip(0)
+        if name == 'both':
+            state.update({
+                f'dense_network.{key}': state[key] for key in state
+                if 'gate' not in key})
+            state.update(first)
+        path = tmp_path / f'{name}.pth'
+        torch.save(content, path)
+        out = tmp_path / name
+        tool.main([
+            str(files / 'tiny.py'),
+            str(path), '--out',
+            str(out), *flags])
+        expected[name] = [row['knn'] for row in rows_of(out)]
+    assert expected['one'][0] != expected['other'][0]
+    assert expected['both'] == [expected['other'][0], expected['one'][1]]
 
 
 def test_a_second_run_computes_nothing(evaluate, whole, monkeypatch, capsys):

@@ -17,7 +17,8 @@ from us3l_mm.evaluation.complexity import Complexity, count_complexity
 from us3l_mm.evaluation.data import (BANK, TRAIN, build_loader, image_batches,
                                      loader_cfg, shuffled)
 from us3l_mm.evaluation.latency import check_device, latency
-from us3l_mm.evaluation.loading import Source, load_source, run_config
+from us3l_mm.evaluation.loading import (Source, load_source, run_config,
+                                        with_dense_network)
 from us3l_mm.export import slice_backbone, slice_network
 from us3l_mm.export.families import family_of, output_channels
 from us3l_mm.export.formats import FORMATS, SlicedNetwork, verify
@@ -102,7 +103,8 @@ def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
                    device)
     stored = load_weights(checkpoint, trust_pickle)
     config = given_config(checkpoint, stored, config, cfg_options)
-    source = load_source(stored, config, path=checkpoint)
+    source = load_source(
+        with_dense_network(stored) or stored, config, path=checkpoint)
     backbone, choice = source.backbone, None
     if input_size is None:
         input_size = family_of(backbone).input_size(backbone)
@@ -116,11 +118,6 @@ def slice_checkpoint(checkpoint: str, out: str, subnet: Union[SubnetLike,
         raise ValueError('Gates are a function of images, so a gated network '
                          'is no slice. Use prune_checkpoint, or '
                          'tools/slice_checkpoint.py --width gated.')
-    if any(key.startswith('dense_network.') for key in stored['state_dict']):
-        raise ValueError(
-            'This run trained two separate networks (model.separate=True), so '
-            'its gated network was not trained without gates. Only --width '
-            'gated can be exported.')
     measure = not has_statistics(backbone, subnet)
     if measure and config is None:
         config = run_config(checkpoint, stored)

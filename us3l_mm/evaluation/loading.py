@@ -226,6 +226,26 @@ def set_scope(config: Config) -> None:
     init_default_scope(config.get('default_scope', 'mmpretrain'))
 
 
+def with_dense_network(content: dict) -> Optional[dict]:
+    """A checkpoint of two separate networks, with the dense one as backbone.
+
+    The gates and norms of the gated mode stay; the dense mode has no use for
+    them.
+
+    Returns:
+        dict, optional: None unless the run trained two separate networks
+        (``DenseGatedSSL(separate=True)``).
+    """
+    start = 'dense_network.'
+    own = {
+        key.removeprefix(start): value
+        for key, value in content['state_dict'].items()
+        if key.startswith(start)}
+    if not own:
+        return None
+    return dict(content, state_dict={**content['state_dict'], **own})
+
+
 def backbone_prefix(state_dict: dict) -> str:
     """'backbone.' where the weights are an algorithm's, '' if a backbone's."""
     return 'backbone.' if any(

@@ -17,8 +17,8 @@ from torch import nn
 
 from us3l_mm.fileio import (check_writable, load_weights, save_atomically,
                             sha256)
-from us3l_mm.models.layers import (GATED, Subnet, SubnetLike, check_subnets,
-                                   subnet_list, subnets_of)
+from us3l_mm.models.layers import (FULL, GATED, Subnet, SubnetLike,
+                                   check_subnets, subnet_list, subnets_of)
 from .calibration import calibrate, check_momentum
 from .complexity import count_complexity
 from .data import (BANK, QUERY, TRAIN, Images, build_loader, dealt,
@@ -30,7 +30,7 @@ from .knn import chance_accuracy, check_k, check_metric, knn_accuracy
 from .latency import check_device, device_name, width_latency
 from .linear_probe import linear_probe, linear_run
 from .loading import (backbone_prefix, load_source, model_cfg,
-                      untrained_network)
+                      untrained_network, with_dense_network)
 from .overlap import Identities, copies
 from .report import JSON, Report, RowKey, WidthRow, resume
 
@@ -139,7 +139,12 @@ class WidthEvaluation:
         self.name = osp.splitext(osp.basename(config.filename
                                               or checkpoint))[0]
         self.settings = self._settings()
-        self.networks: Dict[RowKey, nn.Module] = {}  # of the budgets
+        # Those of rows with a network of their own.
+        self.networks: Dict[RowKey, nn.Module] = {}
+        separate = with_dense_network(self.checkpoint)
+        if separate is not None:
+            self.networks[FULL, None] = load_source(
+                separate, config, path=checkpoint).backbone.to(measures.device)
 
     def run(
         self, subnets: Sequence[SubnetLike],
@@ -255,7 +260,8 @@ class WidthEvaluation:
         state = dict(self.checkpoint['state_dict'])
         prefix = backbone_prefix(state)
         # A copy for a budget differs from the network in its gated mode alone.
-        for name, value in self._network(key).state_dict().items():
+        network = self.network if key[1] is None else self._network(key)
+        for name, value in network.state_dict().items():
             state[prefix + name] = value.cpu()
         save_atomically(dict(self.checkpoint, state_dict=state), path)
 

@@ -9,17 +9,11 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from mmpretrain.utils import get_ori_model
 
 from us3l_mm.registry import HOOKS
 
 INDICATOR = re.compile('spread_(?!rand|teacher)')
-WHAT_TO_TRY = (
-    'What is known to prevent it: a base loss of relative distances '
-    "(InfoNCELoss, MoCoV3Loss), or an absolute one against "
-    "a momentum teacher (base_from='teacher'); distillation from the "
-    "teacher (distill_from='teacher') through a head of its own "
-    '(share_predictor=False); a batch norm in the predictor; a smaller '
-    'teacher.momentum or learning rate.')
 
 
 @HOOKS.register_module()
@@ -96,12 +90,14 @@ class CollapseMonitorHook(Hook):
                     return
 
     def _tell(self, runner: Runner, name: str, spread: float) -> None:
+        advice = getattr(get_ori_model(runner.model), 'against_collapse',
+                         'a smaller learning rate')
         text = (
             f'The embeddings have collapsed: {name} is {spread:.3g} and has '
             f'been under {self.threshold:g} for {self._under[name]} '
             f'iterations, up to iteration {runner.iter + 1} (1 is a spread '
             'all over the sphere, 0 one direction for all images). '
-            f'{WHAT_TO_TRY}')
+            f'What may prevent it: {advice}.')
         if self.action == 'stop':
             raise RuntimeError(text)
         line = '!' * 79

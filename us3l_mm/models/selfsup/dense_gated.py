@@ -53,6 +53,12 @@ class DenseGatedSSL(MultiPassSSL):
         **kwargs: Arguments of :class:`MultiPassSSL`.
     """
 
+    against_collapse = (
+        'a loss that forbids it, such as VICRegLoss with a larger weight of '
+        'the variance, BarlowTwinsLoss or InfoNCELoss; for a loss of '
+        'distances alone a predictor with a batch norm; a smaller learning '
+        'rate')
+
     def __init__(self, backbone: Union[dict, nn.Module], neck: dict,
                  head: Union[dict, nn.Module], budget: Optional[dict] = None,
                  modes: Sequence[str] = (GATED,

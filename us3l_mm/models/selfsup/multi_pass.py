@@ -42,9 +42,15 @@ class MultiPassSSL(MultiPassModel, BaseSelfSupervisor):
         data_preprocessor (dict, optional): Defaults to MMPretrain's
             ``SelfSupDataPreprocessor``.
         init_cfg (dict, optional): Initialization config of MMEngine.
+
+    Attributes:
+        num_views (int): The number of views of an image.
+        against_collapse (str): What may prevent a collapse of the embeddings,
+            for the message of ``CollapseMonitorHook``.
     """
 
     num_views = 2
+    against_collapse = 'a smaller learning rate'
 
     def __init__(self, backbone: Union[dict, nn.Module], neck: dict,
                  head: Union[dict, nn.Module], update_mode: str = 'sequential',

@@ -50,6 +50,10 @@ class SlimCLR(MultiPassSSL):
             to 'accumulate'.
     """
 
+    against_collapse = (
+        'a smaller learning rate, a smaller temperature of the contrastive '
+        'loss, or more keys in the queue or the batch')
+
     def __init__(self, backbone: Union[dict, nn.Module], neck: dict,
                  head: Union[dict, nn.Module], distill: Optional[dict] = None,
                  distill_weight: float = 0.5, distill_from: str = FULL_NETWORK,

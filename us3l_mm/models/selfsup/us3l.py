@@ -49,6 +49,13 @@ class US3LAlgorithm(MultiPassSSL):
         **kwargs: Arguments of :class:`MultiPassSSL`.
     """
 
+    against_collapse = (
+        'a base loss of relative distances (InfoNCELoss, MoCoV3Loss), or an '
+        "absolute one against a momentum teacher (base_from='teacher'); "
+        "distillation from the teacher (distill_from='teacher') through a "
+        'head of its own (share_predictor=False); a batch norm in the '
+        'predictor; a smaller teacher.momentum or learning rate')
+
     def __init__(self, backbone: Union[dict, nn.Module], neck: dict,
                  head: Union[dict, nn.Module],
                  distill_head: Optional[dict] = None, base_from: str = TEACHER,
