@@ -226,11 +226,13 @@ def test_the_file_says_what_it_is(checkpoint, tmp_path):
 @pytest.mark.parametrize('kind', ['flops', 'params'])
 def test_the_widest_inside_the_budget_is_taken(checkpoint, small, tmp_path,
                                                kind):
-    sizes = count_complexity(small, WIDTHS, (32, 32))
+    answers = (0.25, 0.40625)
+    sizes = count_complexity(small, [
+        w + step for w in answers for step in (0, 1 / 32)], (32, 32))
     costs = {
         s.width: size.macs if kind == 'flops' else size.params
         for s, size in sizes.items()}
-    for width in (0.25, 0.40625):
+    for width in answers:
         # The largest budget that this width is the answer to.
         limit = costs[width + 1 / 32] - 1
         report = slices(checkpoint, tmp_path / 'w.pth', Budget(kind, limit))
