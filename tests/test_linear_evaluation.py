@@ -169,7 +169,9 @@ def test_config_is_what_its_name_says(path):
     assert cfg.auto_scale_lr.base_batch_size == gpus * per_gpu
     assert cfg.train_cfg.max_epochs == epochs
     dataset, classes = dict(cifar10=('CIFAR10', 10), in1k=('ImageNet', 1000),
-                            cifar100=('CIFAR100', 100))[data]
+                            cifar100=('CIFAR100', 100), **{
+                                'own-images':
+                                ('us3l_mm.ImageFolder', 2)})[data]
     assert {
         cfg[f'{name}_dataloader'].dataset.type
         for name in ('train', 'val', 'test')} == {dataset}

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 
 import us3l_mm
@@ -16,6 +17,7 @@ from us3l_mm.apis.own_images import (ARCHS, Choice, Images, choose, look_at,
                                      own_config)
 from us3l_mm.evaluation.loading import build_algorithm
 from us3l_mm.fileio import load_weights
+from us3l_mm.models import SlimmableResNet
 from us3l_mm.models.layers import Subnet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,3 +183,53 @@ def test_the_tools_take_the_folder_of_a_run(photos, tmp_path, monkeypatch,
     assert (tmp_path / 'run/half.pth').is_file()
     with pytest.raises(SystemExit, match='photos.* has no checkpoint'):
         evaluate([photos, '--device', 'cpu'])
+
+
+FINE_TUNING = (
+    'configs/us3l/benchmarks/finetune_resnet18_1xb64-coslr-60e_own-images.py')
+
+
+def test_a_classifier_is_fine_tuned_on_labelled_images(photos, tmp_path,
+                                                       monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    tool = importlib.import_module('train')
+    small = dict(base_channels=16, stem_channels=16)
+    network = SlimmableResNet(18, **small)
+    start = tmp_path / 'start.pth'
+    torch.save(
+        dict(
+            state_dict={
+                f'backbone.{key}': value
+                for key, value in network.state_dict().items()}), start)
+    options = dict(
+        data_root=photos, **{
+            'model.backbone.width': 0.5,
+            'model.backbone.base_channels': 16,
+            'model.backbone.stem_channels': 16,
+            'model.backbone.init_cfg.checkpoint': start,
+            'train_dataloader.batch_size': 8,
+            'train_dataloader.num_workers': 0,
+            'val_dataloader.num_workers': 0,
+            'optim_wrapper.optimizer.lr': 0.0,
+            'train_cfg.max_epochs': 1,
+            'train_cfg.val_interval': 1})
+
+    def train(out, **changes):
+        tool.main([
+            str(ROOT / FINE_TUNING), '--work-dir',
+            str(out), '--cfg-options', *(f'{key}={value}' for key, value in {
+                **options,
+                **changes}.items())])
+
+    train(tmp_path / 'run')
+    trained = load_weights(tmp_path / 'run/epoch_1.pth')['state_dict']
+    assert trained['head.fc.weight'].shape == (2, 64)
+    assert torch.equal(trained['backbone.conv1.weight'],
+                       network.conv1.weight[:8])
+    assert 'accuracy/top1' in next(
+        (tmp_path / 'run').glob('*/vis_data/scalars.json')).read_text()
+    with pytest.raises(
+            SystemExit, match='has 2 classes, such as Klasse ä0, Klasse ä1, '
+            'and model.head.num_classes=5'):
+        train(tmp_path / 'wrong', **{'model.head.num_classes': 5})
+    assert not (tmp_path / 'wrong').exists()

@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
+from mmpretrain.models import ImageClassifier
 from mmpretrain.utils import get_ori_model
 
 from us3l_mm.fileio import check_fit
@@ -108,6 +109,7 @@ def train(cfg: Config, begun: Begun) -> Runner:
     runner = build_runner(cfg)
     runner.register_hook(begun)
     check_batches(runner)
+    check_classes(runner)
     runner.train()
     return runner
 
@@ -133,6 +135,25 @@ def check_batches(runner: Runner) -> None:
             f'{len(loader.sampler)} for each process, which is less than a '
             'batch: lower train_dataloader.batch_size, now '
             f'{loader.batch_size}, or give more images.')
+
+
+def check_classes(runner: Runner) -> None:
+    """Refuse a classifier whose outputs are not the classes of its images.
+
+    Raises:
+        ValueError: With both numbers.
+    """
+    model = get_ori_model(runner.model)
+    outputs = getattr(getattr(model, 'head', None), 'num_classes', None)
+    classes = runner.train_dataloader.dataset.metainfo.get('classes')
+    if isinstance(model, ImageClassifier) and classes and outputs not in (
+            None, len(classes)):
+        raise ValueError(
+            f'The training set has {len(classes)} classes, such as '
+            f'{", ".join(map(str, classes[:3]))}, and model.head.num_classes='
+            f'{outputs}. Set --cfg-options model.head.num_classes='
+            f'{len(classes)}, and {len(classes)} in other places of the '
+            'config that name the number.')
 
 
 def check_all_loaded(runner: Runner, path: str) -> None:
