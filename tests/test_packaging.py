@@ -193,4 +193,3 @@ def test_second_run_installs_nothing(verb, stamps, tmp_path):
 def test_each_demo_has_a_folder_of_its_own(demo, config, folder):
     commands = run_make('demo', '--dry-run', f'DEMO={demo}')
     assert (f'tools/train.py configs/{config} --work-dir {folder}' in commands)
-
