@@ -27,8 +27,8 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     """Leave what is imported out of collections.
 
-    A data set of MMEngine collects garbage when it is built, which means to
-    visit all objects of all libraries.
+    A data set of MMEngine calls the garbage collector when it is built, and
+    that would visit every object of every library.
     """
     gc.freeze()
 

@@ -21,7 +21,7 @@ from mmengine.runner import (CheckpointLoader, get_deprecated_model_names,
                              get_external_models, get_mmcls_models,
                              get_torchvision_models)
 
-try:  # that of libyaml, many times as fast
+try:  # libyaml parses many times as fast
     from yaml import CSafeLoader as SafeLoader
 except ImportError:
     from yaml import SafeLoader

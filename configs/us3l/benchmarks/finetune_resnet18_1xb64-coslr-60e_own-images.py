@@ -5,9 +5,9 @@
 #       model.head.num_classes=5 model.backbone.width=0.5 \
 #       model.backbone.init_cfg.checkpoint=FILE
 # where FILE is a checkpoint of us3l_resnet18_1xb64-coslr-400e_own-images.py or
-# of `us3l pretrain`. Set model.backbone.type=us3l_mm.SlimmableResNet_CIFAR if
-# it was trained on crops of less than 96 pixels. All values are the project's
-# own and untuned.
+# of `us3l pretrain`. If that run had crops of 64 pixels or less, copy this
+# file, and set crop_size to theirs and the type of the backbone to
+# us3l_mm.SlimmableResNet_CIFAR. All values are the project's own and untuned.
 _base_ = '../../_base_/default_runtime.py'
 
 model = dict(

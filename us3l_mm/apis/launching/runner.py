@@ -145,7 +145,9 @@ def check_classes(runner: Runner) -> None:
     """
     model = get_ori_model(runner.model)
     outputs = getattr(getattr(model, 'head', None), 'num_classes', None)
-    classes = runner.train_dataloader.dataset.metainfo.get('classes')
+    # A data set that is not MMEngine's may name no classes.
+    metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', {})
+    classes = metainfo.get('classes')
     if isinstance(model, ImageClassifier) and classes and outputs not in (
             None, len(classes)):
         raise ValueError(

@@ -78,8 +78,8 @@ class SlimmableConv2d(SlimmableLayer, nn.Conv2d):
         cut = (0 if self.depthwise else c_in - self.in_channels,
                c_out - self.out_channels)
         if any(cut):
-            # Negative padding cuts in one node and leaves a dense kernel. In
-            # channels last, slices are two nodes and are copied for each use.
+            # Negative padding crops in one node of the graph and gives a dense
+            # kernel. Slicing takes two nodes, and its result is strided.
             weight = F.pad(weight, (0, 0, 0, 0, 0, cut[0], 0, cut[1]))
             bias = None if bias is None else bias[:c_out]
         return F.conv2d(x, weight, bias, self.stride, self.padding,

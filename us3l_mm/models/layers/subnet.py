@@ -205,8 +205,8 @@ class KeepsOwnSubnet:
 def reached(module: nn.Module) -> Iterator[nn.Module]:
     """``module`` and all modules under it, except those of a teacher.
 
-    In the order of :meth:`torch.nn.Module.modules`, whose generators within
-    generators would take longer here than a narrow network's layers.
+    The order is that of :meth:`torch.nn.Module.modules`. The loop avoids its
+    nested generators, which are slow, because every pass walks the network.
     """
     stack = [module]
     while stack:
