@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from mmengine.config import Config
 import us3l_mm
 from us3l_mm.apis.own_images import (ARCHS, Choice, Images, choose, look_at,
                                      own_config)
+from us3l_mm.apis.launching.runner import check_classes
 from us3l_mm.evaluation.loading import build_algorithm
 from us3l_mm.fileio import load_weights
 from us3l_mm.models import SlimmableResNet
@@ -233,3 +235,10 @@ def test_a_classifier_is_fine_tuned_on_labelled_images(photos, tmp_path,
             'and model.head.num_classes=5'):
         train(tmp_path / 'wrong', **{'model.head.num_classes': 5})
     assert not (tmp_path / 'wrong').exists()
+
+
+def test_a_data_set_that_names_no_classes_is_left_alone():
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.zeros(4)))
+    check_classes(
+        SimpleNamespace(model=torch.nn.Identity(), train_dataloader=loader))
