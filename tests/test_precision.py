@@ -3,7 +3,8 @@
 import naive
 import pytest
 import torch
-from algorithms import small_algorithm, student_parameters, train_step
+from algorithms import (model_cfg, small_algorithm, student_parameters,
+                        train_step)
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import Runner
 from small_run import small_cfg
@@ -14,7 +15,7 @@ from us3l_mm.engine.wrappers import multi_pass_optim_wrapper
 from us3l_mm.models import GroupDecay, Plan, at_width
 from us3l_mm.models.selfsup import Batch
 from us3l_mm.models.selfsup.passes import UPDATE_MODES
-from us3l_mm.registry import OPTIM_WRAPPERS
+from us3l_mm.registry import MODELS, OPTIM_WRAPPERS
 
 WIDTHS = [1.0, 0.6, 0.25]
 SMALL = dict(type='us3l_mm.SlimmableResNet_CIFAR', depth=18, base_channels=16,
@@ -209,6 +210,22 @@ def test_channels_last_trains_the_same():
             weight.is_contiguous(memory_format=torch.channels_last),
             *seen} == {channels_last}
     check_equal(*states, atol=1e-8)
+
+
+@pytest.mark.parametrize('name, arguments, expected', [
+    ('SlimmableResNet', dict(depth=18), True),
+    ('SlimmableResNet_CIFAR', dict(depth=18), True),
+    ('SlimmableMobileNetV2', {}, True),
+    ('GatedResNet_CIFAR', dict(depth=18), True),
+    ('SlimmableViT', dict(arch='tiny', img_size=32, patch_size=16), False)])
+def test_layout_is_what_the_backbone_prefers(name, arguments, expected):
+    backbone = dict(type=f'us3l_mm.{name}', **arguments)
+    for given, is_last in ((None, expected), (False, False), (True, True)):
+        algorithm = MODELS.build(
+            model_cfg('byol', backbone, channels_last=given))
+        for conv in (algorithm.backbone, algorithm.teacher.backbone):
+            weight = next(p for p in conv.parameters() if p.dim() == 4)
+            assert (weight.stride(1) == 1) == is_last
 
 
 def test_bfloat16_on_a_cpu(tmp_path):

@@ -37,8 +37,7 @@ model = dict(
         target=0.5,  # paper
         weight=5.0,  # reference
         bound='sqrt',  # reference
-        anneal=10.0),  # reference: 0.02 an epoch, for 500 epochs
-    channels_last=True)  # demo: faster on CPUs
+        anneal=10.0))  # reference: 0.02 an epoch, for 500 epochs
 
 train_cfg = dict(by_epoch=True, max_epochs=60)
 optim_wrapper = dict(

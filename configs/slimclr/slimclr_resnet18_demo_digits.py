@@ -32,8 +32,7 @@ model = dict(
     head=dict(type='us3l_mm.SimCLRContrast', temperature=0.15),  # demo
     distill=dict(type='us3l_mm.SimilarityDistillation',
                  temperature=5.0),  # reference
-    distill_weight=0.5,  # reference
-    channels_last=True)  # demo: faster on CPUs
+    distill_weight=0.5)  # reference
 
 train_cfg = dict(by_epoch=True, max_epochs=80)
 optim_wrapper = dict(

@@ -23,8 +23,7 @@ model = dict(
         positions='sincos',  # reference: fixed
         out_type='avg_featmap',  # demo: no class token
         width_range=(0.25, 1.0)),  # paper
-    neck=dict(in_channels=64),
-    channels_last=False)  # demo: there is one convolution
+    neck=dict(in_channels=64))
 
 train_cfg = dict(max_epochs=38)  # demo
 optim_wrapper = dict(

@@ -80,7 +80,8 @@ class SeedAugmentation(BaseTransform):
     """Seed python's, NumPy's and PyTorch's generators for one sample.
 
     The first transform of a training pipeline whose sampler is a
-    :class:`SeededSampler`. No value of the sample is changed.
+    :class:`SeededSampler`. No value of the sample is changed. The generators
+    of accelerators, which no data loader uses, keep their state.
 
     Raises:
         TypeError: If the index has no seed.
@@ -96,5 +97,8 @@ class SeedAugmentation(BaseTransform):
                 'RepeatDataset makes indices of its own).')
         random.seed(index.seed)
         np.random.seed(index.seed)
-        torch.manual_seed(index.seed)
+        # torch.manual_seed would seed those of accelerators as well. Where one
+        # is not in use, it notes the call with a formatted stack trace, which
+        # takes longer than augmenting a small image.
+        torch.default_generator.manual_seed(index.seed)
         return results

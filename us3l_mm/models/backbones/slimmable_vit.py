@@ -93,6 +93,7 @@ class SlimmableViT(SlimmableBackbone, VisionTransformer):
     """
 
     arch_zoo = {**VisionTransformer.arch_zoo, **ARCHS}
+    prefers_channels_last = False  # its one convolution has no overlap
 
     def __init__(
             self, arch: Union[str, dict] = 'small', slicing: str = 'input',

@@ -31,6 +31,8 @@ class SlimmableBackbone(nn.Module):
             be set.
         weights_required (bool): Whether a state dict must have the weights;
             False for the copy of a backbone inside a teacher.
+        prefers_channels_last (bool): Whether training is faster in the
+            channels-last memory format.
         slicing_record (SlicingRecord, optional): What a network of a single
             width knows of the full one, to slice its weights on loading.
     """
@@ -38,6 +40,7 @@ class SlimmableBackbone(nn.Module):
     width: Optional[float] = None
     width_range: Tuple[float, float]
     weights_required = True
+    prefers_channels_last = True
     slicing_record: Optional[SlicingRecord] = None
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):

@@ -87,7 +87,7 @@ class SlimmableBatchNorm(SlimmableLayer, _BatchNorm):
         self._check_input_dim(x)
         c = self.active_features
         weight, bias = self.weight, self.bias
-        if self.affine:
+        if self.affine and c < self.num_features:
             weight, bias = weight[:c], bias[:c]
         if self.training:
             if self._measured and torch.is_grad_enabled():

@@ -37,8 +37,9 @@ class MultiPassSSL(MultiPassModel, BaseSelfSupervisor):
             'sequential'.
         sync_norms (bool): Whether batch norms use the statistics of all
             processes together. Defaults to False.
-        channels_last (bool): Whether images and convolutions are in the
-            channels-last memory format. Defaults to False.
+        channels_last (bool, optional): Whether images and convolutions are in
+            the channels-last memory format. Defaults to None: what the
+            backbone prefers, which is True for convolutional networks.
         data_preprocessor (dict, optional): Defaults to MMPretrain's
             ``SelfSupDataPreprocessor``.
         init_cfg (dict, optional): Initialization config of MMEngine.
@@ -54,7 +55,8 @@ class MultiPassSSL(MultiPassModel, BaseSelfSupervisor):
 
     def __init__(self, backbone: Union[dict, nn.Module], neck: dict,
                  head: Union[dict, nn.Module], update_mode: str = 'sequential',
-                 sync_norms: bool = False, channels_last: bool = False,
+                 sync_norms: bool = False,
+                 channels_last: Optional[bool] = None,
                  data_preprocessor: Optional[dict] = None,
                  init_cfg: Optional[dict] = None):
         if update_mode not in UPDATE_MODES:
@@ -78,6 +80,8 @@ class MultiPassSSL(MultiPassModel, BaseSelfSupervisor):
             **backbone.feature_rounding[-1],
             **neck}, head, init_cfg=init_cfg,
                          data_preprocessor=data_preprocessor)
+        if channels_last is None:
+            channels_last = getattr(backbone, 'prefers_channels_last', False)
         self.update_mode, self.channels_last = update_mode, channels_last
         self.sync_norms = sync_norms
         self.finish()
