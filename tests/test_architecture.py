@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / 'us3l_mm'
 # From the bottom up; rooms of one line do not know each other.
 FLOORS = [
-    ['registry', 'version', 'stack', 'mmcv_ops', 'fileio'],
+    ['registry', 'version', 'stack', 'shipped', 'mmcv_ops', 'fileio'],
     ['models/layers'],
     ['models/necks', 'models/losses', 'models/backbones'],
     ['models/heads'],

@@ -1,14 +1,17 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """The command us3l and its verbs."""
 import importlib
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from us3l_mm import __version__, cli
-from us3l_mm.apis.recipes import recipes, shipped
+from us3l_mm.apis.recipes import recipes
+from us3l_mm.shipped import shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,17 +77,55 @@ def test_list_refuses_words_that_no_recipe_has():
 
 def test_doctor_names_what_is_missing_and_the_line_that_mends_it(
         capsys, monkeypatch):
-    doctor = importlib.import_module('doctor')
-    installed = doctor.installed
-    monkeypatch.setattr(
-        doctor, 'installed', lambda *names: None
-        if names == ('onnx', ) else installed(*names))
-    doctor.main([])
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    importlib.import_module('doctor').main([])
     text = capsys.readouterr().out
     assert "onnx, for ONNX files:\n  pip install 'us3l_mm[export]'" in text
     assert 'torch' in text and 'tensorboard:' not in text
     ops = next(line for line in text.splitlines() if 'ops of mmcv' in line)
     assert ('compiled' in ops) != ('those of torchvision' in ops)
+
+
+# A None in sys.modules is how Python marks what cannot be imported.
+WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys({hidden}))
+sys.argv = ['/usr/bin/us3l']
+from us3l_mm.cli import main
+for words in (['--version'], ['doctor'], ['train', 'config.py']):
+    try:
+        print(words, main(words))
+    except SystemExit as end:
+        print(words, end.code)
+sys.argv = ['train.py']
+del sys.modules['us3l_mm']
+import us3l_mm
+"""
+
+
+@pytest.mark.parametrize('hidden',
+                         [['mmengine', 'mmcv', 'mmpretrain'], ['mmcv']])
+def test_doctor_runs_without_the_openmmlab_stack(hidden):
+    done = subprocess.run([
+        sys.executable, '-c',
+        WITHOUT.format(hidden=hidden)],
+                          capture_output=True, text=True, env=dict(
+                              os.environ, PYTHONPATH=str(ROOT), COLUMNS='200'))
+    install = 'pip install onedl-mmengine onedl-mmcv onedl-mmpretrain'
+    says = (f"us3l_mm needs {', '.join(hidden)}, which cannot be imported. "
+            f'Install the stack with: {install}')
+    text = done.stdout
+    assert f'{__version__}\n' in text and "['--version'] None" in text
+    for name in hidden:
+        assert re.search(rf'{name} +│ missing', text), text
+    # MMPretrain is there without mmcv, and cannot be imported.
+    names = [*hidden] + ['mmpretrain'] * (hidden == ['mmcv'])
+    assert f'{"; ".join(names)}:\n  {install}' in text
+    assert "['doctor'] 1\n" in text
+    assert f"['train', 'config.py'] us3l train: {says}\n" in text
+    # Every other program ends where it imports the package.
+    assert done.returncode == 1
+    assert done.stderr.endswith(f'ImportError: {says}\n'), done.stderr
 
 
 def test_shipped_files_are_those_of_the_clone():

@@ -3,17 +3,19 @@
 import argparse
 import os
 import platform
+import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from us3l_mm import __version__
-from us3l_mm.apis.command_line import errors_as_sentences
-from us3l_mm.evaluation.latency import device_name
-from us3l_mm.stack import STACK
+# Nothing that needs the OpenMMLab stack, which may be missing.
+from us3l_mm import __version__, mmcv_ops
+from us3l_mm.stack import INSTALL, STACK, problem
 
 # What needs a package, and the extra that brings it.
 EXTRAS = {
@@ -27,19 +29,29 @@ EXTRAS = {
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--debug', action='store_true',
-                        help='show the whole traceback of an error')
+    parser.add_argument(
+        '--debug', action='store_true',
+        help='an error keeps its traceback, with this or without')
     return parser.parse_args(argv)
 
 
-def installed(*distributions):
-    """Name and version of the first of ``distributions`` that is there."""
+def installed(module, *distributions):
+    """Name and version of the first of ``distributions`` that is there.
+
+    None if ``module`` is missing, and the error if its import fails.
+    """
+    if find_spec(module) is None:
+        return None
+    try:
+        import_module(module)
+    except (AssertionError, ImportError, OSError) as error:
+        return f'cannot be imported: {error}'
     for name in distributions:
         try:
             return f'{name} {version(name)}'
         except PackageNotFoundError:
             continue
-    return None
+    return 'of no version'
 
 
 def findings():
@@ -47,20 +59,23 @@ def findings():
     yield 'us3l_mm', __version__, None
     yield 'Python', platform.python_version(), None
     for name in ('torch', 'torchvision'):
-        yield name, installed(name), None
+        yield name, installed(name, name), None
     for name, distributions in STACK.items():
-        yield name, installed(*distributions), None
+        yield name, installed(name, *distributions), INSTALL
     yield 'ops of mmcv', ops(), None
     yield 'GPU', gpu(), None
-    yield 'CPU', f'{os.cpu_count()} cores, {device_name("cpu")}', None
+    yield 'CPU', f'{os.cpu_count()} cores', None
     yield 'bfloat16 on the CPU (--amp)', bfloat16(), None
     for module, (name, extra, purpose) in EXTRAS.items():
-        yield (f'{module}, for {purpose}', installed(name)
-               and works(module), f"pip install 'us3l_mm[{extra}]'")
+        yield (f'{module}, for {purpose}', installed(module, name),
+               f"pip install 'us3l_mm[{extra}]'")
 
 
 def ops():
     """Whose ops detectors use."""
+    if find_spec('mmcv') is None:
+        return None
+    mmcv_ops.install()
     try:
         compiled = hasattr(import_module('mmcv._ext'), '__file__')
     except ImportError as error:
@@ -81,35 +96,32 @@ def bfloat16():
     return 'has instructions' if fast else 'has none: slow, use float32'
 
 
-def works(module):
-    """The version of ``module``, or the error of its import."""
-    try:
-        return getattr(import_module(module), '__version__', 'installed')
-    except (AssertionError, ImportError, OSError) as error:
-        return f'cannot be imported: {error}'
-
-
 def main(argv=None):
-    args = parse_args(argv)
-    with errors_as_sentences('doctor', args.debug):
-        report()
+    parse_args(argv)
+    if not report():
+        sys.exit(1)
 
 
 def report():
-    """Print the findings, and what mends those that are missing."""
+    """Print the findings, and what mends those that are missing.
+
+    Returns whether the OpenMMLab stack is there, and only once.
+    """
     table = Table(show_header=False)
-    missing = {}
+    console, missing = Console(), {}
     for what, found, mend in findings():
-        table.add_row(what, found or '[bold]missing')
+        table.add_row(what, escape(found) if found else '[bold]missing')
         if mend and (found is None or found.startswith('cannot')):
             missing.setdefault(mend, []).append(what)
-    console = Console()
     console.print(table)
-    for mend, names in missing.items():
-        console.print(f'{"; ".join(names)}:\n  {mend}', markup=False,
-                      highlight=False)
-    if not missing:
-        console.print('Nothing is missing.')
+    stack = problem()
+    lines = [
+        f'{"; ".join(names)}:\n  {mend}' for mend, names in missing.items()]
+    if stack and INSTALL not in missing:  # two distributions of a package
+        lines.insert(0, stack)
+    for line in lines or ['Nothing is missing.']:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return stack is None and INSTALL not in missing
 
 
 if __name__ == '__main__':

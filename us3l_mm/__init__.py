@@ -9,14 +9,15 @@
 from typing import Any
 
 from . import mmcv_ops
-from .stack import check_stack
+from .stack import check_stack, is_command, problem
 from .version import __version__
 
-check_stack()
-mmcv_ops.install()
+if not is_command() or problem() is None:
+    check_stack()
+    mmcv_ops.install()
 
-# From here on, MMEngine reads files without executing them.
-from . import fileio  # noqa: E402
+    # From here on, MMEngine reads files without executing them.
+    from . import fileio
 
 __all__ = ['__version__', 'evaluate', 'fileio', 'pretrain', 'slice']
 

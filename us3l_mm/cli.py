@@ -4,7 +4,8 @@ import sys
 from importlib import import_module
 from typing import Optional, Sequence
 
-from .apis.recipes import shipped
+from .shipped import shipped
+from .stack import problem
 from .version import __version__
 
 # Verb: the file in tools/, and what it is for.
@@ -41,6 +42,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         return
     if verb not in VERBS:
         sys.exit(f'us3l: there is no verb {verb!r}.\n\n{usage()}')
+    missing = problem()
+    if missing and verb != 'doctor':
+        sys.exit(f'us3l {verb}: {missing}')
     tools = str(shipped('tools'))
     if tools not in sys.path:
         sys.path.insert(0, tools)

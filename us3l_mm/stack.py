@@ -5,9 +5,12 @@ The maintained ``onedl-*`` distributions and the original ones install the same
 import packages (``mmengine``, ``mmcv``, ``mmpretrain``). Installed together
 they overwrite each other's files, which fails later in unrelated places.
 """
+import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Optional
 
 # import name -> (maintained distribution, original distribution)
 STACK = {
@@ -29,22 +32,35 @@ def is_installed(name: str) -> bool:
     return True
 
 
-def check_stack() -> None:
-    """Raise ImportError, with what to install, on a missing or mixed stack."""
+def problem() -> Optional[str]:
+    """What is missing or mixed, and the line that mends it."""
     missing = [name for name in STACK if find_spec(name) is None]
     if missing:
-        raise ImportError(
-            f'us3l_mm needs {", ".join(missing)}, which cannot be imported. '
-            f'Install the stack with: {INSTALL}')
+        return (f'us3l_mm needs {", ".join(missing)}, which cannot be '
+                f'imported. Install the stack with: {INSTALL}')
     mixed = [pair for pair in STACK.values() if all(map(is_installed, pair))]
     if mixed:
         pairs = '; '.join(f'{new} and {old}' for new, old in mixed)
         olds = ' '.join(old for _, old in mixed)
-        raise ImportError(
-            f'Two distributions of the same package are installed: {pairs}. '
-            'Keep one line of them, for instance: '
-            f'pip uninstall -y {olds} {" ".join(n for n, _ in mixed)} && '
-            f'{INSTALL}')
+        return ('Two distributions of the same package are installed: '
+                f'{pairs}. Keep one line of them, for instance: pip uninstall '
+                f'-y {olds} {" ".join(n for n, _ in mixed)} && {INSTALL}')
+    return None
+
+
+def check_stack() -> None:
+    """Raise ImportError, with what to install, on a missing or mixed stack."""
+    found = problem()
+    if found:
+        raise ImportError(found)
+
+
+def is_command() -> bool:
+    """Whether this program is ``us3l`` or ``tools/doctor.py``.
+
+    They check the stack themselves, as ``us3l doctor`` runs without it.
+    """
+    return Path(sys.argv[0]).stem in ('us3l', 'doctor')
 
 
 def check_detection() -> None:

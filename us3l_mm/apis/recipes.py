@@ -7,17 +7,7 @@ from typing import List, Optional
 
 import yaml
 
-PACKAGE = Path(__file__).resolve().parents[1]
-
-
-def shipped(folder: str) -> Path:
-    """``configs`` or ``tools`` of this installation.
-
-    A wheel has them where OpenMMLab's ``mim`` looks for them; a clone has them
-    beside the package.
-    """
-    inside = PACKAGE / '.mim' / folder
-    return inside if inside.is_dir() else PACKAGE.parent / folder
+from us3l_mm.shipped import shipped
 
 
 @dataclass(frozen=True)
