@@ -86,6 +86,22 @@ def test_doctor_names_what_is_missing_and_the_line_that_mends_it(
     assert ('compiled' in ops) != ('those of torchvision' in ops)
 
 
+@pytest.mark.parametrize('load, policy, advises', [(0.1, None, False),
+                                                   (1.6, None, True),
+                                                   (1.6, 'PASSIVE', False)])
+def test_doctor_advises_beside_busy_programs(capsys, monkeypatch, load, policy,
+                                             advises):
+    monkeypatch.setenv('COLUMNS', '400')
+    monkeypatch.setattr('os.getloadavg', lambda: (load, 0.0, 0.0))
+    monkeypatch.delenv('OMP_WAIT_POLICY', raising=False)
+    if policy:
+        monkeypatch.setenv('OMP_WAIT_POLICY', policy)
+    importlib.import_module('doctor').main([])
+    text = capsys.readouterr().out
+    assert f'{load} of them busy' in text
+    assert ('OMP_WAIT_POLICY=PASSIVE' in text) == advises
+
+
 # A None in sys.modules is how Python marks what cannot be imported.
 WITHOUT = """
 import sys

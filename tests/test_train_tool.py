@@ -259,6 +259,22 @@ def test_mixed_precision_without_a_gpu_is_bfloat16(tool):
         assert 'loss_scale' not in wrapper
 
 
+@pytest.mark.parametrize('gpu, instructions, options, says', [
+    (False, True, ['--amp'], 'on the CPU: bfloat16.'),
+    (False, False, ['--amp'], 'single precision is faster: leave out --amp.'),
+    (True, True, ['--amp'], 'precision: float16.'),
+    (True, True, ['--amp', '--cfg-options', 'optim_wrapper.dtype=bfloat16'
+                  ], 'precision: bfloat16.')])
+def test_the_precision_is_said(tool, monkeypatch, gpu, instructions, options,
+                               says):
+    monkeypatch.setattr(settings, 'has_accelerator', lambda: gpu)
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported',
+                        lambda: instructions)
+    assert settings.describe_precision(merged(tool, CONFIG)) is None
+    mixed = merged(tool, CONFIG, *options)
+    assert settings.describe_precision(mixed).endswith(says)
+
+
 def test_amp_keeps_every_other_key(tool, monkeypatch):
     monkeypatch.setattr(settings, 'has_accelerator', lambda: True)
     plain, amp = merged(tool, CONFIG), merged(tool, CONFIG, '--amp')

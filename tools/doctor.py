@@ -64,7 +64,7 @@ def findings():
         yield name, installed(name, *distributions), INSTALL
     yield 'ops of mmcv', ops(), None
     yield 'GPU', gpu(), None
-    yield 'CPU', f'{os.cpu_count()} cores', None
+    yield 'CPU', cpu(), None
     yield 'bfloat16 on the CPU (--amp)', bfloat16(), None
     for module, (name, extra, purpose) in EXTRAS.items():
         yield (f'{module}, for {purpose}', installed(module, name),
@@ -89,6 +89,18 @@ def gpu():
     return ', '.join(
         torch.cuda.get_device_name(i)
         for i in range(torch.cuda.device_count()))
+
+
+def cpu():
+    cores, (busy, *_) = os.cpu_count() or 1, os.getloadavg()
+    said = f'{cores} cores, {busy:.1f} of them busy in the last minute'
+    if busy < 0.5 or 'OMP_WAIT_POLICY' in os.environ:
+        return said
+    # OpenMP's threads wait for each other in a loop, also for one that
+    # another process has taken the core from.
+    return (f'{said}. Beside other programs, training is faster with the '
+            'environment variable OMP_WAIT_POLICY=PASSIVE, and slower without '
+            'them')
 
 
 def bfloat16():

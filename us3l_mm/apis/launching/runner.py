@@ -23,6 +23,7 @@ from .mistakes import check_config
 from .processes import get_rank, join_processes
 from .required_files import (check_annotation_files, check_checkpoint,
                              check_pretrained_file)
+from .settings import describe_precision
 
 
 class EmptyDatasetError(ValueError):
@@ -110,6 +111,9 @@ def train(cfg: Config, begun: Begun) -> Runner:
     runner.register_hook(begun)
     check_batches(runner)
     check_classes(runner)
+    precision = describe_precision(cfg)
+    if precision is not None:
+        runner.logger.info(precision)
     runner.train()
     return runner
 

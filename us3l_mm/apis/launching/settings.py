@@ -4,6 +4,7 @@ import os.path as osp
 from pathlib import Path
 from typing import List, Optional
 
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import is_cuda_available
 from mmengine.hooks import CheckpointHook, LoggerHook
@@ -134,6 +135,19 @@ def set_precision(cfg: Config, amp: bool) -> None:
     if wrapper.get('type') == 'AmpOptimWrapper' and not has_accelerator():
         wrapper.type = CPU_AMP  # MMEngine's is for accelerators alone
         wrapper.pop('loss_scale', None)
+
+
+def describe_precision(cfg: Config) -> Optional[str]:
+    """What a run by ``cfg`` computes in; None for single precision."""
+    wrapper = cfg.optim_wrapper
+    if wrapper.get('type') not in (*AMP.values(), CPU_AMP):
+        return None
+    if has_accelerator():
+        return f'Mixed precision: {wrapper.get("dtype") or "float16"}.'
+    slow = '' if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (
+        ' This CPU has no instructions for it, so single precision is faster: '
+        'leave out --amp.')
+    return f'Mixed precision on the CPU: bfloat16.{slow}'
 
 
 def set_up_loader(cfg: Config, stage: str, pin_memory: bool = True,
