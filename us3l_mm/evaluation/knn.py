@@ -1,27 +1,28 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import normalize
+import torch
 
+from .neighbours import TABLE_SIZE, nearest
 from .overlap import Identities, copies
 
 METRICS = ('cosine', 'euclidean')
 WEIGHTS = ('uniform', 'distance')
-# Numbers in a table of neighbours or votes, to bound the memory.
-TABLE_SIZE = 2**24
 
 
 def knn_accuracy(bank: np.ndarray, bank_labels: np.ndarray,
                  queries: np.ndarray, query_labels: np.ndarray, k: int = 20,
                  weights: str = 'distance',
                  identities: Optional[Identities] = None,
-                 metric: str = 'cosine') -> float:
+                 metric: str = 'cosine',
+                 device: Union[str, torch.device] = 'cpu') -> float:
     """Accuracy in percent of the k nearest neighbours among ``bank``.
 
-    Neighbours are found by scikit-learn and vote as in its
-    ``KNeighborsClassifier``.
+    Neighbours are those that :func:`~us3l_mm.evaluation.neighbours.nearest`
+    finds, and vote as in scikit-learn's ``KNeighborsClassifier``. Where there
+    are neighbours at distance 0, only these vote; of classes with equally
+    many votes, the first is predicted.
 
     Args:
         bank (np.ndarray): Features of labelled training images, (n, c).
@@ -39,6 +40,8 @@ def knn_accuracy(bank: np.ndarray, bank_labels: np.ndarray,
             L2-normalised features, or 'euclidean' for that of the features as
             they are. Dense + gated SSL, arXiv 2301.09164, reports the latter
             with k = 1. Defaults to 'cosine'.
+        device (str or torch.device): Where distances are computed. Defaults
+            to 'cpu'.
 
     Raises:
         ValueError: If k is not a number from 1 to n, features are not finite,
@@ -55,16 +58,13 @@ def knn_accuracy(bank: np.ndarray, bank_labels: np.ndarray,
         raise ValueError(f'weights is one of {WEIGHTS}, got {weights!r}.')
     check_metric(metric)
     check_finite(bank, queries)
-    if metric == 'cosine':
-        bank, queries = normalize(bank), normalize(queries)
+    found = nearest(bank, queries, k + most, metric, device, TABLE_SIZE)
     classes, labels = np.unique(bank_labels, return_inverse=True)
-    finder = NearestNeighbors(n_neighbors=k + most, algorithm='brute')
-    finder.fit(bank)
     step = max(TABLE_SIZE // max(k + most, len(classes)), 1)
     right = 0
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
-        distances, index = finder.kneighbors(queries[part])
+        distances, index = (table[part] for table in found)
         if identities is not None and most:
             bank_ids, query_ids = identities
             own = (bank_ids[index] == query_ids[part, None]).any(axis=2)
@@ -112,9 +112,12 @@ def chance_accuracy(query_labels: np.ndarray) -> float:
 def check_finite(*features: np.ndarray) -> None:
     """Raise ValueError unless all features are finite."""
     for rows in features:
-        bad = ~np.isfinite(rows).all(axis=1)
-        if bad.any():
+        step = max(TABLE_SIZE // rows.shape[1], 1)
+        bad = sum(
+            int((~np.isfinite(rows[start:start + step]).all(axis=1)).sum())
+            for start in range(0, len(rows), step))
+        if bad:
             raise ValueError(
-                f'The features of {bad.sum()} of {len(rows)} images are not '
+                f'The features of {bad} of {len(rows)} images are not '
                 'finite: the weights have probably diverged in training. See '
                 'the loss in the training log, and lower the learning rate.')
