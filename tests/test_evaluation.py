@@ -19,6 +19,8 @@ from us3l_mm.evaluation import (Report, WidthRow, calibrate, chance_accuracy,
                                 count_complexity, default_subnets,
                                 extract_features, knn_accuracy, linear_probe,
                                 raw_pixels, width_latency)
+from us3l_mm.evaluation import features as features_module
+from us3l_mm.evaluation import spool
 from us3l_mm.evaluation.features import encode
 from us3l_mm.evaluation.linear_probe import linear_run
 from us3l_mm.evaluation.report import resume
@@ -336,6 +338,17 @@ def _encode_a_shard(rank, out):
                               [(own[:3], own[:3].flatten().long()),
                                (own[3:], own[3:].flatten().long())], size=7)
     np.savez(f'{out}/{rank}.npz', labels=labels, **features)
+    # As of many images: temporary files, and several messages.
+    spool.MAX_IN_MEMORY = 0
+    features_module.MESSAGE_SIZE = 16
+    again, _ = encode({'twice': lambda x: 2 * x.flatten(1)},
+                      [(own, own.flatten().long())], size=7)
+    assert [*again] == ([] if rank else ['twice'])
+    for rows in again.values():
+        assert isinstance(rows, np.memmap)
+        assert rows.tolist() == features['twice'].tolist()
+    with pytest.raises(ValueError, match='read .4, 1. images.*DefaultSampler'):
+        encode({}, [(own[rank:4 - 2 * rank], own[rank:4 - 2 * rank].long())])
 
 
 @pytest.mark.ddp

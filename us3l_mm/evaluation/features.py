@@ -1,21 +1,25 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Features of many sub-networks, in one pass over the data."""
-from typing import (Any, Callable, Dict, Hashable, Iterable, List, Optional,
+from typing import (Any, Callable, Dict, Hashable, Iterable, Optional,
                     Sequence, Tuple, TypeVar)
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.dist import gather_object, is_main_process
+from mmengine.dist import (all_gather_object, gather, get_comm_device,
+                           get_world_size, is_main_process)
 from torch import Tensor, nn
 
 from us3l_mm.models.layers import Subnet, SubnetLike, at, evaluation_mode
 from .gates import GateTally
 from .progress import count_images
+from .spool import Spool
 
 RAW_PIXELS_SIZE = 32
 # The name of the identities among the features.
 IDENTITY = 'identity'
+# Bytes that processes send at a time, all together.
+MESSAGE_SIZE = 2**26
 Key = TypeVar('Key', bound=Hashable)
 
 
@@ -58,6 +62,13 @@ def encode(encoders: Dict[Key, Callable[[Tensor],
     MMEngine's ``DefaultSampler`` distributes them; samples that it repeats to
     fill up the last round are cut off.
 
+    Each process keeps the features of its images, and sends them to the main
+    process in the end, one set of features after the other and a few MB at a
+    time. Sets of more than 256 MiB are in temporary files, here as there, so
+    that memory does not grow with the images: see
+    :class:`~us3l_mm.evaluation.spool.Spool`. A set that is not referred to
+    any more takes no space.
+
     Args:
         encoders (dict): By name, functions of images (N, 3, H, W) to features
             (N, c).
@@ -72,26 +83,33 @@ def encode(encoders: Dict[Key, Callable[[Tensor],
         tuple: ``{name: float32 array (images, c)}`` and labels (images, ), in
         the order of the data set. The main process has those of all images;
         in the other processes both are empty.
+
+    Raises:
+        ValueError: If there are no images, or processes do not have equal
+            shares of them.
+        OSError: If there is no space for temporary files.
     """
-    parts: Dict[Key, List[np.ndarray]] = {name: [] for name in encoders}
-    labels: List[np.ndarray] = []
-    identities: List[np.ndarray] = []
+    spools: Dict[Any, Spool] = {name: Spool() for name in encoders}
+    labels, identities = Spool(), Spool()
     with torch.no_grad():
         for images, batch_labels, *known in count_images(
                 batches, progress, size):
-            labels.append(np.asarray(batch_labels))
-            identities += known
-            for name, encoder_of_name in encoders.items():
-                parts[name].append(
-                    encoder_of_name(images).float().cpu().numpy())
-    if not labels:
+            labels.add(np.asarray(batch_labels))
+            for rows in known:
+                identities.add(rows)
+            # A device is given the work of all before the first one is read.
+            outputs = [pooled(images).float() for pooled in encoders.values()]
+            for name, output in zip(encoders, outputs):
+                spools[name].add(output.cpu().numpy())
+    if not labels.length:
         raise ValueError('No images to extract features from: the loader is '
                          'empty.')
-    gathered: Dict[Any, np.ndarray] = {
-        name: _gather(parts.pop(name), size) for name in encoders}
-    if identities:
-        gathered[IDENTITY] = _gather(identities, size)
-    return gathered if is_main_process() else {}, _gather(labels, size)
+    if identities.length:
+        spools[IDENTITY] = identities
+    gathered = {
+        name: _gather(spools.pop(name).array(), size) for name in list(spools)}
+    return (gathered if is_main_process() else {}, _gather(
+        labels.array(), size))
 
 
 def encoder(network: Any, subnet: SubnetLike,
@@ -124,13 +142,31 @@ def raw_pixels(images: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(images, size).flatten(1)
 
 
-def _gather(batches: List[np.ndarray], size: Optional[int]) -> np.ndarray:
+def _gather(own: np.ndarray, size: Optional[int]) -> np.ndarray:
     """Rows of all processes in the order of the data set, in the main one."""
-    own = np.concatenate(batches)
-    parts = gather_object(own)
-    if parts is None:
-        return own[:0]
-    rows = np.empty((sum(map(len, parts)), *own.shape[1:]), own.dtype)
-    for rank, part in enumerate(parts):
-        rows[rank::len(parts)] = part
-    return rows[:size]
+    processes = get_world_size()
+    if processes == 1:
+        return own[:size]
+    shares = all_gather_object(len(own))
+    total = sum(shares)
+    if shares != [
+            len(range(rank, total, processes)) for rank in range(processes)]:
+        raise ValueError(
+            f'Processes read {shares} images; the samples of a data set are '
+            "dealt out to them in turn. Use sampler=dict(type='DefaultSampler'"
+            ', shuffle=False).')
+    whole, device = Spool(), get_comm_device()
+    step = max(MESSAGE_SIZE // (processes * own[:1].nbytes), 1)
+    for start in range(0, max(shares), step):
+        rows = torch.from_numpy(own[start:start + step])
+        # As long as those of the first process, which has most.
+        length = min(step, shares[0] - start)
+        part = rows.new_zeros(length, *rows.shape[1:])
+        part[:len(rows)] = rows
+        parts = gather(part.to(device))
+        if parts:  # (length, processes, ...), in the order of the data set
+            dealt = torch.stack(parts, dim=1).flatten(0, 1).cpu().numpy()
+            whole.add(dealt[:total - processes * start])
+    if is_main_process():
+        return whole.array()[:size]
+    return np.empty((0, *own.shape[1:]), own.dtype)

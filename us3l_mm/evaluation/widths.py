@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
+import torch
 from mmengine.config import Config
 from mmengine.dist import (broadcast_object_list, get_rank, get_world_size,
                            is_main_process)
@@ -33,6 +34,7 @@ from .loading import (backbone_prefix, load_source, model_cfg,
                       untrained_network, with_dense_network)
 from .overlap import Identities, copies
 from .report import JSON, Report, RowKey, WidthRow, resume
+from .spool import check_space
 
 # By which share of a budget the images of the bank may miss it, so that other
 # images are within 1 %.
@@ -181,6 +183,7 @@ class WidthEvaluation:
         untrained = [
             row.subnet for row in rows if measures.baselines
             and not self._has_gates(row.subnet) and row.untrained_knn is None]
+        self._check_space(report, trained, untrained)
         saving = save_checkpoint is not None
         to_calibrate = [
             row.subnet for row in (rows if saving else trained)
@@ -217,6 +220,18 @@ class WidthEvaluation:
                 'A checkpoint has one threshold, got the budgets '
                 f'{", ".join(f"{b:g}" for b in budgets)}. Save it for one of '
                 'them.')
+
+    def _check_space(self, report: Report, trained: Sequence[WidthRow],
+                     untrained: Sequence[Subnet]) -> None:
+        """Refuse features of the bank that the disk has no room for."""
+        if not self.measures.accuracies:
+            return
+        channels = [row.channels for row in trained]
+        channels += [report.row(subnet).channels for subnet in untrained]
+        if self.measures.baselines and report.raw_pixels is None:
+            pixels = raw_pixels(torch.zeros(1, 3, *self.input_size))
+            channels.append(pixels.numel())
+        check_space(len(self.loaders[BANK].dataset), channels)
 
     def _has_gates(self, subnet: Subnet) -> bool:
         """Whether the compute of ``subnet`` depends on the images."""
@@ -379,7 +394,8 @@ class WidthEvaluation:
                 setattr(
                     entry, name,
                     knn_accuracy(*data, measures.k, identities=identities,
-                                 metric=measures.metric))
+                                 metric=measures.metric,
+                                 device=measures.device))
         if kind != TRAINED or not measures.linear:
             return
         with self.console.status(f'Linear probe ({title})'):

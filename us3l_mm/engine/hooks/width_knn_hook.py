@@ -14,6 +14,7 @@ from us3l_mm.evaluation.data import (build_loader, check_num_images,
 from us3l_mm.evaluation.features import IDENTITY
 from us3l_mm.evaluation.knn import check_k
 from us3l_mm.evaluation.overlap import copies
+from us3l_mm.evaluation.spool import check_space
 from us3l_mm.models.layers import Subnet, SubnetLike, check_subnets
 from us3l_mm.registry import HOOKS
 from .compile_hook import uncompiled
@@ -62,11 +63,15 @@ class WidthKNNHook(PeriodicHook):
 
     def before_train(self, runner: Runner) -> None:
         """Build the loaders; raise if something could not be evaluated."""
-        check_subnets(get_ori_model(runner.model).backbone, self.subnets)
+        backbone = get_ori_model(runner.model).backbone
+        check_subnets(backbone, self.subnets)
         with seeded(0):
             self.bank, self.queries = map(build_loader, self.cfgs)
             self.calibration = shuffled(self.bank, self.num_images)
-        check_k(self.k, len(self.bank.dataset), 'images of bank_dataloader')
+        images = len(self.bank.dataset)
+        check_k(self.k, images, 'images of bank_dataloader')
+        check_space(images, (backbone.feature_channels(subnet.width)[-1]
+                             for subnet in self.subnets))
 
     def act(self, runner: Runner, iterations: int) -> None:
         """Report the accuracies."""
@@ -101,10 +106,12 @@ class WidthKNNHook(PeriodicHook):
         if is_main_process():
             identities = bank[IDENTITY], queries[IDENTITY]
             self.overlap = int((copies(*identities) > 0).sum())
+            device = next(backbone.parameters()).device
             accuracies = [{
                 subnet:
-                knn_accuracy(bank[subnet], bank_labels, queries[subnet],
-                             query_labels, self.k, identities=identities)
-                for subnet in self.subnets}]
+                knn_accuracy(bank.pop(subnet), bank_labels,
+                             queries.pop(subnet), query_labels, self.k,
+                             identities=identities, device=device)
+                for subnet in encoders}]
         broadcast_object_list(accuracies)
         return accuracies[0]
