@@ -2,6 +2,7 @@
 """Features, kNN, linear probe, sizes: against other ways to compute them."""
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from us3l_mm.evaluation import (Report, WidthRow, calibrate, chance_accuracy,
 from us3l_mm.evaluation import features as features_module
 from us3l_mm.evaluation import spool
 from us3l_mm.evaluation.features import encode
+from us3l_mm.evaluation.latency import latency
 from us3l_mm.evaluation.linear_probe import linear_run
 from us3l_mm.evaluation.report import resume
 from us3l_mm.export import slice_network
@@ -245,6 +247,68 @@ def test_latency_is_that_of_a_cut_copy():
     after = network.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_latency_is_that_of_the_faster_layout(monkeypatch):
+    network, batch = small_resnet(), torch.rand(2, 3, 8, 8)
+    plain = slice_network(network, 0.5, without_statistics=True).eval()
+    seen, outputs, forward = set(), {}, type(plain).forward
+    seconds = {False: 3.0, True: 2.0}
+
+    def watched(self, images):
+        layout = is_channels_last(self)
+        outputs[layout] = forward(self, images)[-1]
+        return outputs[layout]
+
+    class Clock:  # runs the network once, and says what a run would take
+
+        def __init__(self, statement, globals, num_threads):
+            self.code, self.names = statement, globals
+
+        def blocked_autorange(self, min_run_time):
+            exec(self.code, self.names)
+            seen.add(min_run_time)
+            return SimpleNamespace(
+                median=seconds[is_channels_last(self.names['network'])])
+
+    monkeypatch.setattr(type(plain), 'forward', watched)
+    monkeypatch.setattr('us3l_mm.evaluation.latency.Timer', Clock)
+    for fast in (True, False):
+        seconds[fast] = 1.0
+        assert latency(plain, batch, min_run_time=8) == 1000 / 2
+        assert seen == {4} and not is_channels_last(plain)
+        seconds[fast] = 9.0
+    torch.testing.assert_close(outputs[True], outputs[False])
+
+
+def is_channels_last(network):
+    found = {
+        layer.weight.is_contiguous(memory_format=torch.channels_last)
+        for layer in network.modules()
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)}
+    assert len(found) == 1
+    return found.pop()
+
+
+@pytest.mark.parametrize('width', [1.0, 0.5, 0.3125])
+def test_images_take_the_layout_of_the_weights(width):
+    """In the first convolution, so that evaluation converts nothing."""
+    network, batches = small_resnet(), labelled_batches()
+    images = [images for images, _ in batches]
+    calibrate(network, images, [width])
+    expected, _ = extract_features(network, batches, [width])
+    network.to(memory_format=torch.channels_last)
+    layouts = []
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(
+                lambda layer, inputs, output: (layouts.append(
+                    output.is_contiguous(memory_format=torch.channels_last))))
+    found, _ = extract_features(network, batches, [width])
+    assert len(layouts) == 3 * 20 and all(layouts)
+    # Both are rounded, in 20 layers; the largest features are about 2.
+    np.testing.assert_allclose(found[Subnet(width)], expected[Subnet(width)],
+                               rtol=0, atol=1e-4)
 
 
 def test_default_subnets_are_even_or_those_of_the_norms():

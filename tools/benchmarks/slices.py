@@ -12,6 +12,9 @@ rounds, and ratios are medians of the ratios of a round.
 Peak memory is the network's weights and statistics, and the most that a
 forward pass has allocated at any moment, by PyTorch's own count on either
 device: on a GPU that of the caching allocator, on a CPU that of the profiler.
+
+All networks and images have the same memory layout. Channels last is the
+faster one for convolutions as a rule, see --layout.
 """
 import argparse
 import json
@@ -43,6 +46,8 @@ SLICED, PLAIN, SLIMMABLE = KINDS = ('sliced', 'plain', 'slimmable')
 LONG_ENOUGH = 0.2
 # Relative to the largest output; leaves room for TF32.
 TOLERANCE = 1e-2
+LAYOUTS = dict(channels_last=torch.channels_last,
+               contiguous=torch.contiguous_format)
 MIB = 2**20
 
 
@@ -69,6 +74,10 @@ def parse_args(argv=None):
         '--widths', type=eighth, nargs='+', metavar='W', default=[
             0.25, 0.5, 0.75, 1.0], help='multiples of 1/8 from 0.25 to 1 '
         '(default: 0.25 0.5 0.75 1.0)')
+    parser.add_argument(
+        '--layout', choices=LAYOUTS, default='channels_last',
+        help='memory layout of weights and images '
+        '(default: channels_last)')
     add_shared(parser, rounds=7)
     return parser.parse_args(argv)
 
@@ -77,7 +86,7 @@ def build_slimmable(args):
     """A slimmable network with statistics of all widths."""
     network = SlimmableResNet(args.depth)
     network.init_weights()
-    network.to(args.device).eval()
+    network.to(args.device, memory_format=LAYOUTS[args.layout]).eval()
     size = (8, 3, args.image_size, args.image_size)
     calibrate(network, [torch.randn(size, device=args.device)], args.widths)
     return network
@@ -85,11 +94,12 @@ def build_slimmable(args):
 
 def build_three(slimmable, width, args):
     """The networks of one width, by kind; the slimmable one is shared."""
-    sliced = slice_network(slimmable, width)
+    layout = LAYOUTS[args.layout]
+    sliced = slice_network(slimmable, width).to(memory_format=layout)
     channels = int(BASE_CHANNELS * width)
     plain = ResNet(args.depth, base_channels=channels, stem_channels=channels)
     plain.load_state_dict(sliced.state_dict(), strict=True)
-    plain.to(args.device).eval()
+    plain.to(args.device, memory_format=layout).eval()
     return dict(zip(KINDS, (sliced, plain, slimmable)))
 
 
@@ -181,7 +191,8 @@ def summarise(times, networks, forwards, images):
 
 def show(rows, args):
     table = Table(title=f'ResNet-{args.depth}, {args.image_size} px, batch '
-                  f'{args.batch_size}, {device_name(args.device)}')
+                  f'{args.batch_size}, {args.layout.replace("_", " ")}, '
+                  f'{device_name(args.device)}')
     for column in ('width', 'network', 'ms', '/ plain', 'rounds', 'MiB',
                    '/ plain'):
         table.add_column(column,
@@ -213,7 +224,8 @@ def benchmark(args):
     networks = {
         width: build_three(slimmable, width, args) for width in args.widths}
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size,
-                         device=args.device)
+                         device=args.device).contiguous(
+                             memory_format=LAYOUTS[args.layout])
     for width, three in networks.items():
         gap = largest_difference(three, width, images)
         if gap > TOLERANCE:

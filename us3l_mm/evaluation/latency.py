@@ -1,4 +1,5 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
+from copy import deepcopy
 from typing import Optional, Tuple
 
 import torch
@@ -9,6 +10,8 @@ from us3l_mm.export import slice_network
 from us3l_mm.models import ActiveChannels
 from us3l_mm.models.layers import Subnet, SubnetLike
 
+LAYOUTS = torch.contiguous_format, torch.channels_last
+
 
 def width_latency(network: nn.Module, subnet: SubnetLike,
                   input_size: Tuple[int, int], batch_size: int = 1,
@@ -17,7 +20,8 @@ def width_latency(network: nn.Module, subnet: SubnetLike,
     """Milliseconds that ``network`` takes for a batch, sliced to ``subnet``.
 
     The ordinary network to be deployed is timed, a copy with plain layers, on
-    the device of ``network``. A gated network computes only the channels that
+    the device of ``network``, in the faster memory layout, see
+    :func:`latency`. A gated network computes only the channels that
     are on, see :class:`~us3l_mm.models.backbones.ActiveChannels`, so that its
     time depends on the images.
 
@@ -47,21 +51,34 @@ def latency(network: nn.Module, images: Tensor, batch_size: int = 1,
             min_run_time: float = 0.5) -> float:
     """Milliseconds that ``network`` takes for a batch, the mean of several.
 
-    The median that :meth:`torch.utils.benchmark.Timer.blocked_autorange`
-    measures, after a warm-up, on the device of ``network``.
+    A copy is timed on the device of ``network``, in the contiguous and in the
+    channels-last memory layout, and the faster one counts. The outputs are
+    the same but for rounding. Anyone can convert a network by
+    ``network.to(memory_format=torch.channels_last)``; images need not be
+    converted, as the first convolution gives its output the layout of its
+    weights.
+
+    A time is the median that
+    :meth:`torch.utils.benchmark.Timer.blocked_autorange` measures after a
+    warm-up.
 
     Args:
-        network (nn.Module): In evaluation mode.
+        network (nn.Module): In evaluation mode; it is not changed.
         images (Tensor): Preprocessed images (N, 3, H, W).
         batch_size (int): Number of images in a batch. Defaults to 1.
         min_run_time (float): Seconds to measure for. Defaults to 0.5.
     """
-    device = next(network.parameters()).device
-    batches = images.to(device).split(batch_size)
-    timer = Timer('for batch in batches: network(batch)', globals=dict(
-        network=network, batches=batches), num_threads=torch.get_num_threads())
-    median = timer.blocked_autorange(min_run_time=min_run_time).median
-    return 1000 * median / len(batches)
+    network, times = deepcopy(network), []
+    batches = images.to(next(network.parameters()).device).split(batch_size)
+    for layout in LAYOUTS:
+        network.to(memory_format=layout)
+        timer = Timer('for batch in batches: network(batch)', globals=dict(
+            network=network, batches=batches),
+                      num_threads=torch.get_num_threads())
+        measured = timer.blocked_autorange(min_run_time=min_run_time /
+                                           len(LAYOUTS))
+        times.append(measured.median)
+    return 1000 * min(times) / len(batches)
 
 
 def check_device(device: str) -> None:
