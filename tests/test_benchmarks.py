@@ -69,10 +69,11 @@ def test_vit_widths_are_timed_in_three_ways(tmp_path):
     assert min(half[name] for name in ('slimmable', 'sliced', 'reference')) > 0
 
 
-def test_a_slice_needs_the_memory_of_the_plain_network(tmp_path):
+@pytest.mark.parametrize('layout', [[], ['--layout', 'contiguous']])
+def test_a_slice_needs_the_memory_of_the_plain_network(layout, tmp_path):
     figures = figures_of(tmp_path, 'slices', '--depth', 18, '--batch-size', 1,
                          '--rounds', 1, '--image-size', 32, '--widths', 0.25,
-                         1.0)
+                         1.0, *layout)
     assert all(map(math.isfinite, numbers(figures)))
     for row in figures['widths']:
         channels = int(64 * row['width'])
@@ -149,6 +150,25 @@ def test_one_pass_and_by_width_measure_the_same(tmp_path):
     *parts, both = figures['parts']
     for way in ('one_pass_s', 'by_width_s'):
         assert both[way] == pytest.approx(sum(row[way] for row in parts))
+
+
+@pytest.mark.parametrize('layout', [[], ['--channels-last']])
+def test_knn_of_widths_is_compared_with_their_forwards(layout, tmp_path):
+    figures = figures_of(tmp_path, 'width_knn', '--base-channels', 8, '--bank',
+                         30, '--queries', 10, '--image-size', 8,
+                         '--batch-size', 16, '--rounds', 2, '--num-widths', 3,
+                         *layout)
+    assert all(map(math.isfinite, numbers(figures)))
+    assert len(figures['accuracies']) == 3
+    parts = {row['part']: row for row in figures['parts']}
+    assert [*parts] == [
+        'bare forwards', 'features', 'neighbours', 'both', 'reading',
+        'calibration']
+    assert parts['bare forwards']['ratio_range'] == [1, 1]
+    assert min(row['s'] for row in parts.values()) > 0
+    # Medians of two rounds are means.
+    assert parts['both']['s'] == pytest.approx(parts['features']['s'] +
+                                               parts['neighbours']['s'])
 
 
 @pytest.mark.ddp
