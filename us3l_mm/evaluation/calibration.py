@@ -170,8 +170,7 @@ class _Pool:
 
     def add(self, x: Tensor) -> None:
         """Pool a batch (N, c, ...)."""
-        var, mean = torch.var_mean(at_least_single(x), [0, *range(2, x.ndim)],
-                                   correction=0)
+        var, mean = _var_mean(at_least_single(x))
         count = x.numel() // x.shape[1]
         self.merge(count, mean.double(), var.double() * count)
 
@@ -189,6 +188,17 @@ class _Pool:
         return self.mean, self.deviations / max(self.count - 1, 1)
 
 
+def _var_mean(x: Tensor, correction: int = 0) -> Tuple[Tensor, Tensor]:
+    """Variance and mean of each channel, (N, c, ...) to (c,) each."""
+    dims = [0, *range(2, x.ndim)]
+    if x.device.type != 'cpu':
+        return torch.var_mean(x, dims, correction=correction)
+    # There torch.var_mean takes about eight times as long as these sums.
+    mean = x.mean(dims, keepdim=True)
+    squares = (x - mean).square_().sum(dims)
+    return squares / (x.numel() // x.shape[1] - correction), mean.flatten()
+
+
 class _Average(_Pool):
     """Running averages of the statistics of batches, which begin at (0, 1).
 
@@ -202,8 +212,7 @@ class _Average(_Pool):
         self.deviations = torch.ones_like(self.mean)
 
     def add(self, x: Tensor) -> None:
-        var, mean = torch.var_mean(at_least_single(x), [0, *range(2, x.ndim)],
-                                   correction=1)
+        var, mean = _var_mean(at_least_single(x), correction=1)
         self.mean = torch.lerp(self.mean.to(mean.device), mean.double(),
                                self.momentum)
         self.deviations = torch.lerp(self.deviations.to(var.device),
