@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 from small_run import small_cfg
 
-from us3l_mm.evaluation import load_backbone, widths
-from us3l_mm.evaluation.loading import load_source
+from us3l_mm.evaluation import load_backbone, spool, widths
+from us3l_mm.evaluation.loading import load_source, untrained_network
 from us3l_mm.fileio import load_weights
 from us3l_mm.models import at_width
 from us3l_mm.registry import MODELS
@@ -305,6 +306,16 @@ def test_bad_flags_are_refused_before_any_work(files, tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
+def test_features_that_the_disk_has_no_room_for_are_refused_before_any_work(
+        files, tmp_path, monkeypatch):
+    monkeypatch.setattr(spool, 'MAX_IN_MEMORY', 0)
+    monkeypatch.setattr('shutil.disk_usage', lambda _: SimpleNamespace(free=1))
+    monkeypatch.setattr(widths, 'calibrate', None)
+    with pytest.raises(SystemExit, match='features of 48 images.*TMPDIR'):
+        evaluate(files, tmp_path, '--widths', '0.5')
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_config_without_labelled_images_shows_what_to_write(files, tmp_path):
     small_cfg('unused').dump(files / 'unlabelled.py')
     with pytest.raises(
@@ -321,6 +332,18 @@ def test_single_views_are_needed(files, tmp_path):
     cfg.dump(files / 'views.py')
     with pytest.raises(SystemExit, match='got 2 views of each'):
         evaluate(files, tmp_path, config='views.py')
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_networks_are_in_the_memory_layout_of_training(files, channels_last):
+    config = Config.fromfile(files / 'tiny.py')
+    config.model.channels_last = channels_last
+    content = load_weights(str(files / 'tiny.pth'))
+    for network in (load_source(content, config).backbone,
+                    untrained_network(config)):
+        weight = network.layer2[0].conv1.weight
+        assert channels_last == weight.is_contiguous(
+            memory_format=torch.channels_last)
 
 
 def test_the_preprocessor_is_that_of_training(files):

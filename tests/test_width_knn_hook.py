@@ -11,6 +11,7 @@ from small_run import small_cfg
 from torch._dynamo.utils import counters
 
 from us3l_mm.engine import WidthKNNHook
+from us3l_mm.engine.hooks import width_knn_hook
 from us3l_mm.evaluation import calibrate, extract_features, knn_accuracy
 from us3l_mm.evaluation.data import (build_loader, image_batches,
                                      labelled_batches, shuffled)
@@ -171,6 +172,17 @@ def test_what_cannot_be_evaluated_is_refused_before_training(
         tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path, hook_cfg(**arguments))
+    assert not list(tmp_path.rglob('*.pth'))
+
+
+def test_space_for_features_is_checked_before_training(tmp_path, monkeypatch):
+
+    def full(images, channels):
+        raise OSError(f'no room for {images} of {list(channels)}')
+
+    monkeypatch.setattr(width_knn_hook, 'check_space', full)
+    with pytest.raises(OSError, match=r'30 of \[128, 64, 40\]'):
+        run(tmp_path, hook_cfg())
     assert not list(tmp_path.rglob('*.pth'))
 
 
