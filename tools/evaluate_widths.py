@@ -72,7 +72,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--latency', action='store_true',
         help='milliseconds per image on this device, of the '
-        'network sliced to the width')
+        'network sliced to the width,\nin the faster memory layout')
     parser.add_argument(
         '--baselines', action='store_true',
         help='kNN, also of raw pixels and of the untrained '

@@ -63,9 +63,9 @@ def encode(encoders: Dict[Key, Callable[[Tensor],
     fill up the last round are cut off.
 
     Each process keeps the features of its images, and sends them to the main
-    process in the end, one set of features after the other and a few MB at a
+    process in the end, one set of features after the other, 64 MiB at a
     time. Sets of more than 256 MiB are in temporary files, here as there, so
-    that memory does not grow with the images: see
+    that memory hardly grows with the images: see
     :class:`~us3l_mm.evaluation.spool.Spool`. A set that is not referred to
     any more takes no space.
 
