@@ -1,5 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 from .atomic_checkpoint_hook import AtomicCheckpointHook
+from .batch_augmentation_hook import BatchAugmentationHook
 from .calibration_hook import CalibrationHook
 from .check_annotations_hook import CheckAnnotationsHook
 from .check_frozen_hook import CheckFrozenHook
@@ -17,8 +18,9 @@ from .unreadable_images_hook import UnreadableImagesHook
 from .width_knn_hook import WidthKNNHook
 
 __all__ = [
-    'AtomicCheckpointHook', 'CalibrationHook', 'CheckAnnotationsHook',
-    'CheckFrozenHook', 'CheckPretrainedHook', 'CollapseMonitorHook',
-    'CompileHook', 'DynamicSamplerHook', 'ExactResumeHook',
-    'GradientDiagnosisHook', 'GroupRegHook', 'NonFiniteHook', 'PreflightHook',
-    'ProgressHook', 'UnreadableImagesHook', 'WidthKNNHook']
+    'AtomicCheckpointHook', 'BatchAugmentationHook', 'CalibrationHook',
+    'CheckAnnotationsHook', 'CheckFrozenHook', 'CheckPretrainedHook',
+    'CollapseMonitorHook', 'CompileHook', 'DynamicSamplerHook',
+    'ExactResumeHook', 'GradientDiagnosisHook', 'GroupRegHook',
+    'NonFiniteHook', 'PreflightHook', 'ProgressHook', 'UnreadableImagesHook',
+    'WidthKNNHook']
