@@ -207,3 +207,15 @@ def test_products_with_a_queue(tmp_path):
                          '--queue-length', 64, '--rounds', 2)
     assert figures['settings']['widths'] == 4
     assert min(figures[k] for k in ('each_ms', 'once_ms', 'ratio')) > 0
+
+
+def test_views_are_made_in_two_ways(tmp_path):
+    figures = figures_of(
+        tmp_path, 'augmentation', '--configs',
+        CONFIGS / 'us3l_resnet18_4xb128-coslr-400e_cifar10.py', '--batch-size',
+        32, '--rounds', 2)
+    [row] = figures['rows']
+    assert row['image_size'] == 32
+    assert min(row[name] for name in ('image_per_s', 'batch_per_s')) > 0
+    # Measured: 7
+    assert row['ratio'] > 2

@@ -11,6 +11,9 @@ from us3l_mm.registry import MODELS
 from .draws import uniforms
 from .view import View
 
+# On a CPU, so many values are processed together: a few tensors of this size
+# fit into the cache, and memory for them is not asked for again and again.
+CACHED = 2**18
 DTYPES = ('float32', 'float16', 'bfloat16')
 
 
@@ -43,6 +46,19 @@ class BatchedViews:
             list[Tensor]: For each view the images, from 0 to 255, of shape
             (N, 3, h, w).
         """
+        count = len(seeds)
+        if images[0].device.type == 'cpu':
+            largest = max(image.numel() for image in images)
+            count = max(CACHED // largest, 1)
+        parts = [
+            self._views(images[begin:begin + count],
+                        np.asarray(seeds[begin:begin + count]))
+            for begin in range(0, len(seeds), count)]
+        return [torch.cat(view) for view in zip(*parts)]
+
+    def _views(self, images: Union[Tensor, Sequence[Tensor]],
+               seeds: np.ndarray) -> List[Tensor]:
+        """The views of images that are processed together."""
         groups = _by_size(images)
         sizes = np.empty((len(seeds), 2), dtype=np.int64)
         for positions, group in groups:
@@ -50,7 +66,7 @@ class BatchedViews:
         rows = [(positions, group.to(self.dtype).transpose(1, 2).contiguous())
                 for positions, group in groups]
         ends = np.cumsum([view.num_draws for view in self.views])
-        numbers = uniforms(np.asarray(seeds), ends[-1])
+        numbers = uniforms(seeds, ends[-1])
         return [
             view(rows, *view.draw(numbers[:, end - view.num_draws:end], sizes))
             for view, end in zip(self.views, ends)]

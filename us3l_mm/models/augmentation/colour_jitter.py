@@ -118,7 +118,7 @@ class Jitter(Operation):
         order, count = drawn['order'], len(drawn['rows'])
         place = (order == HUE).argmax(axis=1)
         by_place = place.argsort(kind='stable')
-        rest = np.setdiff1d(np.arange(len(images)), drawn['rows'])
+        rest = np.delete(np.arange(len(images)), drawn['rows'])
         sorting = np.concatenate([drawn['rows'][by_place], rest])
         order, factors = order[by_place], drawn['factors'][by_place]
         blends = order[order != HUE].reshape(count, 3)
