@@ -59,6 +59,7 @@ def leaves(value, prefix='') -> dict:
 
 # Our hooks, and the names that they have in default_hooks.
 HOOK_NAMES = {
+    'augmentation': 'BatchAugmentationHook',
     'preflight': 'PreflightHook',
     'sampler': 'DynamicSamplerHook',
     'group_reg': 'GroupRegHook',

@@ -62,6 +62,23 @@ def images(count=320, side=500):
 def test_a_folder_is_looked_at(photos):
     found = look_at(photos)
     assert (found.count, found.side, found.skipped) == (24, 40, {})
+    assert found.longest == 48
+
+
+def test_views_of_small_images_of_one_size_are_made_in_batches(tmp_path):
+    write_images(tmp_path, 16, (40, 48))
+
+    def hooks(longest, **choice):
+        found = Images('photos', 320, {}, 40, longest)
+        return own_config(found, choose(found, **choice)).default_hooks
+
+    for method in ('us3l', 'slimclr', 'gated'):  # recipes with and without it
+        assert hooks(48, method=method).augmentation.type == (
+            'us3l_mm.BatchAugmentationHook')
+        assert 'augmentation' not in hooks(None, method=method)
+        assert 'augmentation' not in hooks(500, method=method)
+    cv2.imwrite(str(tmp_path / 'other.png'), np.zeros((40, 47, 3), np.uint8))
+    assert look_at(str(tmp_path)).longest is None
 
 
 @pytest.mark.parametrize('count, side, expected', [

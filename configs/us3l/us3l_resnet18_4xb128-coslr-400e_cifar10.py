@@ -12,6 +12,8 @@ train_dataloader = dict(batch_size=128)
 auto_scale_lr = dict(enable=False, base_batch_size=512)
 
 default_hooks = dict(
+    # ours: None augments each image on its own, in the workers.
+    augmentation=dict(type='us3l_mm.BatchAugmentationHook'),
     knn=dict(
         type='us3l_mm.WidthKNNHook',
         bank_dataloader=_base_.knn_bank_dataloader,

@@ -40,6 +40,9 @@ IMAGE_SIZES = (32, 64, 96, 128, 160, 224)
 # Up to this size, the first convolution keeps the resolution.
 SMALL = 64
 FEWEST = 16
+# Up to this size of the images, views are made in batches: it is measured to
+# be faster (tools/benchmarks/augmentation.py).
+BATCHED = 96
 # Headers of so many files tell how large the images are.
 SAMPLE = 500
 # Images that training looks at, at 400 epochs at most and 100 at least.
@@ -58,12 +61,16 @@ class Images:
         count (int): The number of images that can be read.
         skipped (dict[str, str]): The other files, and why.
         side (int): The median of their shorter sides in pixels.
+        longest (int, optional): Their longer side in pixels, if all those
+            that were measured have the same height and the same width.
+            Defaults to None.
     """
 
     folder: str
     count: int
     skipped: Dict[str, str]
     side: int
+    longest: Optional[int] = None
 
 
 def look_at(folder: str) -> Images:
@@ -81,19 +88,21 @@ def look_at(folder: str) -> Images:
             f'At least {FEWEST} are needed for a batch with statistics, and '
             'some hundred to learn something.')
     step = -(-count // SAMPLE)
-    sides = [
-        _shorter_side(dataset.get_data_info(i)['img_path'])
+    sizes = [
+        _size(dataset.get_data_info(i)['img_path'])
         for i in range(0, count, step)]
-    return Images(folder, count, dataset.skipped, int(median(sides)))
+    side = int(median(map(min, sizes)))
+    longest = max(sizes[0]) if len({*sizes}) == 1 else None
+    return Images(folder, count, dataset.skipped, side, longest)
 
 
-def _shorter_side(path: str) -> int:
-    """The shorter side of an image in pixels."""
+def _size(path: str) -> Tuple[int, int]:
+    """The two sides of an image in pixels."""
     try:
         with Image.open(path) as image:  # reads no more than the header
-            return min(image.size)
+            return image.size
     except UnidentifiedImageError:  # one of the formats of OpenCV alone
-        return min(imread(path).shape[:2])
+        return imread(path).shape[:2]
 
 
 @dataclass(frozen=True)
@@ -173,6 +182,10 @@ def own_config(images: Images, choice: Choice) -> Config:
         recipe[key] = data[key]
     recipe.default_hooks.images = data.default_hooks.images
     recipe.default_hooks.pop('knn', None)  # there are no labels
+    recipe.default_hooks.pop('augmentation', None)
+    if images.longest is not None and images.longest <= BATCHED:
+        recipe.default_hooks.augmentation = dict(
+            type='us3l_mm.BatchAugmentationHook')
     for transform in _dicts([recipe[key] for key in LOADERS]):
         _set_size(transform, choice.image_size)
     for key in LOADERS:
