@@ -117,6 +117,11 @@ def test_config_builds(path):
     assert pipeline[0].type == 'us3l_mm.SeedAugmentation'
     for name in ('knn_bank_dataloader', 'knn_query_dataloader'):
         assert not cfg[name].sampler.get('shuffle')
+    batched = 'augmentation' in cfg.default_hooks
+    assert batched == bool(
+        re.search('resnet.*cifar10+$|mobilenet.*cifar10+$', path.stem))
+    assert not batched or [t.type for t in pipeline[-2:]] == [
+        'MultiView', 'PackInputs']
     # Weight decay and group regularisation exclude each other.
     decays = cfg.optim_wrapper.optimizer.get('weight_decay', 0.0) > 0
     assert decays != (cfg.default_hooks.group_reg.lam > 0)

@@ -12,7 +12,7 @@ train_dataloader = dict(batch_size=256)
 auto_scale_lr = dict(enable=False, base_batch_size=512)
 
 default_hooks = dict(
-    # ours: None augments each image on its own, in the workers.
+    # None augments each image on its own, in the workers (docs/fidelity.md).
     augmentation=dict(type='us3l_mm.BatchAugmentationHook'),
     knn=dict(
         type='us3l_mm.WidthKNNHook',

@@ -21,7 +21,7 @@ optim_wrapper = dict(optimizer=dict(lr=0.1))  # 0.2 * 512 / 1024
 train_cfg = dict(max_epochs=400)
 
 default_hooks = dict(
-    # ours: None augments each image on its own, in the workers.
+    # None augments each image on its own, in the workers (docs/fidelity.md).
     augmentation=dict(type='us3l_mm.BatchAugmentationHook'),
     knn=dict(
         type='us3l_mm.WidthKNNHook',
