@@ -4,8 +4,8 @@ import pytest
 
 from .harness import ROOT, check, main_of, run
 
-TOOLS = ('calibration', 'communication', 'gated_latency', 'slices',
-         'train_step', 'vit_widths')
+TOOLS = ('augmentation', 'calibration', 'communication', 'gated_latency',
+         'slices', 'train_step', 'vit_widths')
 CIFAR = ROOT / 'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py'
 CASES = [
     *((tool, words, *needles) for tool in TOOLS for words, *needles in (
@@ -16,6 +16,16 @@ CASES = [
         (['--json', '.'], '. is not an ordinary file'),
         (['--jsno', 'x.json'], '--jsno'),
     )),
+    ('augmentation', ['--source-size', '0'], 'at least 1', "'0'"),
+    ('augmentation', ['--configs', f'{CIFAR}x'], 'Did you mean', CIFAR.name),
+    ('augmentation', [
+        '--configs',
+        CIFAR.with_name('us3l_resnet18_demo_digits.py')], 'RenderDigit',
+     'no batched form'),
+    ('augmentation', [
+        '--configs', CIFAR.parent /
+        'benchmarks/linear_resnet18_4xb128-steplr-100e_cifar10.py'],
+     'no MultiView', 'pre-training'),
     ('calibration', ['--num-images', '1'], 'at least 2', "'1'"),
     ('calibration', ['--num-workers', '-1'], 'at least 0', "'-1'"),
     ('calibration', ['--image-size', '8'], 'at least 32', "'8'"),

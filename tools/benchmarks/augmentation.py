@@ -20,8 +20,7 @@ from arguments import add_shared, at_least
 from mmcv.transforms import Compose
 from mmengine.dataset import default_collate
 from mmengine.registry import DefaultScope
-from mmpretrain.datasets.transforms import (MultiView, PackInputs,
-                                            RandomResizedCrop)
+from mmpretrain.datasets.transforms import MultiView, PackInputs
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -77,14 +76,18 @@ def two_ways(config, device):
         each for each in Compose(
             config.train_dataloader.dataset.pipeline).transforms
         if type(each) in KINDS]
-    [multi_view] = [each for each in transforms if type(each) is MultiView]
+    kinds = [type(each) for each in transforms]
+    if MultiView not in kinds or 'data_preprocessor' not in config:
+        raise ValueError(
+            f'{config.filename} makes no views: it has no MultiView in '
+            'train_dataloader.dataset.pipeline, or no data_preprocessor. '
+            'Name the config of a pre-training.')
+    multi_view = transforms[kinds.index(MultiView)]
     preprocessor = MODELS.build(config.data_preprocessor).to(device)
-    crop = multi_view.transforms[0].transforms[0]
-    assert type(crop) is RandomResizedCrop
-    ways = dict(
-        image=(Compose(transforms), preprocessor), batch=(Compose(
-            plain(transforms)), BatchAugmentation(multi_view, preprocessor)))
-    return ways, crop.scale[0]
+    batched = BatchAugmentation(multi_view, preprocessor)
+    ways = dict(image=(Compose(transforms), preprocessor), batch=(Compose(
+        plain(transforms)), batched))
+    return ways, batched.views.views[0].resampling.size((32, 32))[0]
 
 
 def seconds(way, images, first_seed):
