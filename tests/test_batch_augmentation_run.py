@@ -153,3 +153,16 @@ def test_images_of_several_sizes_are_collated(tmp_path):
     runner.register_hook(views, priority='VERY_LOW')
     runner.train()
     assert [pair.shape for _, pair in views.views] == [(8, 2, 3, 16, 16)] * 3
+
+
+def test_digits_are_rendered_in_batches(tmp_path):
+    """By a transform of this package, which brings its batched form."""
+    view = [dict(type='us3l_mm.RenderDigit')]
+    _, views = run(
+        tmp_path, **{
+            'train_cfg.max_epochs': 1,
+            'train_dataloader.dataset.render': False,
+            'train_dataloader.dataset.pipeline.1.transforms': [view]})
+    for _, pair in views:
+        assert pair.shape == (8, 2, 3, 32, 32)
+        assert not torch.equal(pair[:, 0], pair[:, 1])

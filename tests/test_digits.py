@@ -1,9 +1,11 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 
 from us3l_mm.datasets import RenderDigit, RenderedDigits
+from us3l_mm.models.augmentation.draws import uniforms
 
 
 def load(**kwargs):
@@ -47,6 +49,38 @@ def test_the_whole_digit_is_visible():
         assert 11 <= height <= 25 and abs(height - width) <= 1
         # All of the square, its corners rounded off by the interpolation.
         assert (image > 127).sum() > height * width - height - width
+
+
+class Numbers:
+    """Gives seven uniform numbers to the transform."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def uniform(self, low=0., high=1., size=None):
+        count = size or len(low)
+        given, self.numbers = np.split(self.numbers, [count])
+        return low + (np.asarray(high) - low) * given
+
+
+def test_digits_that_are_rendered_together_are_those_of_the_transform():
+    renderer = RenderDigit(brightness=(0.3, 1.0), digit_size=(8, 30))
+    digits = load_digits().images[:60]
+    digits = (digits * (255 / 16)).astype(np.uint8)
+    batched = renderer.batched_form()
+    numbers = uniforms(np.arange(60), batched.num_draws)
+    drawn = batched.draw(numbers, np.full((60, 2), 8))
+    rows = torch.from_numpy(digits).float()[:, :, None]
+    images = batched.apply(rows, *drawn)
+    assert batched.size((8, 8)) == (32, 32)
+    assert images.shape == (60, 3, 32, 32)
+    assert torch.equal(images[:, 0], images[:, 2])
+    for digit, row, image in zip(digits, numbers, images[:, 0].numpy()):
+        theirs = renderer.render(digit, Numbers(row))[..., 0]
+        # OpenCV rounds places to 1/32 of a pixel, where a neighbour may be
+        # 255 levels away, and the result.
+        off = np.abs(image - theirs)
+        assert off.max() < 9 and off.mean() < 0.8
 
 
 @pytest.mark.parametrize('kwargs, message', [

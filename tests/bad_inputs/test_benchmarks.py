@@ -20,8 +20,8 @@ CASES = [
     ('augmentation', ['--configs', f'{CIFAR}x'], 'Did you mean', CIFAR.name),
     ('augmentation', [
         '--configs',
-        CIFAR.with_name('us3l_resnet18_demo_digits.py')], 'RenderDigit',
-     'no batched form'),
+        CIFAR.with_name('us3l_resnet18_demo_digits.py')],
+     'begins with RenderDigit', 'RandomResizedCrop'),
     ('augmentation', [
         '--configs', CIFAR.parent /
         'benchmarks/linear_resnet18_4xb128-steplr-100e_cifar10.py'],

@@ -20,7 +20,8 @@ from arguments import add_shared, at_least
 from mmcv.transforms import Compose
 from mmengine.dataset import default_collate
 from mmengine.registry import DefaultScope
-from mmpretrain.datasets.transforms import MultiView, PackInputs
+from mmpretrain.datasets.transforms import (MultiView, PackInputs,
+                                            RandomResizedCrop)
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -83,11 +84,17 @@ def two_ways(config, device):
             'train_dataloader.dataset.pipeline, or no data_preprocessor. '
             'Name the config of a pre-training.')
     multi_view = transforms[kinds.index(MultiView)]
+    crop = multi_view.transforms[0].transforms[0]
+    if type(crop) is not RandomResizedCrop:
+        raise ValueError(
+            f'{config.filename}: photographs are timed, whose views begin '
+            'with RandomResizedCrop; this view begins with '
+            f'{type(crop).__name__}.')
     preprocessor = MODELS.build(config.data_preprocessor).to(device)
-    batched = BatchAugmentation(multi_view, preprocessor)
-    ways = dict(image=(Compose(transforms), preprocessor), batch=(Compose(
-        plain(transforms)), batched))
-    return ways, batched.views.views[0].resampling.size((32, 32))[0]
+    ways = dict(
+        image=(Compose(transforms), preprocessor), batch=(Compose(
+            plain(transforms)), BatchAugmentation(multi_view, preprocessor)))
+    return ways, crop.scale[0]
 
 
 def seconds(way, images, first_seed):

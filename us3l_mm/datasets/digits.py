@@ -9,6 +9,7 @@ from mmpretrain.datasets import BaseDataset
 from sklearn.datasets import load_digits
 
 from us3l_mm.registry import DATASETS, TRANSFORMS
+from .batched_digits import BatchedDigits
 
 SPLITS = ('train', 'test')
 
@@ -47,19 +48,23 @@ class RenderDigit(BaseTransform):
         if not 0 < brightness[0] <= brightness[1] <= 1:
             raise ValueError('brightness is (darkest, brightest) in (0, 1], '
                              f'got {brightness}.')
-        self.image_size, self.digit_size = image_size, (low, high)
-        self.lean, self.shear, self.brightness = lean, shear, brightness
+        self.image_size = image_size
+        # Of size, lean, shear, logarithm of the stretch, and brightness
+        self.ranges = [(low, high), (-lean, lean), (-shear, shear),
+                       (-shear, shear), brightness]
 
     def transform(self, results: dict) -> dict:
         results['img'] = self.render(results['img'], np.random)
         return results
 
+    def batched_form(self) -> BatchedDigits:
+        """The same of many digits, for ``BatchAugmentation``."""
+        return BatchedDigits(self)
+
     def render(self, digit: np.ndarray, rng) -> np.ndarray:
         """The image of ``digit``, with random numbers from ``rng``."""
-        size, lean, shear, stretch, ink = rng.uniform(*np.transpose([
-            self.digit_size, (-self.lean, self.lean), (
-                -self.shear, self.shear), (-self.shear,
-                                           self.shear), self.brightness]))
+        size, lean, shear, stretch, ink = rng.uniform(
+            *np.transpose(self.ranges))
         angle, stretch = np.deg2rad(lean), np.exp(stretch)
         turn = np.array([[np.cos(angle), -np.sin(angle)],
                          [np.sin(angle), np.cos(angle)]])

@@ -85,7 +85,9 @@ class View:
 
     Args:
         transforms (sequence[BaseTransform]): MMPretrain's and MMCV's
-            transforms of one image.
+            transforms of one image. The first one may be another transform
+            with a method ``batched_form``, which returns an object with the
+            methods of ``Resampling``.
 
     Raises:
         ValueError: If a transform or an argument has no batched form, with
@@ -94,11 +96,14 @@ class View:
 
     def __init__(self, transforms: Sequence[BaseTransform]):
         transforms = [*transforms]
-        crop = None
-        if transforms and type(transforms[0]) is RandomResizedCrop:
-            crop = transforms.pop(0)
         flips = [each for each in transforms if type(each) is RandomFlip]
-        self.resampling = Resampling(crop, flips)
+        first, crop = (transforms or [None])[0], None
+        if type(first) is RandomResizedCrop:
+            crop = transforms.pop(0)
+        self.resampling: Any = Resampling(crop, flips)
+        if hasattr(first, 'batched_form'):
+            self.resampling = transforms.pop(0).batched_form()
+            flips = []
         self.operations = [
             batched(each) for each in transforms if each not in flips]
         self.num_draws = self.resampling.num_draws + sum(
