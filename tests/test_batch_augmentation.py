@@ -9,6 +9,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+from fake_device import DEVICE, transfers
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement
@@ -34,7 +35,6 @@ CROP = dict(type='RandomResizedCrop', scale=(24, 17),
             crop_ratio_range=(.2, 1.))
 JITTER = dict(type='ColorJitter', brightness=.4, contrast=.4, saturation=.2,
               hue=.1, backend='cv2')
-EVERY = np.ones(6, dtype=bool)
 
 
 @pytest.fixture(autouse=True)
@@ -215,8 +215,8 @@ def test_probabilities_and_radii_are_those_of_the_transforms():
 def test_views_of_an_image_are_independent():
     view = [dict(CROP), JITTER]
     views = BatchedViews(
-        build(dict(type='MultiView', num_views=2, transforms=[view, view]),
-              num_views=[1, 1]))
+        build(dict(type='MultiView', num_views=[1, 1], transforms=[view,
+                                                                   view])))
     images = planes(photos(), torch.uint8)
     first, second = views(images, range(6))
     assert all(not torch.equal(a, b) for a, b in zip(first, second))
@@ -531,19 +531,38 @@ def test_mistakes_are_explained():
         preprocessor()(batch(inputs=views), training=True)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-@pytest.mark.parametrize('dtype', ['float32', 'float16'])
-def test_a_gpu_makes_the_same_views_without_waiting(dtype):
-    multi = build(
+@pytest.fixture
+def every_operation():
+    return build(
         dict(
             type='MultiView', num_views=[2], transforms=[[
                 CROP, JITTER,
                 dict(type='RandomGrayscale', prob=.5, keep_channels=True),
                 dict(type='GaussianBlur', radius=1., prob=.5),
                 dict(type='Solarize', thr=128, prob=.5)]]))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_device_gets_parameters_and_is_not_waited_for(
+        every_operation, dtype):
+    """Without a device: nothing is read, and host and device do not mix."""
+    views = BatchedViews(every_operation, dtype)
     images = planes(photos(), torch.uint8)
-    views = BatchedViews(multi, dtype)
+    on_device = images.to(DEVICE)
+    found = transfers(lambda: views(on_device, range(6)))
+    # All that is copied are parameters, fewer than twenty arrays a view.
+    assert {*found} == {'aten._to_copy.default'} and len(found) < 40
+    mixed = [*on_device[:3], *on_device[3:, :, :20]]
+    assert {*transfers(lambda: views(mixed, range(6)))} == {*found}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(),
+                    reason='no GPU: views on the device are not tested')
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_a_gpu_makes_the_same_views_without_waiting(every_operation, dtype):
+    images = planes(photos(), torch.uint8)
+    views = BatchedViews(every_operation, dtype)
     expected = views(images, range(6))
     on_gpu = images.cuda()
     views(on_gpu, range(6))
