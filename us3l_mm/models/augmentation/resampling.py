@@ -144,12 +144,12 @@ class Resampling:
         low, high = crop.aspect_ratio_range
         ratio = np.exp(between(ratio.T, math.log(low), math.log(high)))
         # np.rint rounds halves to even numbers, as the transform does.
-        wide, high_ = np.rint(np.sqrt(area * ratio)), np.rint(
-            np.sqrt(area / ratio))
-        fits = (0 < wide) & (wide <= width) & (0 < high_) & (high_ <= height)
+        tall = np.rint(np.sqrt(area / ratio))
+        wide = np.rint(np.sqrt(area * ratio))
+        fits = (0 < wide) & (wide <= width) & (0 < tall) & (tall <= height)
         tried = np.stack([
-            np.floor(top.T * (height - high_ + 1)),
-            np.floor(left.T * (width - wide + 1)), high_, wide], axis=-1)
+            np.floor(top.T * (height - tall + 1)),
+            np.floor(left.T * (width - wide + 1)), tall, wide], axis=-1)
         tried = np.concatenate([tried, _central(sizes, low, high)[:, None]], 1)
         fits = np.concatenate([fits, np.ones((len(sizes), 1), bool)], 1)
         first = fits.argmax(axis=1)
@@ -173,14 +173,18 @@ class Resampling:
             Tensor: Views of shape (N, 3, h, w).
         """
         count, height, channels, width = rows.shape
-        high, wide = self.size((height, width))
+        tall, wide = self.size((height, width))
         single = rows.new_empty(0, dtype=torch.float32)
-        top, left, box_height, box_width, down, across = on_device(
+        crops = on_device(
             np.concatenate([boxes, flips], axis=1).T.astype(np.float32),
             single)
-        across = axis_weights(left, box_width, across, width, wide,
-                              self.kernel)
-        down = axis_weights(top, box_height, down, height, high, self.kernel)
+        # Starts, lengths and flips of both axes
+        down, across = (axis_weights(start, length, flip, before, after,
+                                     self.kernel)
+                        for (start, length,
+                             flip), before, after in ((crops[::2], height,
+                                                       tall), (crops[1::2],
+                                                               width, wide)))
         # Pillow and OpenCV resize rows first.
         views = rows.reshape(count, height * channels, width) @ across.to(
             rows.dtype).mT
@@ -190,16 +194,16 @@ class Resampling:
                                                  channels * wide)
         if self.kernel.weight is keys_cubic:
             views.clamp_(0, 255)
-        views = views.view(count, high, channels, wide)
+        views = views.view(count, tall, channels, wide)
         return views.transpose(1, 2).contiguous()
 
 
 def _central(sizes: np.ndarray, low: float, high: float) -> np.ndarray:
     """The central crops of the nearest allowed aspect ratio, (N, 4)."""
     height, width = sizes.T
-    high_ = np.where(width < height * low, np.rint(width / low), height)
+    tall = np.where(width < height * low, np.rint(width / low), height)
     wide = np.where(width > height * high, np.rint(height * high), width)
-    return np.stack([(height - high_) // 2, (width - wide) // 2, high_, wide],
+    return np.stack([(height - tall) // 2, (width - wide) // 2, tall, wide],
                     axis=1)
 
 
