@@ -1,12 +1,18 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Arguments of the benchmarks, checked when they are parsed."""
 from argparse import ArgumentTypeError
+from pathlib import Path
 
 import torch
 
-from us3l_mm.apis.command_line import subnet_argument
+from us3l_mm.apis.command_line import OptionsAction, subnet_argument
 from us3l_mm.evaluation.latency import check_device
 from us3l_mm.fileio import check_writable
+
+# The keys of a config that a benchmark of a model reads.
+READ = {'custom_imports', 'default_hooks', 'default_scope', 'model'}
+RECIPE = (Path(__file__).parents[2] /
+          'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py')
 
 
 def at_least(least):
@@ -46,6 +52,15 @@ def new_file(text):
     except (OSError, ValueError) as error:
         raise ArgumentTypeError(str(error)) from None
     return text
+
+
+def add_recipe(parser):
+    """Add ``--config`` and ``--cfg-options``."""
+    parser.add_argument(
+        '--config', default=str(RECIPE), help='config of a pre-training '
+        '(default: the recipe of a ResNet-18 on\nCIFAR-10)')
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction,
+                        metavar='KEY=VALUE', help='changes to the config')
 
 
 def add_shared(parser, rounds, default_device=None):

@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 import cv2
 import numpy as np
 import torch
-from mmengine.fileio import dump
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from rich.console import Console
@@ -25,7 +24,8 @@ from rich.progress import track
 from rich.table import Table
 from sklearn.datasets import load_sample_images
 from arguments import add_shared, at_least
-from train_step import Stopwatch
+from results import save
+from stopwatch import Stopwatch
 
 from us3l_mm.apis.command_line import errors_as_sentences
 from us3l_mm.evaluation import calibrate, default_subnets, extract_features
@@ -222,10 +222,7 @@ def benchmark(args):
                            WAYS[::-1] if index % 2 else WAYS))
     figures = dict(summarise(watch), largest_difference=max(gaps))
     show(figures, args)
-    if args.json:
-        dump(
-            dict(figures, settings=vars(args), torch=str(torch.__version__),
-                 machine=device_name(args.device)), args.json, indent=2)
+    save(figures, args)
 
 
 def main(argv=None):

@@ -26,9 +26,9 @@ from rich.table import Table
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import \
     allreduce_hook
 
-from arguments import add_shared, at_least, width_argument
-from train_step import READ, RECIPE
-from us3l_mm.apis.command_line import OptionsAction, errors_as_sentences
+from arguments import (READ, add_recipe, add_shared, at_least, width_argument)
+from results import save
+from us3l_mm.apis.command_line import errors_as_sentences
 from us3l_mm.apis.launching import load_config
 from us3l_mm.engine import (DynamicSamplerHook,
                             MultiPassDistributedDataParallel,
@@ -44,11 +44,7 @@ MIB = 2**20
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        '--config', default=str(RECIPE), help='config of a pre-training '
-        '(default: the recipe of a ResNet-18 on\nCIFAR-10)')
-    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction,
-                        metavar='KEY=VALUE', help='changes to the config')
+    add_recipe(parser)
     parser.add_argument('--image-size', type=at_least(1), default=32,
                         help='height and width in pixels (default: 32)')
     parser.add_argument('--batch-size', type=at_least(2), default=32,
@@ -313,11 +309,7 @@ def benchmark(args):
         with open(out) as file:
             figures = json.load(file)
     show(figures, args)
-    if args.json:
-        with open(args.json, 'w') as file:
-            json.dump(
-                dict(figures, settings=vars(args),
-                     torch=str(torch.__version__)), file, indent=2)
+    save(figures, args)
 
 
 def main(argv=None):

@@ -16,13 +16,13 @@ import math
 from statistics import median
 
 import torch
-from mmengine.fileio import dump
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from arguments import add_shared, at_least
-from train_step import Stopwatch
+from results import save
+from stopwatch import Stopwatch
 
 from us3l_mm.apis.command_line import errors_as_sentences
 from us3l_mm.evaluation.latency import device_name
@@ -213,14 +213,11 @@ def benchmark(args):
              for size in args.image_sizes for share in args.densities]
     rows = [measure(*case, args) for case in track(cases, 'timing')]
     show(rows, args)
-    if args.json:
-        dump(
-            dict(
-                rows=rows, faster_up_to=[
-                    dict(depth=depth, image_size=size, density=limit)
-                    for depth, size, limit in break_even(rows)
-                ], settings=vars(args), torch=str(torch.__version__),
-                machine=device_name(args.device)), args.json, indent=2)
+    save(
+        dict(
+            rows=rows, faster_up_to=[
+                dict(depth=depth, image_size=size, density=limit)
+                for depth, size, limit in break_even(rows)]), args)
 
 
 def main(argv=None):

@@ -7,13 +7,12 @@ of all widths at the same time. Both ways, forward and backward, are timed in
 turn; the ratio is the median of the ratios of the rounds.
 """
 import argparse
-import json
-from pathlib import Path
 from statistics import median
 
 import torch
 from arguments import add_shared, at_least
-from train_step import Stopwatch
+from results import save
+from stopwatch import Stopwatch
 
 from us3l_mm.models import MoCoV2Contrast
 
@@ -57,9 +56,7 @@ def main(argv=None):
           f'{figures["once_ms"]:.0f} ms; ratio {figures["ratio"]:.3f} '
           f'({args.batch_size} queries of a width, {args.queue_length} keys, '
           f'{args.device})')
-    if args.json:
-        Path(args.json).write_text(
-            json.dumps(dict(figures, settings=vars(args)), indent=2))
+    save(figures, args)
 
 
 if __name__ == '__main__':

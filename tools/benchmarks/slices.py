@@ -24,7 +24,6 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
-from mmengine.fileio import dump
 from mmengine.logging import MMLogger
 from mmpretrain.models import ResNet
 from rich.console import Console
@@ -32,7 +31,8 @@ from rich.progress import track
 from rich.table import Table
 from torch.autograd.profiler import profile
 from arguments import add_shared, at_least, width_argument
-from train_step import Stopwatch
+from results import save
+from stopwatch import Stopwatch
 
 from us3l_mm.apis.command_line import errors_as_sentences
 from us3l_mm.evaluation import calibrate
@@ -241,11 +241,7 @@ def benchmark(args):
             watch.times.clear()  # the warm-up
     rows = summarise(watch.times, networks, forwards, images)
     show(rows, args)
-    if args.json:
-        dump(
-            dict(widths=rows, settings=vars(args), torch=str(
-                torch.__version__), machine=device_name(args.device)),
-            args.json, indent=2)
+    save(dict(widths=rows), args)
 
 
 def main(argv=None):

@@ -9,12 +9,7 @@ medians of the ratios of a round, so that a machine whose speed drifts does not
 move them.
 """
 import argparse
-import json
 import os
-import platform
-import time
-from copy import deepcopy
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -24,30 +19,23 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from arguments import add_shared, at_least, width_argument
-from us3l_mm.apis.command_line import OptionsAction, errors_as_sentences
+from arguments import (READ, add_recipe, add_shared, at_least, width_argument)
+from floor import bare_passes
+from plain_us3l import float64_mask_loss, named_parameters
+from results import save
+from stopwatch import Stopwatch
+from us3l_mm.apis.command_line import errors_as_sentences
 from us3l_mm.apis.launching import load_config
-from us3l_mm.export import slice_network
 from us3l_mm.engine import MultiPassOptimWrapper
 from us3l_mm.models import GroupDecay, Plan, at
-from us3l_mm.models.selfsup import Batch, DenseGatedSSL, SlimCLR, encode
+from us3l_mm.models.selfsup import Batch
 from us3l_mm.registry import MODELS
-
-# The keys of a config that a benchmark reads.
-READ = {'custom_imports', 'default_hooks', 'default_scope', 'model'}
-RECIPE = (Path(__file__).parents[2] /
-          'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py')
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        '--config', default=str(RECIPE),
-        help='config of a pre-training, whose '
-        'model is timed\n(default: the recipe of a ResNet-18 on CIFAR-10)')
-    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction,
-                        metavar='KEY=VALUE', help='changes to the config')
+    add_recipe(parser)
     parser.add_argument('--image-size', type=at_least(1), default=32,
                         help='height and width in pixels (default: 32)')
     parser.add_argument('--batch-size', type=at_least(2), default=64,
@@ -76,127 +64,6 @@ def build_algorithm(args):
     hook = config.get('default_hooks', {}).get('group_reg')
     group_dims = hook and dict(hook.get('group_dims') or {1: 0, 4: 0})
     return algorithm, wrapper, group_dims
-
-
-def named_parameters(algorithm):
-    return [(name, p) for name, p in algorithm.named_parameters()
-            if p.requires_grad]
-
-
-class BareContrast:
-    """A plain network of one width that SlimCLR trains, and its contrast."""
-
-    def __init__(self, algorithm, pass_):
-        self.student = slice_network(algorithm, pass_.subnet,
-                                     without_statistics=True)
-
-    def targets(self, views):
-        if not self.student.head.has_keys:
-            return []
-        views = views[::-1][:self.student.head.num_queries]
-        encoder = self.student.backbone, self.student.neck
-        return [z for _, z in encode(*encoder, views)]
-
-    def __call__(self, views, keys):
-        head = self.student.head
-        queries = self.student.queries(views)
-        head.loss(head.similarities(queries, keys)).backward()
-        self.student.zero_grad()
-
-
-class BarePair:
-    """A plain network on both views, and the loss between them."""
-
-    def __init__(self, algorithm, pass_):
-        self.student = deepcopy(algorithm)
-        self.student.backbone.drop_gates()
-
-    def targets(self, views):
-        return []
-
-    def __call__(self, views, targets):
-        student = self.student
-        embeddings = [
-            z for _, z in encode(student.backbone, student.neck, views)]
-        student.head.loss(*embeddings).backward()
-        student.zero_grad()
-
-
-class BarePass:
-    """Forward and backward of a plain network of one width, nothing else."""
-
-    def __init__(self, algorithm, pass_):
-        self.encoder = [
-            slice_network(module, pass_.subnet, without_statistics=True)
-            for module in (algorithm.backbone, algorithm.neck)]
-        # Heads are full at every width.
-        self.head = deepcopy(algorithm.head if pass_.role ==
-                             'base' else algorithm.distill_head)
-
-    def targets(self, views):
-        return [z for _, z in encode(*self.encoder, views)]
-
-    def __call__(self, views, targets):
-        z1, z2 = self.targets(views)
-        loss = 0.5 * (self.head.loss(z1, targets[1]) +
-                      self.head.loss(z2, targets[0]))
-        loss.backward()
-        for module in (*self.encoder, self.head):
-            module.zero_grad()
-
-
-def bare_passes(algorithm, plan):
-    """The floor of each pass, in the memory layout of ``algorithm``."""
-    kinds = {SlimCLR: BareContrast, DenseGatedSSL: BarePair}
-    kind = kinds.get(type(algorithm), BarePass)
-    bare = [kind(algorithm, pass_) for pass_ in plan.passes]
-    if algorithm.channels_last:
-        for module in (m for pass_ in bare for m in modules_of(pass_)):
-            module.to(memory_format=torch.channels_last)
-    return bare
-
-
-def modules_of(bare):
-    """The networks of a bare pass."""
-    for value in vars(bare).values():
-        yield from value if isinstance(value, list) else [value]
-
-
-def float64_mask_loss(named, lam, alpha, group_dims, groups=8):
-    """Group regularisation with a new float64 mask for every parameter."""
-    loss = 0.0
-    for _, p in named:
-        mask = torch.full(p.shape, lam, dtype=torch.float64, device=p.device)
-        if p.dim() in group_dims:
-            channels = mask.movedim(group_dims[p.dim()], 0)  # a view
-            size = len(channels) // groups
-            for g in range(groups):
-                end = len(channels) if g == groups - 1 else (g + 1) * size
-                channels[g * size:end] = lam * (1 - alpha * g)
-        loss = loss + (mask * p.square()).sum()
-    return loss
-
-
-class Stopwatch:
-    """Milliseconds of named calls, a list per name, an entry per round."""
-
-    def __init__(self, device):
-        self.wait = (torch.cuda.synchronize
-                     if 'cuda' in device else lambda: None)
-        self.times = {}
-
-    def __call__(self, name, call):
-        self.wait()
-        start = time.perf_counter()
-        result = call()
-        self.wait()
-        self.times.setdefault(name,
-                              []).append(1000 * (time.perf_counter() - start))
-        return result
-
-    def ms(self, *names):
-        """Per round, the sum of the calls of ``names``."""
-        return [sum(values) for values in zip(*map(self.times.get, names))]
 
 
 def time_round(watch, algorithm, wrapper, bare, views, plan, decay,
@@ -326,12 +193,7 @@ def benchmark(args):
             watch.times.clear()  # the warm-up
     figures = summarise(watch, [pass_.name for pass_ in plan.passes])
     show(figures, args)
-    if args.json:
-        with open(args.json, 'w') as file:
-            json.dump(
-                dict(figures, settings=vars(args), torch=str(
-                    torch.__version__), machine=platform.processor()), file,
-                indent=2)
+    save(figures, args)
 
 
 def main(argv=None):

@@ -8,7 +8,6 @@ CPU of the processor time of this process, which depends less on other
 processes.
 """
 import argparse
-import json
 import time
 from statistics import median
 
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from arguments import add_shared, at_least
+from results import save
 from us3l_mm.apis.command_line import errors_as_sentences, subnet_argument
 from us3l_mm.evaluation import count_complexity
 from us3l_mm.export import slice_network
@@ -102,11 +102,7 @@ def benchmark(args):
                       f'{sliced:.1f}', f'{theirs:.1f}', f'{ours / sliced:.3f}',
                       f'{theirs / ours:.2f}')
     Console().print(table)
-    if args.json:
-        with open(args.json, 'w') as file:
-            json.dump(
-                dict(widths=rows, settings=vars(args), torch=str(
-                    torch.__version__)), file, indent=2, default=str)
+    save(dict(widths=rows), args)
 
 
 def main(argv=None):
