@@ -97,6 +97,8 @@ def measure(args, setting, folder):
 
 def compare(args, folder):
     """The figures of all settings."""
+    if args.against == 'lightly':
+        import lightly_methods  # noqa: F401 (complains before long work)
     return dict(
         against=[measure(args, name, folder) for name in args.settings])
 

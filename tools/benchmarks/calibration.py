@@ -10,11 +10,9 @@ round by round, in one process, and their features are compared. Figures are
 medians over the rounds, and ratios are medians of the ratios of a round.
 """
 import argparse
-from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-import cv2
 import numpy as np
 import torch
 from mmengine.logging import MMLogger
@@ -22,10 +20,10 @@ from mmengine.registry import DefaultScope
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from sklearn.datasets import load_sample_images
 from arguments import add_shared, at_least
 from results import save
 from stopwatch import Stopwatch
+from synthetic import write_images
 
 from us3l_mm.apis.command_line import errors_as_sentences
 from us3l_mm.evaluation import calibrate, default_subnets, extract_features
@@ -38,7 +36,6 @@ from us3l_mm.registry import MODELS
 ONE_PASS, BY_WIDTH = WAYS = ('one pass', 'by width')
 CALIBRATION, FEATURES = PARTS = ('calibration', 'features')
 READING = 'reading'
-PIECE = 300  # pixels of a photograph, to either side
 
 
 def parse_args(argv=None):
@@ -64,21 +61,6 @@ def parse_args(argv=None):
         'loading waits for the network)')
     add_shared(parser, rounds=3)
     return parser.parse_args(argv)
-
-
-def write_images(folder, args):
-    """JPEG files of pieces of photographs, a folder per photograph."""
-    photographs = load_sample_images().images
-    rng = np.random.default_rng(0)
-    for index in range(args.num_images):
-        label = index % len(photographs)
-        top, left = (rng.integers(side - PIECE + 1)
-                     for side in photographs[label].shape[:2])
-        piece = photographs[label][top:top + PIECE, left:left + PIECE]
-        piece = cv2.resize(piece, (2 * args.image_size, ) * 2)
-        path = Path(folder, str(label), f'{index:06d}.jpg')
-        path.parent.mkdir(exist_ok=True)
-        cv2.imwrite(str(path), cv2.cvtColor(piece, cv2.COLOR_RGB2BGR))
 
 
 def make_loader(folder, args):
@@ -210,7 +192,7 @@ def benchmark(args):
     MMLogger.get_instance('benchmark', log_level='WARNING')
     with (TemporaryDirectory() as folder,
           DefaultScope.overwrite_default_scope('mmpretrain')):
-        write_images(folder, args)
+        write_images(folder, args.num_images, 2 * args.image_size)
         work = Work(*build_network(args), make_loader(folder, args))
         subnets = default_subnets(work.network, args.num_widths)
         watch, gaps = Stopwatch(args.device), []

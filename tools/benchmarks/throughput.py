@@ -163,10 +163,11 @@ def order(rows):
 
 def measure(args, folder):
     """The figures of each setting."""
+    # First, as it finds mistakes in the config.
+    trials = [Trial(args, name, folder) for name in args.settings]
     memory = {
         name: in_own_process(peak_memory, args, name, folder)
         for name in track(args.settings, 'measuring memory')}
-    trials = [Trial(args, name, folder) for name in args.settings]
     try:
         for trial in track(trials, 'warming up'):
             trial.warm_up()

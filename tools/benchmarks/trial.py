@@ -168,9 +168,9 @@ class Trial:
         self.on_gpu = get_device() == 'cuda'
         cfg = config_of(args, setting, folder)
         self.batch_size = cfg.train_dataloader.batch_size
-        # Of torch.compile, which counts the graphs of all trials together.
-        graphs = torch._dynamo.config
-        graphs.recompile_limit = graphs.accumulated_recompile_limit = 2**16
+        if cfg.get('compile'):  # all trials share the limits of graphs
+            limits = torch._dynamo.config
+            limits.recompile_limit = limits.accumulated_recompile_limit = 2**16
         runner = self.runner = launching.build_runner(cfg)
         launching.check_batches(runner)
         self.algorithm = get_ori_model(runner.model)
@@ -266,9 +266,8 @@ class Trial:
             self.rounds.append([self.step() for _ in range(iterations)])
 
     def close(self):
-        """End the workers, which have to run for that."""
+        """Let the workers run, without which they could not end."""
         self.signal_workers(signal.SIGCONT)
-        self.batches = None
 
 
 def peak_memory(args, setting, folder):
