@@ -5,8 +5,10 @@ import pytest
 from .harness import ROOT, check, main_of, run
 
 TOOLS = ('augmentation', 'calibration', 'communication', 'gated_latency',
-         'slices', 'train_step', 'vit_widths')
+         'slices', 'throughput', 'train_step', 'vit_widths')
 CIFAR = ROOT / 'configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10.py'
+DIGITS = CIFAR.parent / 'us3l_resnet18_demo_digits.py'
+VIT = CIFAR.parent / 'us3l_vit-tiny_8xb64-coslr-300e_cifar10.py'
 CASES = [
     *((tool, words, *needles) for tool in TOOLS for words, *needles in (
         (['--rounds', '0'], 'at least 1', "'0'"),
@@ -42,6 +44,23 @@ CASES = [
     ('slices', ['--widths', '0.3'], '0.3', 'multiples of 1/8'),
     ('slices', ['--widths', '2'], '2', '(0, 1]'),
     ('slices', ['--widths', 'nan'], 'nan', 'a width such as 0.5'),
+    ('throughput', ['--settings',
+                    'fp8'], "'fp8' is no setting", 'channels-last'),
+    ('throughput', ['--settings', 'amp+'], "'' is no setting", 'join with +'),
+    ('throughput', ['--settings', 'amp', 'amp'], 'amp', 'name it once'),
+    ('throughput', ['--synthetic', '4'], 'at least 8', "'4'"),
+    ('throughput', ['--iterations', '0'], 'at least 1', "'0'"),
+    ('throughput', ['--against', 'nobody'], 'nobody', 'lightly'),
+    ('throughput', ['--synthetic', '--widths', '0.1'], 'Width 0.1', 'range'),
+    ('throughput', ['--config', 'absent.py'], 'absent.py', 'Configs are'),
+    ('throughput', ['--synthetic', '--config',
+                    DIGITS], 'RenderedDigits', 'Leave it out'),
+    ('throughput', [
+        '--synthetic', '--batch-size', '2', '--cfg-options',
+        'default_hooks.sampler=None'], 'sampler', 'pre-training'),
+    ('throughput', [
+        '--synthetic', '--batch-size', '2', '--config', VIT, '--against',
+        'plain'], 'SlimmableViT', 'ResNet'),
     ('train_step', ['--image-size', '2.5'], 'at least 1', "'2.5'"),
     ('train_step', ['--widths', '0.1'], 'Width 0.1', 'range'),
     ('train_step', ['--config', f'{CIFAR}x'], 'Did you mean', CIFAR.name),
