@@ -32,6 +32,7 @@ EXTRAS_REQUIRE = {
     'detection': ['onedl-mmdetection>=3.5,<3.6', 'pycocotools>=2.0.6'],
     'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'timm>=1.0'],
     'tensorboard': ['tensorboard>=2.14'],
+    'benchmark': ['lightly>=1.5'],
     'docs': ['furo>=2024.8', 'myst-parser>=4', 'sphinx>=8.1'],
     'lint': ['mypy', 'ruff', 'yapf'], }
 EXTRAS_REQUIRE['tests'] = [

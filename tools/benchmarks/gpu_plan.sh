@@ -56,7 +56,7 @@ IN1K=$ROOT/configs/us3l/us3l_resnet50_8xb256-coslr-100e_in1k.py
 WORKERS=$(nproc)
 SETTINGS=(float32 channels-last bfloat16 channels-last+bfloat16 amp
     channels-last+amp)
-COMPILED=(channels-last+amp channels-last+amp+compile)
+COMPILED=(--settings channels-last+amp channels-last+amp+compile)
 BATCH_CIFAR=512 # of the recipe, 4 x 128
 BATCH_IN1K=256
 ROUNDS=(--rounds 5 --iterations 4)
@@ -65,6 +65,7 @@ IN1K_OPTIONS=(train_dataloader.num_workers="$WORKERS")
 EPOCHS=400
 if [ -n "$TINY" ]; then
     SETTINGS=(float32 channels-last+amp)
+    COMPILED+=(--widths 1.0)
     BATCH_CIFAR=4 BATCH_IN1K=2 EPOCHS=1
     ROUNDS=(--rounds 1 --iterations 1)
     tiny=(train_dataloader.num_workers=0 model.backbone.base_channels=8
@@ -109,9 +110,9 @@ run_piece() { # PIECE
                 tests/test_gpu.py tests/test_mmcv_ops.py)
             ;;
         cifar) on_cifar "$1" --settings "${SETTINGS[@]}" ;;
-        cifar-compile) on_cifar "$1" --settings "${COMPILED[@]}" ;;
+        cifar-compile) on_cifar "$1" "${COMPILED[@]}" ;;
         in1k) on_in1k "$1" --settings "${SETTINGS[@]}" ;;
-        in1k-compile) on_in1k "$1" --settings "${COMPILED[@]}" ;;
+        in1k-compile) on_in1k "$1" "${COMPILED[@]}" ;;
         floor | plain | lightly)
             on_cifar "$1" --settings "${SETTINGS[@]}" --against "$1"
             ;;

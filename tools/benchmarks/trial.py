@@ -6,6 +6,7 @@ import signal
 import time
 from collections import Counter
 from contextlib import contextmanager
+from functools import wraps
 from itertools import count
 from multiprocessing import active_children
 from pathlib import Path
@@ -124,6 +125,7 @@ class Parts:
         ``name`` is a text, or a function of the arguments that returns one.
         """
 
+        @wraps(call)  # schedulers look for a mark on the step
         def wrapped(*args, **kwargs):
             start = self.now()
             result = call(*args, **kwargs)
