@@ -10,7 +10,8 @@
 # ended. --tiny has tiny networks and few rounds, for machines without a GPU.
 set -uo pipefail
 
-PIECES=(tests cifar cifar-compile in1k in1k-compile floor plain lightly pretrain)
+PIECES=(tests cifar cifar-views cifar-compile in1k in1k-views in1k-compile
+    floor plain lightly pretrain)
 usage() {
     echo "usage: $0 OUT [--tiny] [--data DATA] [PIECE...]" >&2
     echo "pieces: ${PIECES[*]}" >&2
@@ -56,6 +57,7 @@ IN1K=$ROOT/configs/us3l/us3l_resnet50_8xb256-coslr-100e_in1k.py
 WORKERS=$(nproc)
 SETTINGS=(float32 channels-last bfloat16 channels-last+bfloat16 amp
     channels-last+amp)
+VIEWS=(--settings channels-last+amp+per-image channels-last+amp+batched)
 COMPILED=(--settings channels-last+amp channels-last+amp+compile)
 BATCH_CIFAR=512 # of the recipe, 4 x 128
 BATCH_IN1K=256
@@ -110,8 +112,10 @@ run_piece() { # PIECE
                 tests/test_gpu.py tests/test_mmcv_ops.py)
             ;;
         cifar) on_cifar "$1" --settings "${SETTINGS[@]}" ;;
+        cifar-views) on_cifar "$1" "${VIEWS[@]}" ;;
         cifar-compile) on_cifar "$1" "${COMPILED[@]}" ;;
         in1k) on_in1k "$1" --settings "${SETTINGS[@]}" ;;
+        in1k-views) on_in1k "$1" "${VIEWS[@]}" ;;
         in1k-compile) on_in1k "$1" "${COMPILED[@]}" ;;
         floor | plain | lightly)
             on_cifar "$1" --settings "${SETTINGS[@]}" --against "$1"

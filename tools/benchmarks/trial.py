@@ -36,6 +36,10 @@ SETTINGS = {
     'bfloat16': {
         'optim_wrapper.type': AMP,
         'optim_wrapper.dtype': 'bfloat16'},
+    'per-image': {
+        'default_hooks.augmentation': None},
+    'batched': {
+        'default_hooks.augmentation.type': 'us3l_mm.BatchAugmentationHook'},
     'compile': {
         'compile': True}, }
 # Of recipes that draw widths anew in each iteration.
