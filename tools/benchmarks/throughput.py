@@ -123,6 +123,11 @@ def summarise(trial, first, memory):
     return figures
 
 
+def lines(setting):
+    """The words of ``setting``, one in a line of a table."""
+    return setting.replace('+', '\n+')
+
+
 def show(rows, args):
     console = Console()
     table = Table(title=f'{os.path.basename(args.config)}, batch '
@@ -136,7 +141,7 @@ def show(rows, args):
         low, high = row['ratio_range']
         compiled = ([f'{row["compile_s"]:.0f}',
                      str(row['graphs'])] if 'graphs' in row else [])
-        table.add_row(row['setting'], f'{row["images_per_second"]:.1f}',
+        table.add_row(lines(row['setting']), f'{row["images_per_second"]:.1f}',
                       f'{row["ratio"]:.3f}', f'{low:.2f}..{high:.2f}',
                       f'{100 * row["waiting_share"]:.1f} %',
                       f'{row["peak_mib"]:.0f}', *compiled)
@@ -146,7 +151,7 @@ def show(rows, args):
     table = Table(title='parts of an iteration, ms')
     table.add_column('part')
     for row in rows:
-        table.add_column(row['setting'].replace('+', '\n+'), justify='right')
+        table.add_column(lines(row['setting']), justify='right')
     for part in order(rows):
         table.add_row(part, *(f'{row["parts_ms"][part]:.1f}' for row in rows))
     console.print(table)
