@@ -1,6 +1,7 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Training steps of this package beside those of somebody else."""
 import os
+import time
 from statistics import median
 
 import torch
@@ -55,6 +56,14 @@ def plan_of(against, trial):
     return Plan((plan.base, )) if against == 'lightly' else plan
 
 
+def on_processor_time(args):
+    """Whether times are those of the processor.
+
+    They depend less on other programs, and are those of one thread only.
+    """
+    return args.device.startswith('cpu') and torch.get_num_threads() == 1
+
+
 def measure(args, setting, folder):
     """The figures of one setting."""
     trial = Trial(args, setting, folder)
@@ -63,7 +72,9 @@ def measure(args, setting, folder):
     rival = rival_of(args.against, trial, plan)
     if wrapper.regulariser is not None:
         wrapper.regulariser.set_ramp(1.0)
-    make_views, watch, teacher = algorithm.views, Stopwatch(args.device), []
+    clock = time.process_time if on_processor_time(args) else time.perf_counter
+    watch, trial.parts.clock = Stopwatch(args.device, clock), clock
+    make_views, teacher = algorithm.views, []
     # A script without a teacher has nothing to do in its place.
     left_out = not getattr(rival, 'has_teacher', True)
     try:
@@ -100,7 +111,8 @@ def compare(args, folder):
     if args.against == 'lightly':
         import lightly_methods  # noqa: F401 (complains before long work)
     return dict(
-        against=[measure(args, name, folder) for name in args.settings])
+        processor_time=on_processor_time(args), against=[
+            measure(args, name, folder) for name in args.settings])
 
 
 def show_ratios(figures, args):
@@ -118,6 +130,8 @@ def show_ratios(figures, args):
                       f'{low:.2f}..{high:.2f}')
     console = Console()
     console.print(table)
+    if figures['processor_time']:
+        console.print('ms: of the processor, in one thread')
     if rows[0]['without_teacher']:
         console.print('ours: the base pass without the momentum teacher, '
                       'which theirs does not have')

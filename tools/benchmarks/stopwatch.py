@@ -6,20 +6,26 @@ import torch
 
 
 class Stopwatch:
-    """Milliseconds of named calls, a list per name, an entry per round."""
+    """Milliseconds of named calls, a list per name, an entry per round.
 
-    def __init__(self, device):
+    Args:
+        device (str): Where the calls run.
+        clock (callable): The time in seconds. Defaults to the time that
+            passes.
+    """
+
+    def __init__(self, device, clock=time.perf_counter):
+        self.clock = clock
         self.wait = (torch.cuda.synchronize
                      if 'cuda' in device else lambda: None)
         self.times = {}
 
     def __call__(self, name, call):
         self.wait()
-        start = time.perf_counter()
+        start = self.clock()
         result = call()
         self.wait()
-        self.times.setdefault(name,
-                              []).append(1000 * (time.perf_counter() - start))
+        self.times.setdefault(name, []).append(1000 * (self.clock() - start))
         return result
 
     def ms(self, *names):

@@ -115,10 +115,11 @@ class Parts:
 
     def __init__(self, on_gpu):
         self.on_gpu, self.marks = on_gpu, []
+        self.clock = time.perf_counter
 
     def now(self):
         if not self.on_gpu:
-            return time.perf_counter()
+            return self.clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
