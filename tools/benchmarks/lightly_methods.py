@@ -4,7 +4,7 @@ from copy import deepcopy
 
 import torch
 from mmpretrain.models import CosineSimilarityLoss
-from script import Script, first_map
+from script import Script, features_of
 
 from us3l_mm.export import slice_network
 from us3l_mm.models import InfoNCELoss, US3LAlgorithm
@@ -42,7 +42,7 @@ class LightlySimCLR(Script):
     def forward(self, views):
         """A training step on two ``views``, each (N, 3, H, W)."""
         with self.precision():
-            z0, z1 = (self.projection_head(first_map(self.backbone, view))
+            z0, z1 = (self.projection_head(features_of(self.backbone, view))
                       for view in views)
             loss = self.criterion(z0, z1)
         self.update(loss)
@@ -75,11 +75,11 @@ class LightlyBYOL(Script):
 
     @torch.no_grad()
     def forward_momentum(self, view):
-        features = first_map(self.backbone_momentum, view)
+        features = features_of(self.backbone_momentum, view)
         return self.projection_head_momentum(features).detach()
 
     def predict(self, view):
-        features = first_map(self.backbone, view)
+        features = features_of(self.backbone, view)
         return self.prediction_head(self.projection_head(features))
 
     def forward(self, views):

@@ -39,6 +39,6 @@ class Script(nn.Module):
         self.scaler.update()
 
 
-def first_map(backbone, view):
-    """What the backbone sees in a view, (N, c), averaged over the image."""
+def features_of(backbone, view):
+    """The features of the images, (N, c): the last map, averaged."""
     return backbone(view)[-1].mean(dim=(2, 3))
