@@ -10,8 +10,8 @@
 # ended. --tiny has tiny networks and few rounds, for machines without a GPU.
 set -uo pipefail
 
-PIECES=(tests cifar cifar-views cifar-compile in1k in1k-views in1k-compile
-    floor plain lightly pretrain)
+PIECES=(tests cifar cifar-bfloat16 cifar-views cifar-compile
+    in1k in1k-bfloat16 in1k-views in1k-compile floor plain lightly pretrain)
 usage() {
     echo "usage: $0 OUT [--tiny] [--data DATA] [PIECE...]" >&2
     echo "pieces: ${PIECES[*]}" >&2
@@ -55,18 +55,18 @@ export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 CIFAR=$ROOT/configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10
 IN1K=$ROOT/configs/us3l/us3l_resnet50_8xb256-coslr-100e_in1k.py
 WORKERS=$(nproc)
-SETTINGS=(float32 channels-last bfloat16 channels-last+bfloat16 amp
-    channels-last+amp)
+SETTINGS=(--settings float32 channels-last amp channels-last+amp)
+BFLOAT16=(--settings float32 bfloat16 channels-last+bfloat16)
 VIEWS=(--settings channels-last+amp+per-image channels-last+amp+batched)
 COMPILED=(--settings channels-last+amp channels-last+amp+compile)
 BATCH_CIFAR=512 # of the recipe, 4 x 128
 BATCH_IN1K=256
-ROUNDS=(--rounds 5 --iterations 4)
+ROUNDS=(--rounds 3 --iterations 4)
 CIFAR_OPTIONS=(train_dataloader.num_workers="$WORKERS")
 IN1K_OPTIONS=(train_dataloader.num_workers="$WORKERS")
 EPOCHS=400
 if [ -n "$TINY" ]; then
-    SETTINGS=(float32 channels-last+amp)
+    SETTINGS=(--settings float32 channels-last+amp)
     COMPILED+=(--widths 1.0)
     BATCH_CIFAR=4 BATCH_IN1K=2 EPOCHS=1
     ROUNDS=(--rounds 1 --iterations 1)
@@ -111,14 +111,16 @@ run_piece() { # PIECE
             (cd "$ROOT" && "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider \
                 tests/test_gpu.py tests/test_mmcv_ops.py)
             ;;
-        cifar) on_cifar "$1" --settings "${SETTINGS[@]}" ;;
+        cifar) on_cifar "$1" "${SETTINGS[@]}" ;;
+        cifar-bfloat16) on_cifar "$1" "${BFLOAT16[@]}" ;;
         cifar-views) on_cifar "$1" "${VIEWS[@]}" ;;
         cifar-compile) on_cifar "$1" "${COMPILED[@]}" ;;
-        in1k) on_in1k "$1" --settings "${SETTINGS[@]}" ;;
+        in1k) on_in1k "$1" "${SETTINGS[@]}" ;;
+        in1k-bfloat16) on_in1k "$1" "${BFLOAT16[@]}" ;;
         in1k-views) on_in1k "$1" "${VIEWS[@]}" ;;
         in1k-compile) on_in1k "$1" "${COMPILED[@]}" ;;
         floor | plain | lightly)
-            on_cifar "$1" --settings "${SETTINGS[@]}" --against "$1"
+            on_cifar "$1" "${SETTINGS[@]}" --against "$1"
             ;;
         pretrain)
             folder=$(images) || return 1
