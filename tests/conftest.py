@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-import unformatted  # noqa: F401
+import brief  # noqa: F401
 
 # Tests run side by side, and many start processes: a thread for each.
 os.environ.setdefault('OMP_NUM_THREADS', '1')

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 
 import torch
-import unformatted  # noqa: F401
+import brief  # noqa: F401
 from torch.multiprocessing import start_processes
 
 # Python's fork server imports these once. Each process of the suite is a fork
