@@ -21,11 +21,13 @@ def small_cfg(work_dir, **changes) -> Config:
                 imports=['us3l_mm'], allow_failed_imports=False), model=dict(
                     type='us3l_mm.US3LAlgorithm', backbone=dict(
                         type='us3l_mm.SlimmableResNet_CIFAR', depth=18,
-                        base_channels=16, stem_channels=16), neck=dict(
-                            type='us3l_mm.SlimmableProjector', in_channels=128,
-                            hid_channels=32, out_channels=16, num_layers=3,
-                            with_last_bn=False), head=HEAD, distill_head=HEAD,
-                    data_preprocessor=dict(mean=[64.] * 3, std=[64.] * 3)),
+                        base_channels=16, stem_channels=16, num_stages=2,
+                        strides=(1, 2), dilations=(1, 1), out_indices=(1, )),
+                    neck=dict(type='us3l_mm.SlimmableProjector',
+                              in_channels=32, hid_channels=32, out_channels=16,
+                              num_layers=3, with_last_bn=False), head=HEAD,
+                    distill_head=HEAD, data_preprocessor=dict(
+                        mean=[64.] * 3, std=[64.] * 3)),
             train_dataloader=dict(
                 batch_size=8, num_workers=0, sampler=dict(
                     type='us3l_mm.SeededSampler', shuffle=True),

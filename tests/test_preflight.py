@@ -41,7 +41,7 @@ BAD = {
         'OptimWrapper'}, "optim_wrapper.type='us3l_mm.MultiPassOptimWrapper'"),
     'channels': ({
         'model.neck.in_channels':
-        64}, 'have 128 channels, got neck.in_channels=64'),
+        64}, 'have 32 channels, got neck.in_channels=64'),
     'frozen': ({
         'model.backbone.frozen_stages':
         1}, 'backbone.frozen_stages=1 freezes batch norms'),
