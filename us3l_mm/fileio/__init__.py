@@ -1,5 +1,6 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Files that are read safely, written as a whole, and found again."""
+from . import config_text  # noqa: F401 # keeps formatted configs
 from . import schemes  # noqa: F401 # replaces MMEngine's readers
 from .finding import check_resumable, checkpoint_of, find_checkpoint
 from .fitting import Misfit, check_fit
