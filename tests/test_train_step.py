@@ -113,9 +113,12 @@ def check_iterations(algorithm, optimizer, trainer, plans=WIDTHS,
     assert moved == set(trainer.buffers) - still and len(moved) > 40
 
 
-@pytest.mark.parametrize('update_mode', ['sequential', 'accumulate'])
-@pytest.mark.parametrize('share_head', [False, True], ids=['own', 'shared'])
-@pytest.mark.parametrize('base_method', BASE_METHODS)
+# All pairs of values; BYOL in all four combinations.
+@pytest.mark.parametrize('base_method, share_head, update_mode', [
+    (method, share, mode) for method in BASE_METHODS
+    for share, mode in ((False, 'sequential'), (True, 'accumulate'),
+                        (True, 'sequential'), (False, 'accumulate'))
+    if method == 'byol' or share == (mode == 'accumulate')])
 def test_two_iterations_equal_the_definition(base_method, share_head,
                                              update_mode):
     check_iterations(
@@ -187,7 +190,7 @@ def test_networks_that_never_run_at_full_width(widths):
                      trainer, plans=[widths, widths])
 
 
-@pytest.mark.parametrize('base_method', BASE_METHODS)
+@pytest.mark.parametrize('base_method', ['byol', 'moco_v3', 'simsiam'])
 def test_batches_add_up_to_one_update(base_method):
     """Five batches in twos: the last update has one batch alone."""
     algorithm, optimizer, trainer = both(base_method, update_mode='accumulate')
