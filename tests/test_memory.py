@@ -26,10 +26,10 @@ def peak_of_a_step(widths, update_mode, **options):
     return counter.peak
 
 
-@pytest.mark.parametrize('update_mode', ['sequential', 'accumulate'])
-@pytest.mark.parametrize('options', [
-    dict(), dict(distill_from='online'),
-    dict(distill_from=None)], ids=str)
+@pytest.mark.parametrize('update_mode, options',
+                         [('sequential', dict()), ('accumulate', dict()),
+                          ('accumulate', dict(distill_from='online')),
+                          ('sequential', dict(distill_from=None))], ids=str)
 def test_three_widths_need_no_more_than_the_full_one(update_mode, options):
     alone = peak_of_a_step([1.0], update_mode, **options)
     assert alone > 5 * naive.batch(
