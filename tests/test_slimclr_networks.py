@@ -99,7 +99,7 @@ def test_four_widths_of_resnet_50_are_stored_once(resnet50):
 
 @pytest.mark.parametrize('depth', BLOCKS)
 def test_sizes_of_all_depths_and_stems(depth):
-    classes = {SlimmableResNet: 224, SlimmableResNet_CIFAR: 32}
+    classes = {SlimmableResNet: 64, SlimmableResNet_CIFAR: 32}
     for cls, size in classes.items():
         cifar = cls is SlimmableResNet_CIFAR
         if len(BLOCKS[depth]) == 3 and not cifar:
