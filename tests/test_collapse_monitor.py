@@ -24,9 +24,6 @@ def log_of(tmp_path, changes, **hook):
             'optim_wrapper.optimizer.lr': .2,
             'train_cfg.max_epochs': 20,
             **changes})
-    cfg.model.neck.in_channels = 32
-    cfg.model.backbone.update(num_stages=2, strides=(1, 2), dilations=(1, 1),
-                              out_indices=(1, ))
     cfg.default_hooks.collapse = dict(type='us3l_mm.CollapseMonitorHook',
                                       begin=8, interval=4, **hook)
     try:
