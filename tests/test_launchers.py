@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from launched import launched
 from lives import cfg_of, finish, free_port, ranks, run_tool, start
 
 from us3l_mm.apis.launching.processes import environment
@@ -125,7 +126,9 @@ def dist_train(config, work_dir, processes=2, **env) -> subprocess.Popen:
 def test_one_process_tells_a_mistake_and_no_traceback_follows(two, tmp_path):
     cfg = write_config(two, 'mistaken.py', **{
         'model.backbone.frozen_stages': 1})
-    output, _ = dist_train(cfg, tmp_path / 'run').communicate(timeout=100)
+    code, output = launched(tmp_path, DIST_TRAIN, cfg, 2, '--work-dir',
+                            tmp_path / 'run')
+    assert code == 1
     assert output.count('train.py: backbone.frozen_stages=1') == 1
     # The launcher tells of its own processes by number: "process 13995".
     assert not re.search(r'\bprocess 1\b', output)

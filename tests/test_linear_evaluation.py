@@ -1,16 +1,13 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """Linear evaluation and fine-tuning as configs: one width, or all at once."""
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from lives import free_port
+from launched import launched
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -401,18 +398,11 @@ def test_the_test_launcher_gives_the_metrics_of_validation(trained, tmp_path):
     weights = str(tmp_path / 'trained.pth')
     torch.save(dict(state_dict=runner.model.state_dict()), weights)
     out = tmp_path / 'metrics.json'
-    done = subprocess.run(
-        [
-            'bash',
-            str(ROOT / 'tools/dist_test.sh'),
-            str(tmp_path / 'config.py'), weights, '1', '--out',
-            str(out), '--out-item', 'metrics', '--work-dir',
-            str(tmp_path / 'tested')], capture_output=True, text=True,
-        cwd=tmp_path, env={
-            **os.environ, 'OMP_NUM_THREADS': '1',
-            'PORT': free_port(),
-            'PYTHON': sys.executable})
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, output = launched(tmp_path, ROOT / 'tools/dist_test.sh',
+                            tmp_path / 'config.py', weights, 1, '--out', out,
+                            '--out-item', 'metrics', '--work-dir',
+                            tmp_path / 'tested')
+    assert code == 0, output[-3000:]
     assert json.loads(out.read_text()) == pytest.approx(metrics)
 
 

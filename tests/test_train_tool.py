@@ -5,13 +5,14 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from launched import launched
+from lives import run_alone
 from mmengine.config import Config
 
 from us3l_mm.apis.launching import runner, settings
@@ -94,10 +95,9 @@ def scalars(work_dir: Path) -> list:
 
 
 def test_three_iterations_into_the_default_work_dir(images, tmp_path):
-    done = run([
-        sys.executable, ROOT / 'tools/train.py', CONFIG, '--cfg-options',
-        *SMALL, f'train_dataloader.dataset.data_root={images}'], tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_alone(tmp_path / 'log', ROOT / 'tools/train.py', CONFIG,
+              '--cfg-options', *SMALL,
+              f'train_dataloader.dataset.data_root={images}', folder=tmp_path)
     work_dir = tmp_path / 'work_dirs' / CONFIG.stem
     assert (work_dir / 'epoch_1.pth').is_file()
     log = scalars(work_dir)
@@ -110,14 +110,12 @@ def test_three_iterations_into_the_default_work_dir(images, tmp_path):
 @pytest.mark.ddp
 @no_gpu
 def test_dist_train_runs_two_processes_on_cpus(images, tmp_path):
-    done = run([
-        'bash', ROOT / 'tools/dist_train.sh', CONFIG, 2, '--work-dir',
-        tmp_path / 'here', '--cfg-options', *SMALL,
-        'train_dataloader.batch_size=3',
-        f'train_dataloader.dataset.data_root={images}'], tmp_path,
-               PYTHON=sys.executable, PORT='29631')
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count('talk through gloo') == 1
+    code, output = launched(tmp_path, ROOT / 'tools/dist_train.sh', CONFIG, 2,
+                            '--work-dir', tmp_path / 'here', '--cfg-options',
+                            *SMALL, 'train_dataloader.batch_size=3',
+                            f'train_dataloader.dataset.data_root={images}')
+    assert code == 0, output[-3000:]
+    assert output.count('talk through gloo') == 1
     log = scalars(tmp_path / 'here')
     assert len(log) == 2  # twelve images, two processes of three at a time
     assert 'loss_distill_min' in log[1]
