@@ -169,7 +169,11 @@ def trained_alike(case):
     return network, ours, found, expected
 
 
-@pytest.mark.parametrize('case', CASES)
+# Each network and each method, without two pairs of those: the parts of all
+# cases are compared above.
+@pytest.mark.parametrize('case', [
+    case for case in CASES
+    if case not in ('ImageNet MobileNetV2, BYOL', 'ImageNet R-50, BYOL')])
 def test_two_iterations_equal_two_of_theirs(case, in_double):
     network, ours, found, expected = trained_alike(case)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
