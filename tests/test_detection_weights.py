@@ -24,6 +24,7 @@ from us3l_mm.registry import MODELS
 need_detection()
 FOLDER = Path(__file__).parents[1] / 'configs/us3l/detection'
 SLICED = (1.0, 0.75, 0.5, 0.25)
+WRITTEN = (1.0, 0.5, 0.25)
 ANY = 'mask-rcnn_r50-any-width'
 
 
@@ -82,7 +83,7 @@ def full(tmp_path_factory):
 def slices(full, tmp_path_factory):
     """The files that tools/slice_checkpoint.py writes."""
     folder = tmp_path_factory.mktemp('slices')
-    for width in SLICED:
+    for width in WRITTEN:
         slice_checkpoint(str(full[1]), str(folder / f'{width}.pth'), width,
                          'mmdet', input_size=32)
     return folder
@@ -102,9 +103,10 @@ def naive_slice(full: dict, width: float) -> dict:
     return cut
 
 
-@pytest.mark.parametrize('width', SLICED)
-@pytest.mark.parametrize('way', ['slice', 'any-width'])
-def test_every_tensor_is_that_of_the_slice(full, slices, width, way):
+@pytest.mark.parametrize('way, width', [('slice', 1.0), ('slice', 0.25),
+                                        ('any-width', 0.75),
+                                        ('any-width', 0.5)])
+def test_every_tensor_is_that_of_the_slice(full, slices, way, width):
     state, path = full
     if way == 'slice':
         file = slices / f'{width}.pth'
