@@ -10,12 +10,15 @@ import brief  # noqa: F401
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 
-# Files that take a minute or so, the longest first.
+# Files that take a dozen seconds and more, the longest first.
 LONG = [
     f'test_{name}.py'
-    for name in ('distributed', 'readme', 'detection_run', 'exact_resume',
-                 'faults', 'demo_detection', 'packaging', 'benchmarks',
-                 'evaluate_widths', 'own_images', 'mmcv_ops')]
+    for name in ('faults', 'distributed', 'us3l_checkpoints', 'pruned_export',
+                 'benchmarks', 'configs', 'readme', 'width_knn_hook',
+                 'exact_resume', 'slice_tool', 'vit_export', 'gate_evaluation',
+                 'mobilenet_tools', 'detection_configs', 'detection_run',
+                 'slimclr_checkpoints', 'gated_configs', 'slimclr_configs',
+                 'train_step', 'gradient_diagnosis', 'evaluate_widths')]
 
 
 def pytest_collection_modifyitems(items):

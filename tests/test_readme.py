@@ -59,9 +59,9 @@ def test_commands_and_python_run(tmp_path):
     need_detection()
     pretraining = [
         'train_cfg.max_epochs=1', 'default_hooks.checkpoint.interval=1',
-        'train_dataloader.dataset.num_images=256']
+        'train_dataloader.dataset.num_images=128']
     digits = [
-        'knn_bank_dataloader.dataset.num_images=256',
+        'knn_bank_dataloader.dataset.num_images=128',
         'knn_query_dataloader.dataset.num_images=64']
     scenes = [
         f'data_root={tmp_path}/scenes',
@@ -84,6 +84,8 @@ def test_commands_and_python_run(tmp_path):
             extra = digits
         elif tool in ('test.py', 'detect_image.py'):
             extra = scenes
+        elif tool == 'get_flops.py':
+            words += ['--input-size', '128']
         # A second --cfg-options would replace the first.
         if extra and '--cfg-options' not in words:
             extra = ['--cfg-options', *extra]
