@@ -67,15 +67,14 @@ test_pipeline = [dict(type='PackInputs')]
 
 train_dataloader = dict(
     batch_size=128,
-    num_workers=1,
-    persistent_workers=True,
+    num_workers=0,  # the views are made in batches, which leaves little to do
     drop_last=True,
     sampler=dict(type='us3l_mm.SeededSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
         type='us3l_mm.RenderedDigits',
         split='train',  # 1438 digits
-        render=False,  # rendered by the pipeline
+        render=False,  # rendered with the views
         pipeline=train_pipeline))
 
 # Labelled images for kNN: the queries are classified by the bank.
@@ -113,6 +112,7 @@ param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False)]
 auto_scale_lr = dict(enable=False, base_batch_size=128)
 
 default_hooks = dict(
+    augmentation=dict(type='us3l_mm.BatchAugmentationHook'),
     logger=dict(type='LoggerHook', interval=11),  # every epoch
     checkpoint=dict(interval=10, max_keep_ckpts=1),
     group_reg=dict(
