@@ -35,9 +35,9 @@ def nearest(bank: np.ndarray, queries: np.ndarray, count: int,
     If more than 8 rows are as near as the last neighbour to within the
     rounding of float32, which of them are returned depends on the rounding.
 
-    Beside the arrays, which may be memory maps, ``device`` holds tables of
-    ``table_size`` numbers: about ten of four bytes and several of eight, with
-    the default some 1.5 GB however large the bank is.
+    Beside the arrays, which may be memory maps, and the result, it takes the
+    memory of about 16 tables of ``table_size`` float32 numbers, 1 GB by
+    default, however many rows there are.
 
     Args:
         bank (np.ndarray): Finite features, (n, c).
@@ -63,22 +63,28 @@ def nearest(bank: np.ndarray, queries: np.ndarray, count: int,
     # Distances do not depend on the origin. In the middle of the features the
     # products are smallest, and so is their rounding.
     centre = features(rows[::-(-len(rows) // side)]).mean(dim=0)
-    distances, indices = [], []
-    for group in points.split(
-            max(TABLES_OF_QUERIES * table_size // channels, 1)):
+    # Written in place: many small arrays between large ones would scatter the
+    # memory, so that it could not be used again.
+    distances = torch.empty(len(points), count, dtype=torch.float64)
+    indices = torch.empty(len(points), count, dtype=torch.int64)
+    step = max(TABLES_OF_QUERIES * table_size // channels, 1)
+    for start in range(0, len(points), step):
+        group = points[start:start + step]
         with _full_precision():
             found = _candidates(
                 features(group) - centre, ((features(part) - centre)
                                            for part in rows.split(side)),
                 candidates, table_size)
-        # One table of float64 beside its differences and squares.
-        step = max(table_size // 4 // (candidates * channels), 1)
-        for part, index in zip(group.split(step), found.split(step)):
-            distance, index = _by_distance(part.to(device), rows,
-                                           index.sort(dim=1).values, metric)
-            distances.append(distance[:, :count].cpu().numpy())
-            indices.append(index[:, :count].cpu().numpy())
-    return np.concatenate(distances), np.concatenate(indices)
+        # Their differences in float64, a few times.
+        few = max(table_size // 4 // (candidates * channels), 1)
+        for first in range(0, len(group), few):
+            distance, index = _by_distance(
+                group[first:first + few].to(device), rows,
+                found[first:first + few].sort(dim=1).values, metric)
+            part = slice(start + first, start + first + len(index))
+            distances[part] = distance[:, :count]
+            indices[part] = index[:, :count]
+    return distances.numpy(), indices.numpy()
 
 
 def _candidates(queries: Tensor, blocks: Iterator[Tensor], count: int,
