@@ -158,6 +158,16 @@ def test_workers_rest_between_turns(make_trial):
     assert comes_to_be(stopped=False)
 
 
+def test_epochs_follow_each_other(make_trial, monkeypatch):
+    synthetic = importlib.import_module('synthetic')
+    monkeypatch.setattr(synthetic, 'LENGTH', 9)
+    trial, _ = make_trial(options=['train_dataloader.drop_last=True'])
+    begun, begin = [], trial.begin_epoch
+    trial.begin_epoch = lambda: begun.append(1) or begin()
+    trial.turn(5)
+    assert len(begun) == 3 and len(trial.rounds[0]) == 5
+
+
 def test_graphs_and_the_time_they_take(throughput, make_trial, monkeypatch):
     monkeypatch.setitem(
         importlib.import_module('trial').SETTINGS, 'compile',

@@ -21,6 +21,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
+from against import compare, show_ratios
 from arguments import add_recipe, add_shared, at_least, width_argument
 from mmengine.device import get_device
 from results import save
@@ -104,8 +105,7 @@ def summarise(trial, first, memory):
         for name in dict.fromkeys(n for i in iterations for n in i)}
     images = len(trial.rounds[0]) * trial.batch_size
     own, others = seconds(trial.rounds), seconds(first.rounds)
-    ratios = [(b / a) * (trial.batch_size / first.batch_size)
-              for a, b in zip(own, others)]
+    ratios = [b / a for a, b in zip(own, others)]
     figures = dict(
         setting=trial.setting, images_per_second=median(
             images / s for s in own), ratio=median(ratios), ratio_range=[
@@ -191,7 +191,6 @@ def benchmark(args):
     torch.manual_seed(0)
     with TemporaryDirectory() as folder:
         if args.against:
-            from against import compare, show_ratios
             figures = compare(args, folder)
             show_ratios(figures, args)
             save(figures, args)

@@ -221,8 +221,7 @@ class Trial:
             return next(self.batches)
         except StopIteration:
             self.runner.call_hook('after_train_epoch')
-            self.runner.train_loop._epoch += 1
-            self.begin_epoch()
+            self.begin_epoch()  # with the images of the last one
             return next(self.batches)
 
     def step(self):
