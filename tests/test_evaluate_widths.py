@@ -74,8 +74,8 @@ def test_a_table_json_csv_and_picture_of_every_width(files, tmp_path, capsys):
     report = report_of(tmp_path)
     assert [row['width'] for row in report['rows']] == [1.0, 0.5]
     assert [row['subnet'] for row in report['rows']] == ['w1.00', 'w0.50']
-    assert [row['channels'] for row in report['rows']] == [128, 64]
-    assert [row['params'] for row in report['rows']] == [700176, 175752]
+    assert [row['channels'] for row in report['rows']] == [32, 16]
+    assert [row['params'] for row in report['rows']] == [42896, 10952]
     for row in report['rows']:
         assert all(value is not None for value in row.values())
         assert 0 <= row['knn'] <= 100 and 0 <= row['linear'] <= 100
@@ -83,7 +83,7 @@ def test_a_table_json_csv_and_picture_of_every_width(files, tmp_path, capsys):
     with open(tmp_path / 'widths.csv') as file:
         assert [row['width'] for row in csv.DictReader(file)] == ['1.0', '0.5']
     out = capsys.readouterr().out
-    for text in ('tiny', '175,752', 'raw pixels', 'chance', 'widths_knn.png',
+    for text in ('tiny', '10,952', 'raw pixels', 'chance', 'widths_knn.png',
                  'widths_linear.png', 'widths.json', 'widths.csv'):
         assert text in out
     assert (tmp_path / 'widths_knn.png').read_bytes().startswith(b'\x89PNG')
@@ -96,7 +96,7 @@ def test_a_table_json_csv_and_picture_of_every_width(files, tmp_path, capsys):
             assert torch.equal(after['state_dict'][name], value), name
     network = load_backbone(after, Config.fromfile(files / 'tiny.py'))
     with torch.no_grad(), at_width(network, 0.5):
-        assert network(torch.rand(1, 3, 16, 16))[-1].shape[1] == 64
+        assert network(torch.rand(1, 3, 16, 16))[-1].shape[1] == 16
 
 
 def test_a_second_run_computes_nothing(files, tmp_path, monkeypatch, capsys):

@@ -48,7 +48,7 @@ def test_a_finished_run_has_nothing_left_to_train(trained, tmp_path, capsys):
     ({
         'model.backbone.base_channels': 8,
         'model.backbone.stem_channels': 8,
-        'model.neck.in_channels': 64
+        'model.neck.in_channels': 16
     }, r'does not fit this US3LAlgorithm(?s:.)*load_from=FILE')])
 def test_a_file_that_does_not_fit_is_refused(trained, tmp_path, changes, says):
     with pytest.raises(ValueError, match=says):
