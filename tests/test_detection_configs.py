@@ -103,6 +103,8 @@ def test_without_options_a_slice_has_width_one(path):
 def test_every_other_config_builds_and_computes_losses(path):
     cfg = config_of(path)
     build_hooks(cfg)
+    cfg.model.train_cfg.rpn_proposal.max_per_img = 20  # regions for the heads
+    cfg.model.train_cfg.rcnn.sampler.num = 20
     model = MODELS.build(cfg.model).train()
     side, classes = 64, model.roi_head.bbox_head.num_classes
     batch = dict(
