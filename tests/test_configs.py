@@ -119,7 +119,7 @@ def test_config_builds(path):
         assert not cfg[name].sampler.get('shuffle')
     batched = 'augmentation' in cfg.default_hooks
     assert batched == bool(
-        re.search('resnet.*cifar10+$|mobilenet.*cifar10+$', path.stem))
+        re.search('(resnet|mobilenet).*cifar10+$|demo', path.stem))
     assert not batched or [t.type for t in pipeline[-2:]] == [
         'MultiView', 'PackInputs']
     # Weight decay and group regularisation exclude each other.

@@ -146,8 +146,9 @@ CURRENT = {
 
 
 def algorithm_cfg(backbone=OLD.RESNET, **parts):
+    # The numbers were rounded in the layout of then.
     return dict(type='us3l_mm.US3LAlgorithm', backbone=backbone,
-                data_preprocessor=OLD.NORMALISE, **parts)
+                data_preprocessor=OLD.NORMALISE, channels_last=False, **parts)
 
 
 def stored_backbone(path):

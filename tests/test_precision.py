@@ -220,12 +220,18 @@ def test_channels_last_trains_the_same():
     ('SlimmableViT', dict(arch='tiny', img_size=32, patch_size=16), False)])
 def test_layout_is_what_the_backbone_prefers(name, arguments, expected):
     backbone = dict(type=f'us3l_mm.{name}', **arguments)
+    weights = []
     for given, is_last in ((None, expected), (False, False), (True, True)):
+        torch.manual_seed(0)
         algorithm = MODELS.build(
             model_cfg('byol', backbone, channels_last=given))
+        algorithm.init_weights()
+        weights.append([p.detach() for p in algorithm.backbone.parameters()])
         for conv in (algorithm.backbone, algorithm.teacher.backbone):
             weight = next(p for p in conv.parameters() if p.dim() == 4)
             assert (weight.stride(1) == 1) == is_last
+    for same in zip(*weights):  # the random numbers of a seed
+        assert torch.equal(same[0], same[1]) and torch.equal(*same[1:])
 
 
 def test_bfloat16_on_a_cpu(tmp_path):

@@ -181,7 +181,7 @@ def test_space_for_features_is_checked_before_training(tmp_path, monkeypatch):
         raise OSError(f'no room for {images} of {list(channels)}')
 
     monkeypatch.setattr(width_knn_hook, 'check_space', full)
-    with pytest.raises(OSError, match=r'30 of \[128, 64, 40\]'):
+    with pytest.raises(OSError, match=r'30 of \[32, 16, 16\]'):
         run(tmp_path, hook_cfg())
     assert not list(tmp_path.rglob('*.pth'))
 

@@ -95,6 +95,13 @@ class MultiPassSSL(MultiPassModel, BaseSelfSupervisor):
         if self.channels_last:  # now, as a distributed wrapper keeps it
             self.to(memory_format=torch.channels_last)
 
+    def init_weights(self) -> None:
+        """Initialise, by random numbers that are the same in every layout."""
+        # A tensor is filled with random numbers in the order of its memory.
+        self.to(memory_format=torch.contiguous_format)
+        super().init_weights()
+        self.finish()
+
     @property
     def default_plan(self) -> Plan:
         """The plan of a batch that has none: an error."""
