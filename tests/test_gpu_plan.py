@@ -64,9 +64,9 @@ def test_settings_of_the_pieces(plan):
     calls, _ = plan('cifar', 'cifar-compile', 'plain')
     plain, compiled, against = calls
     assert '--synthetic' in plain and '--batch-size 512' in plain
-    assert '--settings float32 channels-last ' in plain
+    assert '--settings float32+channels-first float32 amp' in plain
     assert 'compile' not in plain and '--against' not in plain
-    assert compiled.endswith('channels-last+amp+compile')
+    assert compiled.endswith('amp amp+compile')
     assert against.endswith('--against plain')
 
 
@@ -112,7 +112,7 @@ def test_the_whole_plan_without_a_gpu(tmp_path):
     for piece in ('cifar', 'in1k'):
         rows = json.loads((out / f'{piece}.json').read_text())
         assert [row['setting'] for row in rows['settings_in_turn']] == [
-            'float32', 'channels-last+amp']
+            'float32+channels-first', 'amp']
     for piece in ('floor', 'plain'):
         rows = json.loads((out / f'{piece}.json').read_text())['against']
         assert all(row['ratio'] > 0 for row in rows)

@@ -55,10 +55,10 @@ export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 CIFAR=$ROOT/configs/us3l/us3l_resnet18_4xb128-coslr-400e_cifar10
 IN1K=$ROOT/configs/us3l/us3l_resnet50_8xb256-coslr-100e_in1k.py
 WORKERS=$(nproc)
-SETTINGS=(--settings float32 channels-last amp channels-last+amp)
-BFLOAT16=(--settings float32 bfloat16 channels-last+bfloat16)
-VIEWS=(--settings channels-last+amp+per-image channels-last+amp+batched)
-COMPILED=(--settings channels-last+amp channels-last+amp+compile)
+SETTINGS=(--settings float32+channels-first float32 amp+channels-first amp)
+BFLOAT16=(--settings float32 bfloat16+channels-first bfloat16)
+VIEWS=(--settings amp+per-image amp+batched)
+COMPILED=(--settings amp amp+compile)
 BATCH_CIFAR=512 # of the recipe, 4 x 128
 BATCH_IN1K=256
 ROUNDS=(--rounds 3 --iterations 4)
@@ -66,7 +66,7 @@ CIFAR_OPTIONS=(train_dataloader.num_workers="$WORKERS")
 IN1K_OPTIONS=(train_dataloader.num_workers="$WORKERS")
 EPOCHS=400
 if [ -n "$TINY" ]; then
-    SETTINGS=(--settings float32 channels-last+amp)
+    SETTINGS=(--settings float32+channels-first amp)
     COMPILED+=(--widths 1.0)
     BATCH_CIFAR=4 BATCH_IN1K=2 EPOCHS=1
     ROUNDS=(--rounds 1 --iterations 1)
@@ -126,7 +126,7 @@ run_piece() { # PIECE
             folder=$(images) || return 1
             "$PYTHON" "$TOOLS/train.py" "$CIFAR-folder.py" --amp --resume \
                 --work-dir "$OUT/pretrain" --cfg-options \
-                "${CIFAR_OPTIONS[@]}" model.channels_last=True \
+                "${CIFAR_OPTIONS[@]}" \
                 train_dataloader.batch_size=$BATCH_CIFAR \
                 train_dataloader.dataset.data_root="$folder" \
                 train_cfg.max_epochs=$EPOCHS default_hooks.checkpoint.interval=5

@@ -34,7 +34,7 @@ from trial import (DATA, OPTIMIZER, REST, SETTINGS, TEACHER, VIEWS, Trial,
 from us3l_mm.apis.command_line import errors_as_sentences
 from us3l_mm.evaluation.latency import device_name
 
-DEFAULT = ['float32', 'channels-last', 'amp', 'channels-last+amp']
+DEFAULT = ['float32+channels-first', 'float32', 'amp+channels-first', 'amp']
 
 
 def setting(text):
