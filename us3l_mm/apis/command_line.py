@@ -1,12 +1,14 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """What the command lines of all tools share."""
 import dis
+import gc
 import os.path as osp
 import re
 import sys
 import traceback
 from argparse import ArgumentParser, ArgumentTypeError
 from contextlib import AbstractContextManager
+from functools import cache
 from time import sleep
 from typing import Callable
 
@@ -85,6 +87,16 @@ def add_common_flags(parser: ArgumentParser) -> None:
                         help='show the whole traceback of an error')
 
 
+@cache
+def leave_libraries_alone() -> None:
+    """Take what a program has imported out of garbage collections.
+
+    A data set of MMEngine collects garbage when it is built, which takes a
+    quarter of a second if every object of every library is visited.
+    """
+    gc.freeze()
+
+
 class errors_as_sentences(AbstractContextManager):
     """End the program with one sentence if the block meets a mistake.
 
@@ -107,6 +119,7 @@ class errors_as_sentences(AbstractContextManager):
     def __init__(self, tool: str, debug: bool = False,
                  is_training: Callable[[], bool] = lambda: False):
         self.tool, self.debug, self.is_training = tool, debug, is_training
+        leave_libraries_alone()
 
     def __exit__(self, kind, error, trace):
         if not isinstance(error, Exception):
