@@ -66,7 +66,7 @@ def test_settings_of_the_pieces(plan):
     assert '--synthetic' in plain and '--batch-size 512' in plain
     assert '--settings float32+channels-first float32 amp' in plain
     assert 'compile' not in plain and '--against' not in plain
-    assert compiled.endswith('amp amp+compile')
+    assert compiled.endswith('amp amp+compile amp+cuda-graphs')
     assert against.endswith('--against plain')
 
 

@@ -58,7 +58,7 @@ WORKERS=$(nproc)
 SETTINGS=(--settings float32+channels-first float32 amp+channels-first amp)
 BFLOAT16=(--settings float32 bfloat16+channels-first bfloat16)
 VIEWS=(--settings amp+per-image amp+batched)
-COMPILED=(--settings amp amp+compile)
+COMPILED=(--settings amp amp+compile amp+cuda-graphs)
 BATCH_CIFAR=512 # of the recipe, 4 x 128
 BATCH_IN1K=256
 ROUNDS=(--rounds 3 --iterations 4)
@@ -67,7 +67,7 @@ IN1K_OPTIONS=(train_dataloader.num_workers="$WORKERS")
 EPOCHS=400
 if [ -n "$TINY" ]; then
     SETTINGS=(--settings float32+channels-first amp)
-    COMPILED+=(--widths 1.0)
+    COMPILED=(--settings amp amp+compile --widths 1.0)
     BATCH_CIFAR=4 BATCH_IN1K=2 EPOCHS=1
     ROUNDS=(--rounds 1 --iterations 1)
     tiny=(train_dataloader.num_workers=0 model.backbone.base_channels=8

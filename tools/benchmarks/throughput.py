@@ -114,7 +114,7 @@ def summarise(trial, first, memory):
                         sum(i[DATA] for i in turn) / 1000 / s
                         for turn, s in zip(trial.rounds, own)), parts_ms=parts,
         peak_mib=memory)
-    if 'compile' in trial.setting.split('+'):
+    if 'compile' in options_of(trial.setting):
         figures.update(
             graphs=trial.graphs,
             compile_s=(trial.first_ms -

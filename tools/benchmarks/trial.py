@@ -41,7 +41,10 @@ SETTINGS = {
     'batched': {
         'default_hooks.augmentation.type': 'us3l_mm.BatchAugmentationHook'},
     'compile': {
-        'compile': True}, }
+        'compile': True},
+    # On a GPU, a CUDA graph for each width
+    'cuda-graphs': {
+        'compile': dict(mode='reduce-overhead')}, }
 # Of recipes that draw widths anew in each iteration.
 WIDTHS = (1.0, 0.625, 0.25)
 DATA, VIEWS, TEACHER, OPTIMIZER, REST = PARTS = ('waiting for data', 'views',
