@@ -32,7 +32,7 @@ export PIP_USER := 0
 
 help:
 	@echo 'make demo       install, pre-train a small network on digits, and show'
-	@echo '                accuracy against compute: about 10 minutes'
+	@echo '                accuracy against compute: about 5 minutes'
 	@echo 'make demo-detection  the same weights in Mask R-CNN, two widths against'
 	@echo '                random weights: 4 minutes'
 	@echo 'make test       install what the tests need and run them'
