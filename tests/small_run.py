@@ -1,7 +1,10 @@
 # Copyright (c) The us3l_mm authors. Licensed under the Apache License 2.0.
 """A small real run: rendered digits, a narrow ResNet, the whole recipe."""
+from itertools import count
+
 from mmengine.config import Config
 
+RUNS = count()
 VIEW = [
     dict(type='RandomResizedCrop', scale=16, crop_ratio_range=(.4, 1.)),
     dict(type='ColorJitter', brightness=.4, contrast=.4)]
@@ -54,5 +57,7 @@ def small_cfg(work_dir, **changes) -> Config:
                 sampler_seed=dict(
                     type='DistSamplerSeedHook')), randomness=dict(
                         seed=0), log_level='WARNING', work_dir=str(work_dir)))
+    # MMEngine names a run by the second, and runs of one name share a logger.
+    cfg.experiment_name = f'run_{next(RUNS)}'
     cfg.merge_from_dict(changes)
     return cfg
