@@ -70,10 +70,10 @@ if [ -n "$TINY" ]; then
     COMPILED=(--settings amp amp+compile --widths 1.0)
     BATCH_CIFAR=4 BATCH_IN1K=2 EPOCHS=1
     ROUNDS=(--rounds 1 --iterations 1)
-    tiny=(train_dataloader.num_workers=0 model.backbone.base_channels=8
-        model.backbone.stem_channels=8 model.neck.hid_channels=16)
-    CIFAR_OPTIONS=("${tiny[@]}" model.neck.in_channels=64)
-    IN1K_OPTIONS=("${tiny[@]}" model.neck.in_channels=256)
+    tiny=(train_dataloader.num_workers=0 model.backbone.base_channels=16
+        model.backbone.stem_channels=16 model.neck.hid_channels=16)
+    CIFAR_OPTIONS=("${tiny[@]}" model.neck.in_channels=128)
+    IN1K_OPTIONS=("${tiny[@]}" model.neck.in_channels=512)
 fi
 
 throughput() { # PIECE CONFIG FLAG...
